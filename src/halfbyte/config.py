@@ -1,0 +1,407 @@
+"""The one place where an option is declared: its name, type, default, unit, meaning and check.
+
+`RUN.yaml`, `TASK.yaml`, the command line's `--set key=value` and Python all build the dataclasses below through
+`build`, so an option that is unknown, of the wrong type or out of range is refused in the same words everywhere.
+A path in a file is relative to that file; a path in `--set` is relative to the current folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from halfbyte.errors import ConfigError, nearest
+from halfbyte.formats import WEIGHTS
+
+T = TypeVar("T")
+Check = Callable[[Any], str | None]  # returns what is wrong, or None
+
+
+def _one_of(*choices: object) -> Check:
+    return lambda value: None if value in choices else f"must be one of {', '.join(map(str, choices))}"
+
+
+def _between(low: float, high: float = float("inf"), *, above: bool = False) -> Check:
+    def check(value: Any) -> str | None:
+        if isinstance(value, str) or value is None:
+            return None
+        if value < low or value > high or (above and value == low):
+            return f"must be {'above' if above else 'at least'} {low:g}" + (
+                "" if high == float("inf") else f" and at most {high:g}"
+            )
+        return None
+
+    return check
+
+
+def _number_or(word: str, low: float) -> Check:
+    def check(value: Any) -> str | None:
+        return f"must be a number or '{word}'" if isinstance(value, str) and value != word else _between(low)(value)
+
+    return check
+
+
+def option(default: Any, text: str, *, unit: str = "", check: Check | None = None, path: bool = False) -> Any:
+    """Declare an option. `path` marks a value that is resolved against the file that names it."""
+    metadata = {"help": text, "unit": unit, "check": check, "path": path}
+    if isinstance(default, (list, dict)) or (isinstance(default, type) and is_dataclass(default)):
+        return field(default_factory=default if isinstance(default, type) else lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """LoRA (Hu et al. 2021, arXiv:2106.09685): W x + scale B A x, with A of rank x in and B of out x rank."""
+
+    rank: int = option(16, "rank of the two small matrices", check=_between(1, 4096))
+    alpha: float = option(32, "the update is scaled by alpha / rank", check=_between(0, above=True))
+    dropout: float = option(0.0, "share of the adapter's inputs that is zeroed while training", check=_between(0, 0.99))
+    targets: str | list[str] = option("all", "linear layers that get an adapter: all, attention, or names and patterns")
+    rslora: bool = option(False, "scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)")
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str | None = option(None, "JSONL, CSV or Parquet file, a glob, or the id of a hub data set", path=True)
+    validation: float | str | None = option(
+        0.05, "share of train that is held out for validation, or a file; 0: none", path=True, check=_between(0, 0.9)
+    )
+    template: dict[str, str] | None = option(
+        None, "prompt and completion, made of columns: {prompt: 'Set {Name}', ...}"
+    )
+    learn: str = option("completion", "what the loss counts", check=_one_of("completion", "all"))
+    max_tokens: int = option(
+        1024, "longest item; what is cut is counted and reported", unit="tokens", check=_between(4)
+    )
+    chat: str = option(
+        "auto", "auto: the model's chat template where it has one; off: never", check=_one_of("auto", "off")
+    )
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    epochs: float = option(3, "passes over the training data", check=_between(0, above=True))
+    max_steps: int | None = option(None, "ends the run earlier", unit="optimiser steps", check=_between(1))
+    batch: int = option(16, "items in an optimiser step", unit="items", check=_between(1))
+    micro_batch: int | str = option(
+        "auto", "items that are computed at once", unit="items", check=_number_or("auto", 1)
+    )
+    learning_rate: float = option(2.0e-4, "at the end of the warm-up", check=_between(0, above=True))
+    schedule: str = option(
+        "cosine", "how the rate falls after the warm-up", check=_one_of("cosine", "linear", "constant")
+    )
+    warmup: float = option(0.05, "share of all steps in which the rate rises from 0", check=_between(0, 1))
+    weight_decay: float = option(0.0, "AdamW's (Loshchilov and Hutter 2019)", check=_between(0))
+    clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", check=_between(0))
+    validate_every: float = option(
+        0.1, "how often the validation loss is taken", unit="epochs", check=_between(0, above=True)
+    )
+    checkpoint_every: float = option(300, "how often the state is saved", unit="seconds", check=_between(0))
+    recompute: int | str = option(
+        "auto",
+        "layers whose activations are computed again in the backward pass",
+        unit="layers",
+        check=_number_or("auto", 0),
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    model: str = option("", "a local folder or a hub id; packed or not", path=True)
+    revision: str | None = option(None, "branch, tag or commit of a hub model")
+    weights: str = option("nf4", "format of the frozen linear layers", check=_one_of(*WEIGHTS))
+    adapter: AdapterConfig = option(AdapterConfig, "the matrices that are trained")
+    data: DataConfig = option(DataConfig, "what is learned")
+    tune: TuneConfig = option(TuneConfig, "how it is learned")
+    memory: str = option("auto", "memory that the run may take, e.g. 8GB; auto: what is free", unit="bytes")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    task: str | None = option(None, "TASK.yaml that is evaluated before and after", path=True)
+    seed: int = option(0, "of everything that is random", check=_between(0, 2**63 - 1))
+    out: str = option("", "folder of the run; default: runs/NAME beside the file", path=True)
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """Greedy decoding."""
+
+    max_new_tokens: int = option(16, "longest answer", unit="tokens", check=_between(1))
+    stop: list[str] = option(["\n"], "an answer ends before the first of these")
+
+
+@dataclass(frozen=True)
+class ToleranceConfig:
+    relative: float | None = option(0.2, "share of the reference within which a number is a hit", check=_between(0))
+    absolute: float | None = option(
+        None, "distance from the reference within which a number is a hit", check=_between(0)
+    )
+
+
+KINDS = ("number", "choice", "exact", "loss")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    name: str = option("", "default: the file's name")
+    data: str = option("", "the test set: as data.train of a run", path=True)
+    template: dict[str, str] | None = option(None, "as data.template of a run")
+    kind: str = option("exact", "what an answer is", check=_one_of(*KINDS))
+    options: list[str] | str | None = option(None, "choice: the list of options, or the column that holds it")
+    decoding: DecodingConfig = option(DecodingConfig, "how answers are generated (greedy)")
+    tolerance: ToleranceConfig = option(ToleranceConfig, "number: what counts as a hit")
+    fallback: float | None = option(
+        None, "number: what an answer without a number counts as; null: the training median"
+    )
+    train: str | None = option(
+        None, "training data: the examples of `shots` and the training median come from it", path=True
+    )
+    id: str | None = option(None, "column of the item's id; null: a hash of prompt and reference")
+    group: str | None = option(None, "column; items of a group are not independent")
+    shots: int = option(0, "examples from `train` put before each prompt", check=_between(0, 64))
+    chat: str = option("auto", "as data.chat of a run", check=_one_of("auto", "off"))
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read RUN.yaml, apply `key=value` overrides, check everything, resolve paths.
+
+    Raises ConfigError for a missing or malformed file, an unknown key, a wrong type or a value out of range.
+    """
+    file = Path(path)
+    values = read_yaml(file)
+    resolve_paths(RunConfig, values, file.resolve().parent)
+    for text in overrides:
+        override(RunConfig, values, text)
+    run = build(RunConfig, values, str(file))
+    if not run.model:
+        raise ConfigError("no model is named", where=file, do="add 'model: a folder or a hub id'")
+    if not run.out:
+        run = dataclasses.replace(run, out=str(file.resolve().parent / "runs" / file.stem))
+    return run
+
+
+def load_task(path: str | Path) -> TaskConfig:
+    """Read TASK.yaml; raises ConfigError as `load_run` does."""
+    file = Path(path)
+    values = read_yaml(file)
+    resolve_paths(TaskConfig, values, file.resolve().parent)
+    task = build(TaskConfig, values, str(file))
+    if not task.data:
+        raise ConfigError("no test data is named", where=file, do="add 'data: test.jsonl'")
+    if not task.name:
+        task = dataclasses.replace(task, name=file.stem)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", task.name):
+        raise ConfigError("the task's name can't be a folder's name", where=f"{file}: name", found=repr(task.name),
+                          do="use letters, digits, '.', '_' and '-'")  # fmt: skip
+    if task.kind == "choice" and not task.options:
+        raise ConfigError(
+            "kind 'choice' needs options", where=file, do="add 'options: [yes, no]' or the name of a column"
+        )
+    return task
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file's mapping; an empty file is an empty mapping."""
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError("there is no such file", where=file, do="check the path") from None
+    except IsADirectoryError:
+        raise ConfigError("a folder stands where a YAML file is expected", where=file) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("the file can't be read", where=file, found=str(error)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError("the file is no valid YAML", where=file, found=str(error).replace("\n", " ")) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "the file holds no mapping", where=file, found=type(values).__name__, do="write 'key: value' lines"
+        )
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 2e-4 is a float (YAML 1.1 reads it as a string); duplicate keys are refused."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {sorted(twice)[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def override(cls: type, values: dict[str, Any], text: str) -> None:
+    """Apply one `key.key=value`; the value is YAML, a path is relative to the current folder."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError("--set takes key=value", found=repr(text), do="e.g. --set tune.epochs=1")
+    parsed: dict[str, Any] = {}
+    target, inner = values, parsed
+    names = key.strip().split(".")
+    for name in names[:-1]:
+        if not isinstance(target.setdefault(name, {}), dict):
+            target[name] = {}
+        target, inner = target[name], inner.setdefault(name, {})
+    try:
+        inner[names[-1]] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            "the value is no valid YAML", where=f"--set {key}", found=str(error).replace("\n", " ")
+        ) from None
+    resolve_paths(cls, parsed, Path.cwd())
+    target[names[-1]] = inner[names[-1]]
+
+
+def resolve_paths(cls: type, values: dict[str, Any], base: Path) -> None:
+    """Make the relative paths among `values` absolute, in place. What exists nowhere (a hub id) stays as it is."""
+    hints = typing.get_type_hints(cls)
+    for item in fields(cls):
+        value = values.get(item.name)
+        if is_dataclass(hints[item.name]) and isinstance(value, dict):
+            resolve_paths(typing.cast(type, hints[item.name]), value, base)
+        elif item.metadata.get("path") and isinstance(value, str) and value:
+            path = Path(value).expanduser()
+            looks_local = item.name == "out" or value.startswith((".", "~", "/")) or "*" in value
+            looks_local = looks_local or path.suffix.lower() in _DATA_SUFFIXES
+            if looks_local or (base / path).exists():
+                values[item.name] = str(path if path.is_absolute() else (base / path))
+
+
+_DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".yaml", ".yml"}
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make the dataclass `cls` of a mapping, with every fault named in one ConfigError."""
+    faults: list[str] = []
+    made = _build(cls, values, "", faults)
+    if faults:
+        raise ConfigError(faults[0] if len(faults) == 1 else f"{len(faults)} faults in the options", where=where,
+                          found=None if len(faults) == 1 else "\n         " + "\n         ".join(faults))  # fmt: skip
+    return typing.cast(T, made)
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = {item.name: item for item in fields(cls)}
+    for name in values:
+        if name not in known:
+            faults.append(f"unknown key '{prefix}{name}': {nearest(str(name), known, 'keys')}")
+    arguments: dict[str, Any] = {}
+    for name, item in known.items():
+        if name not in values:
+            continue
+        value, hint = values[name], hints[name]
+        if is_dataclass(hint):
+            if value is None:
+                continue
+            if not isinstance(value, Mapping):
+                faults.append(f"'{prefix}{name}' must be a mapping, not {value!r}")
+                continue
+            arguments[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.", faults)
+            continue
+        value = _coerce(value, hint)
+        if value is _WRONG:
+            faults.append(f"'{prefix}{name}' must be {describe_type(hint)}, not {values[name]!r}")
+            continue
+        check = item.metadata.get("check")
+        wrong = check(value) if check and value is not None else None
+        if wrong:
+            faults.append(f"'{prefix}{name}' {wrong}; it is {value!r}")
+            continue
+        arguments[name] = value
+    return cls(**arguments)
+
+
+_WRONG = object()
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, or `_WRONG`. An int serves as a float, a whole float as an int; no more is bent."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    for choice in typing.get_args(hint) if union else (hint,):
+        origin = typing.get_origin(choice) or choice
+        if choice is type(None) and value is None:
+            return None
+        if origin is bool and isinstance(value, bool):
+            return value
+        if isinstance(value, bool):
+            continue
+        if origin is float and isinstance(value, (int, float)) and value == value and abs(value) != float("inf"):
+            return float(value) if isinstance(value, float) else value
+        if origin is int and isinstance(value, (int, float)) and value == value and value == int(value):
+            return int(value)
+        if origin is str and isinstance(value, str):
+            return value
+        if origin is list and isinstance(value, list):
+            return [item if isinstance(item, str) else json.dumps(item) for item in value]
+        if origin is dict and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+            return {str(key): item for key, item in value.items()}
+    return _WRONG
+
+
+def describe_type(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names |= {type(None): "null", list: "a list", dict: "a mapping of texts"}
+    choices = (
+        typing.get_args(hint) if not isinstance(hint, type) and typing.get_origin(hint) not in (list, dict) else (hint,)
+    )
+    return " or ".join(names.get(typing.get_origin(choice) or choice, str(choice)) for choice in choices)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain data, for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def write_yaml(config: Any, file: Path) -> None:
+    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(key, default, unit, meaning) of every option, depth first: the table that --help and the documents show."""
+    hints = typing.get_type_hints(cls)
+    for item in fields(cls):
+        if is_dataclass(hints[item.name]):
+            yield from describe(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
+            continue
+        default = item.default if item.default is not dataclasses.MISSING else typing.cast(Any, item.default_factory)()
+        yield (
+            prefix + item.name,
+            "null" if default is None else json.dumps(default),
+            item.metadata["unit"],
+            item.metadata["help"],
+        )
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+def parse_bytes(text: str) -> int:
+    """'8GB' (decimal), '8GiB' (binary) or '8000000000' as bytes. Raises ConfigError."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
+    if not match or match[2].upper() not in _UNITS:
+        raise ConfigError("this is no amount of memory", found=repr(text), do="write e.g. 8GB, 7.5GiB or 8000000000")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

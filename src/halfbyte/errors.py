@@ -1,0 +1,60 @@
+"""The errors that a user can meet.
+
+Each message answers four questions: what went wrong, where, what was found there, and what to do about it. The
+command line prints it without a traceback and exits with `exit_code`; Python callers catch `HalfbyteError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HalfbyteError(Exception):
+    """Something that the user can put right. `str(error)` is the whole message, a line a question."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, found: object = None, do: str | None = None) -> None:
+        self.what, self.where, self.found, self.do = what, where, found, do
+        lines = [what]
+        lines += [f"  {name}: {text}" for name, text in (("where", where), ("found", found), ("do", do)) if text]
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(HalfbyteError):
+    """A YAML file, an option or an argument says something that can't be."""
+
+    exit_code = 2
+
+
+class CheckpointError(HalfbyteError):
+    """A model's files are missing, broken, of a kind that is not read, or do not fit together."""
+
+
+class DataError(HalfbyteError):
+    """A data file is missing, empty, broken, or lacks what the template asks for."""
+
+
+class DoesNotFit(HalfbyteError):
+    """The plan says that this machine can't hold the run."""
+
+    exit_code = 3
+
+
+class MissingDependency(HalfbyteError):
+    """An optional library is needed and not installed; `do` names the extra that brings it."""
+
+
+class TrainingError(HalfbyteError):
+    """A run can't go on: a loss that is not finite, a state that does not fit, a full disk."""
+
+
+def nearest(word: str, known: Iterable[str], what: str = "") -> str:
+    """A hint that names the known word nearest to `word`, or lists what there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    shown = ", ".join(known[:40]) + (", ..." if len(known) > 40 else "")
+    return f"known {what or 'names'}: {shown}" if known else "there are none"
