@@ -1,0 +1,73 @@
+"""Where a result was made: versions and machine, written beside every figure. Never imports torch by itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+def environment() -> dict[str, Any]:
+    """`versions` {library: version} and `machine` {processor, cores, threads, memory_bytes, system, cuda}."""
+    return {"versions": versions(), "machine": machine()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, halfbyte and the libraries that its figures depend on."""
+    found = {"halfbyte": halfbyte.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """`cores`: logical processors that this process may use; `threads`: those that torch uses (None: not loaded)."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch is not None and hasattr(torch, "get_num_threads") else None
+    found: dict[str, Any] = {
+        "processor": processor(),
+        "cores": cores(),
+        "threads": threads,
+        "memory_bytes": memory_bytes(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cuda": [],
+    }
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        found["cuda"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return found
+
+
+def processor() -> str:
+    """The processor's name as its maker prints it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, None where the system does not tell. (What a process may take is `plan`'s business.)"""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,137 @@
+"""How much memory a stage took.
+
+What counts (the project's rule, the same for every figure): the peak is the largest sum over time of anonymous pages,
+shared memory (memfd included), what is swapped out, and dirty pages of files. Clean pages of mapped files (a packed
+model; the shared libraries, too) can be dropped by the system at any time, so they stand beside it as `mapped_bytes`.
+The largest VmRSS alone would blame whoever maps files and flatter whoever swaps.
+
+On Linux a background thread reads /proc/self/status every few milliseconds (cheap) and /proc/self/smaps_rollup now and
+then (it walks all pages; only it knows which pages of files are dirty). A peak that is shorter than the interval can be
+missed. Elsewhere there is only the largest resident set, which counts mapped files as well; `method` says so.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_STATUS, _ROLLUP = Path("/proc/self/status"), Path("/proc/self/smaps_rollup")
+
+
+class MemoryMeter:
+    """Context manager: the peaks of this process' memory since it was entered, or since `reset()`.
+
+    `peak_bytes` and `mapped_bytes` are None where nothing measures them; `cuda_peak_bytes` is what PyTorch allocated at
+    most on all CUDA devices, None without one. All can be read while the meter runs.
+    """
+
+    def __init__(self, interval: float = 0.01) -> None:
+        self.interval = interval  # seconds between two looks
+        self._peak = self._mapped = self._dirty_files = 0
+        self._rollup_due = 0.0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.method = "sampled" if _STATUS.exists() else "largest resident set"
+
+    def __enter__(self) -> MemoryMeter:
+        self.reset()
+        if self.method == "sampled":
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._watch, name="halfbyte-memory", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._look()
+
+    def reset(self) -> None:
+        """Forget the peaks so far (the largest resident set of other systems can't be forgotten)."""
+        with self._lock:
+            self._peak = self._mapped = 0
+            self._rollup_due = 0.0
+        for torch, device in _cuda_devices():
+            torch.cuda.reset_peak_memory_stats(device)
+        self._look()
+
+    @property
+    def peak_bytes(self) -> int | None:
+        if self.method != "sampled":
+            return _largest_resident_set()
+        self._look()
+        return self._peak
+
+    @property
+    def mapped_bytes(self) -> int | None:
+        if self.method != "sampled":
+            return None
+        self._look()
+        return self._mapped
+
+    @property
+    def cuda_peak_bytes(self) -> int | None:
+        peaks = [int(torch.cuda.max_memory_allocated(device)) for torch, device in _cuda_devices()]
+        return sum(peaks) if peaks else None
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.interval):
+            self._look()
+
+    def _look(self) -> None:
+        if self.method != "sampled":
+            return
+        with self._lock:
+            now = time.monotonic()
+            held = _fields(_STATUS)
+            kept = held.get("RssAnon", 0) + held.get("RssShmem", 0)
+            if now >= self._rollup_due:
+                pages = _fields(_ROLLUP)
+                dirty = pages.get("Shared_Dirty", 0) + pages.get("Private_Dirty", 0)
+                # Anonymous and shared pages are dirty, too; what is dirty beyond them belongs to files.
+                self._dirty_files = max(0, dirty - kept)
+                took = time.monotonic() - now
+                self._rollup_due = now + max(0.5, 50 * took)
+            self._peak = max(self._peak, kept + held.get("VmSwap", 0) + self._dirty_files)
+            self._mapped = max(self._mapped, held.get("RssFile", 0) - self._dirty_files)
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """The `Name: 123 kB` lines of a file of /proc, in bytes."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:  # a container may hide it
+        return {}
+    found = {}
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if rest.endswith(" kB"):
+            found[name] = 1024 * int(rest[:-3])
+    return found
+
+
+def _largest_resident_set() -> int | None:
+    """Of this process since it began, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(largest if sys.platform == "darwin" else 1024 * largest)
+
+
+def _cuda_devices() -> list[tuple[Any, int]]:
+    """(torch, device) of each CUDA device in use; never imports torch or wakes CUDA up."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return []
+    return [(torch, device) for device in range(torch.cuda.device_count())]

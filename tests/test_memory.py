@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from halfbyte.memory import MemoryMeter
+
+MIB = 2**20
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc")
+
+
+@linux
+def test_a_short_anonymous_peak_is_seen() -> None:
+    with MemoryMeter() as meter:
+        before = meter.peak_bytes
+        scratch = np.ones(64 * MIB, dtype=np.uint8)
+        time.sleep(0.05)
+        del scratch
+        time.sleep(0.02)
+    assert before is not None and meter.peak_bytes is not None
+    assert 60 * MIB < meter.peak_bytes - before < 80 * MIB
+
+
+@linux
+def test_reset_forgets_the_peak() -> None:
+    with MemoryMeter() as meter:
+        scratch = np.ones(64 * MIB, dtype=np.uint8)
+        time.sleep(0.05)
+        high = meter.peak_bytes
+        del scratch
+        meter.reset()
+    assert high is not None and meter.peak_bytes is not None
+    assert meter.peak_bytes < high - 50 * MIB
+
+
+@linux
+def test_clean_mapped_pages_stand_apart_and_dirty_ones_count(tmp_path: Path) -> None:
+    file = tmp_path / "mapped"
+    file.write_bytes(os.urandom(MIB) * 32)
+    os.sync()
+    with file.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as mapped, MemoryMeter() as meter:
+        before, mapped_before = meter.peak_bytes, meter.mapped_bytes
+        assert sum(mapped[i] for i in range(0, len(mapped), 4096)) > 0
+        clean, mapped_clean = meter.peak_bytes, meter.mapped_bytes
+        assert None not in (before, mapped_before, clean, mapped_clean)
+        assert mapped_clean - mapped_before > 28 * MIB  # type: ignore[operator]
+        assert clean - before < 8 * MIB  # type: ignore[operator]
+        for i in range(0, len(mapped), 4096):
+            mapped[i] = 1
+        meter._rollup_due = 0.0  # look at the pages now, not in half a second
+        assert meter.peak_bytes - before > 28 * MIB  # type: ignore[operator]
+
+
+@linux
+def test_shared_memory_counts() -> None:
+    with MemoryMeter() as meter, mmap.mmap(-1, 32 * MIB) as shared:
+        before = meter.peak_bytes
+        shared.write(b"x" * 32 * MIB)
+        assert meter.peak_bytes - before > 28 * MIB  # type: ignore[operator]
+
+
+def test_without_proc_the_largest_resident_set_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfbyte.memory._STATUS", Path("/nowhere/status"))
+    with MemoryMeter() as meter:
+        pass
+    assert meter.method == "largest resident set"
+    assert meter.peak_bytes is None or meter.peak_bytes > MIB
+    assert meter.mapped_bytes is None
+
+
+def test_neither_imports_torch() -> None:
+    code = (
+        "import sys; from halfbyte.memory import MemoryMeter; from halfbyte.environment import environment\n"
+        "with MemoryMeter() as meter: environment()\n"
+        "assert meter.cuda_peak_bytes is None and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
