@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools.make_demo_data import COLUMNS, describe, is_test, normalise, tidy
 from transformers import AutoTokenizer
 
 import halfbyte.demo
 from halfbyte.config import load_run, load_task
-from tools.make_demo_data import COLUMNS, describe, is_test, normalise, tidy
 
 DEMO = Path(halfbyte.demo.__file__).parent
 
