@@ -1,0 +1,87 @@
+"""Memory-mapped tensors: the bytes of a checkpoint as torch tensors, without reading or copying them.
+
+Method: one private mapping a file, and for each tensor a `torch.frombuffer` over its own bytes, so that a tensor's
+storage is as long as the tensor (copying or saving one never drags the whole file along). A clean mapped page can be
+taken back by the system at any time, so opening costs nothing and a model larger than memory still opens; for the
+same reason the mapping reserves no memory (MAP_NORESERVE), which a file larger than memory needs. A private mapping
+never writes to the file: whoever writes to such a tensor changes (and pays for) a copy of the page. By convention
+nobody does.
+
+Rejected: `safetensors.safe_open`, which hands out tensors of one shared storage; `UntypedStorage.from_file`, which
+maps from the start of the file and is refused by the system where the file is larger than memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from halfbyte.checkpoint.headers import DTYPES
+from halfbyte.checkpoint.source import Checkpoint, Stored
+from halfbyte.errors import CheckpointError
+
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class Mapped:
+    """The tensors of a checkpoint by name, each file mapped once, when it is first needed."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._files: dict[str, mmap.mmap] = {}
+
+    def read(self, name: str) -> Tensor:
+        """The tensor `name`, mapped: dtype and shape as stored. Copied only where its start is not aligned."""
+        return self._view(self.checkpoint.tensors[name])
+
+    def read_bytes(self, name: str) -> Tensor:
+        """The bytes of the tensor `name` as uint8 [bytes], whatever its dtype."""
+        return self._view(self.checkpoint.tensors[name], as_bytes=True)
+
+    def _view(self, stored: Stored, *, as_bytes: bool = False) -> Tensor:
+        if stored.file not in self._files:
+            self._files[stored.file] = map_file(self.checkpoint.path / stored.file)
+        return view(self._files[stored.file], stored, as_bytes=as_bytes)
+
+
+def read(checkpoint: Checkpoint, name: str) -> Tensor:
+    """The tensor `name` over a mapping of its own, which ends with the tensor: for passing over a large file once."""
+    return Mapped(checkpoint).read(name)
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a whole file privately. Raises CheckpointError if the file is gone or the system refuses."""
+    try:
+        with path.open("rb") as stream:
+            if sys.platform == "win32":
+                return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+            flags, protection = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            return mmap.mmap(stream.fileno(), 0, flags=flags, prot=protection)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "this file can't be mapped into memory", where=path, found=error, do="check that it is still there"
+        ) from None
+
+
+def view(memory: mmap.mmap, stored: Stored, *, as_bytes: bool = False) -> Tensor:
+    """The tensor that lies at `stored` in a mapped file."""
+    name, itemsize = DTYPES["U8" if as_bytes else stored.dtype]
+    dtype: torch.dtype = getattr(torch, name)
+    shape = (stored.nbytes,) if as_bytes else stored.shape
+    if not stored.nbytes:
+        return torch.empty(shape, dtype=dtype)
+    if stored.end > len(memory):
+        raise CheckpointError(
+            "this file has become shorter since it was opened", where=stored.file, do="open the model again"
+        )
+    if stored.start % itemsize:
+        return torch.frombuffer(bytearray(memory[stored.start : stored.end]), dtype=dtype).reshape(shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        flat = torch.frombuffer(memory, dtype=dtype, count=stored.nbytes // itemsize, offset=stored.start)
+    return flat.reshape(shape)

@@ -1,0 +1,379 @@
+"""Opening a checkpoint: a local folder or a hub id becomes a `Checkpoint`, its headers read and checked. No torch.
+
+What is read: safetensors, in one file or in shards, in 16 or 32 bits or packed by bitsandbytes (NF4, int8). What is
+not is refused by name, with the way to get something that is. No code that comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from halfbyte.checkpoint.headers import TensorInfo, read_header
+from halfbyte.errors import CheckpointError
+from halfbyte.formats import Weights
+
+SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+# what bitsandbytes stores beside a weight
+PACKED_SUFFIXES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
+QUANT_STATE = ".quant_state."
+
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*", "LICENSE*", "NOTICE*", "README.md"]
+_UNWANTED = ["*/*", "consolidated*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: a file of the checkpoint's folder and the bytes in it; its dtype is safetensors' name."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files: where they are, what they hold. The tensors' values are read by `checkpoint.mapped`."""
+
+    name: str  # the hub id, or the folder's name
+    path: Path
+    config: dict[str, Any]  # config.json
+    tensors: dict[str, Stored]
+    weights: Weights | None  # how the linear layers are packed; None: they are not
+    dtype: str  # torch's name of what most of the unpacked bytes are: bfloat16, float16 or float32
+    revision: str | None = None  # commit of a hub model
+
+    @property
+    def files(self) -> list[str]:
+        return sorted({stored.file for stored in self.tensors.values()})
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stored.nbytes for stored in self.tensors.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 that tells one checkpoint from another, at the cost of a few MiB of reading a file.
+
+        It covers the names, dtypes and shapes of all tensors, all of config.json, and of each weight file the size,
+        the first and last MiB and 16 blocks of 64 KiB evenly between. Not covered: the tokenizer, the folder's name,
+        and a change of a few values in the midst of a large file.
+        """
+        digest = hashlib.sha256()
+        for name, stored in sorted(self.tensors.items()):
+            digest.update(f"{name}\0{stored.dtype}\0{stored.shape}\n".encode())
+        digest.update((self.path / CONFIG).read_bytes())
+        for file in self.files:
+            _sample(self.path / file, digest)
+        return digest.hexdigest()
+
+
+def _sample(file: Path, digest: Any, edge: int = 1 << 20, block: int = 1 << 16, blocks: int = 16) -> None:
+    size = file.stat().st_size
+    digest.update(f"{size}\n".encode())
+    places = {0: edge, max(0, size - edge): edge}
+    places.update({size * (k + 1) // (blocks + 1): block for k in range(blocks)} if size > 4 * edge else {})
+    with file.open("rb") as stream:
+        for place, count in sorted(places.items()):
+            stream.seek(place)
+            digest.update(stream.read(count))
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Open a local folder or a hub id (downloaded once, by huggingface_hub, to its own cache).
+
+    `revision` is a branch, tag or commit of a hub model. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE count.
+    Raises CheckpointError for whatever is missing, broken or of a kind that is not read.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return open_folder(path)
+    if path.exists():
+        raise _a_file(path)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model) or ".." in model or "--" in model:
+        raise CheckpointError(
+            "there is no such model",
+            where=model,
+            found="no folder of that name; and it can't be a hub id, which reads 'owner/name'",
+            do="give a folder with config.json and safetensors files, or a hub id",
+        )
+    folder = _download(model, revision)
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    return open_folder(folder, name=model, revision=commit)
+
+
+def open_folder(path: Path, *, name: str | None = None, revision: str | None = None) -> Checkpoint:
+    """Open a local folder. Raises CheckpointError."""
+    files = sorted(entry.name for entry in path.iterdir())
+    if not files:
+        raise CheckpointError("this folder is empty", where=path, do="give the folder that holds config.json")
+    if SINGLE not in files and INDEX not in files:
+        raise _no_weights(path, files)
+    if CONFIG not in files:
+        raise CheckpointError(
+            "this folder has no config.json", where=path, do="copy config.json from where the weights came from"
+        )
+    config = _read_json(path / CONFIG)
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError("config.json names no model_type", where=path / CONFIG, do="use the model's own file")
+    weights = packed_format(config, path)
+    tensors = _one_file(path) if SINGLE in files else _shards(path)
+    _check_packed(tensors, weights, path)
+    return Checkpoint(
+        name or path.resolve().name, path, config, tensors, weights, _main_dtype(tensors, config), revision
+    )
+
+
+def is_packed_part(name: str) -> bool:
+    """Whether a tensor of this name stands beside a weight that bitsandbytes packed."""
+    return name.endswith(PACKED_SUFFIXES) or QUANT_STATE in name
+
+
+def packed_format(config: Mapping[str, Any], where: Path) -> Weights | None:
+    """What `quantization_config` of a config.json says. Raises CheckpointError for a format that is not read."""
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not settings:
+        return None
+
+    def refuse(found: str) -> CheckpointError:
+        return CheckpointError(
+            f"this checkpoint is quantised in a format that is not read: {found}",
+            where=where,
+            do="use the model's 16-bit checkpoint, or one that bitsandbytes packed as nf4 or in 8 bits",
+        )
+
+    method = str(settings.get("quant_method") or "bitsandbytes")
+    four = settings.get("load_in_4bit") or settings.get("_load_in_4bit")
+    eight = settings.get("load_in_8bit") or settings.get("_load_in_8bit")
+    if method != "bitsandbytes" and not method.startswith("QuantizationMethod.BITS"):
+        raise refuse(method)
+    if bool(four) == bool(eight):
+        raise refuse("bitsandbytes with neither, or both, of load_in_4bit and load_in_8bit")
+    if eight:
+        if settings.get("llm_int8_has_fp16_weight"):
+            raise refuse("bitsandbytes 8-bit with llm_int8_has_fp16_weight")
+        return "int8"
+    kind = settings.get("bnb_4bit_quant_type", "fp4")
+    if kind != "nf4":
+        raise refuse(f"bitsandbytes {kind}")
+    return "nf4" if settings.get("bnb_4bit_use_double_quant") else "nf4-single"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError("this file can't be read", where=file, found=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("this is no valid JSON", where=file, found=error, do="fetch the file again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError("this JSON file holds no object", where=file, do="fetch the file again")
+    return content
+
+
+def _one_file(path: Path) -> dict[str, Stored]:
+    return {name: _stored(SINGLE, info) for name, info in read_header(path / SINGLE).items()}
+
+
+def _stored(file: str, info: TensorInfo) -> Stored:
+    return Stored(file, info.dtype, info.shape, info.start, info.end)
+
+
+def _shards(path: Path) -> dict[str, Stored]:
+    """The tensors of all shards; the index and the shards' own headers must say the same."""
+    index = _read_json(path / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
+        raise CheckpointError("this index has no weight_map", where=path / INDEX, do="fetch the file again")
+    shards = sorted(set(index.values()))
+    missing = [shard for shard in shards if Path(shard).name != shard or not (path / shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(shards)} shards are missing",
+            where=path,
+            found=f"no {', '.join(missing)}",
+            do="finish the download; for a hub model, run the command again",
+        )
+    tensors: dict[str, Stored] = {}
+    faults: list[str] = []
+    for shard in shards:
+        for name, info in read_header(path / shard).items():
+            if index.get(name) != shard:
+                faults.append(f"{name}: in {shard}, but the index says {index.get(name, 'nothing')}")
+            tensors[name] = _stored(shard, info)
+    faults += [f"{name}: not in {index[name]}" for name in index if name not in tensors]
+    if faults:
+        shown = "\n    ".join(faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else []))
+        raise CheckpointError(
+            "the index and the shards contradict each other",
+            where=path / INDEX,
+            found=f"\n    {shown}",
+            do="fetch all files again, from the same revision",
+        )
+    return tensors
+
+
+def _check_packed(tensors: Mapping[str, Stored], weights: Weights | None, path: Path) -> None:
+    parts = [name for name in tensors if is_packed_part(name)]
+    if parts and weights is None:
+        raise CheckpointError(
+            "this checkpoint holds packed weights, but its config.json has no quantization_config",
+            where=path,
+            found=f"{parts[0]} and {len(parts) - 1} more",
+            do="use the config.json that was saved with the weights",
+        )
+    if weights is not None and not parts:
+        raise CheckpointError(
+            f"config.json says that this checkpoint is packed ({weights}), but no tensor is",
+            where=path,
+            do="remove quantization_config from config.json if the weights are plain, or fetch the packed ones",
+        )
+
+
+def _main_dtype(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
+    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
+    count: Counter[str] = Counter()
+    for name, stored in tensors.items():
+        if stored.dtype in names and not is_packed_part(name):
+            count[names[stored.dtype]] += stored.nbytes
+    if count:
+        return count.most_common(1)[0][0]
+    said = str(config.get("dtype") or config.get("torch_dtype"))
+    return said if said in names.values() else "bfloat16"
+
+
+_CONVERT = "AutoModelForCausalLM.from_pretrained('{path}'{more}).save_pretrained('NEW_FOLDER')"
+
+
+def _no_weights(path: Path, files: list[str]) -> CheckpointError:
+    """Why a folder without model.safetensors is none that can be opened."""
+    old = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    gguf = [name for name in files if name.endswith(".gguf")]
+    if gguf:
+        return _gguf(path, gguf[0])
+    if "adapter_config.json" in files:
+        return CheckpointError(
+            "this folder holds an adapter, not a model", where=path, do="name the base model, and this with --adapter"
+        )
+    if old:
+        return CheckpointError(
+            "this folder holds pickled weights, which can run code when they are opened and are not read",
+            where=path,
+            found=", ".join(old[:5]),
+            do="convert them with transformers: " + _CONVERT.format(path=path, more=""),
+        )
+    shown = ", ".join(files[:10]) + (", ..." if len(files) > 10 else "")
+    return CheckpointError(
+        f"this folder has neither {SINGLE} nor {INDEX}",
+        where=path,
+        found=shown,
+        do="give a folder that holds a model in safetensors",
+    )
+
+
+def _gguf(path: Path, file: str) -> CheckpointError:
+    return CheckpointError(
+        "GGUF files are not read",
+        where=path,
+        found=file,
+        do="use the model's safetensors checkpoint, or convert with transformers: "
+        + _CONVERT.format(path=path, more=f", gguf_file='{file}'"),
+    )
+
+
+def _a_file(path: Path) -> CheckpointError:
+    if path.suffix == ".gguf":
+        return _gguf(path.parent, path.name)
+    return CheckpointError(
+        "this is a file; a model is a folder", where=path, do=f"give the folder that holds it: {path.parent}"
+    )
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except Exception as error:
+        raise _hub_error(model, revision, error) from None
+
+
+def _hub_error(model: str, revision: str | None, error: Exception) -> CheckpointError:
+    """The exceptions of huggingface_hub, in words that say what to do."""
+    from huggingface_hub import constants, errors
+
+    where = f"{model}@{revision}" if revision else model
+    where += f" at {constants.ENDPOINT}"
+    login = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+    no_folder = f"there is no folder '{model}' here either"
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
+        return CheckpointError(
+            "the disk is full: the model can't be downloaded",
+            where=constants.HF_HUB_CACHE,
+            do="free some space, or set HF_HOME to a folder on another disk; the download goes on where it stopped",
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(
+            "this model is gated", where=where, do=f"accept its terms on its page on the hub, then {login}"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(
+            "the hub has this model, but not this revision", where=where, do="name a branch, a tag or a full commit"
+        )
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        return CheckpointError(
+            "the hub shows no such model",
+            where=where,
+            found=no_folder,
+            do=f"check the spelling; if the model is private, {login}",
+        )
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes) or constants.HF_HUB_OFFLINE:
+        return CheckpointError(
+            "this model is not (completely) in the local cache, and the hub is switched off",
+            where=f"{where}; cache {constants.HF_HUB_CACHE}",
+            found=f"HF_HUB_OFFLINE is set; {no_folder}",
+            do="unset HF_HUB_OFFLINE to download the model once",
+        )
+    status = next((c.response.status_code for c in causes if isinstance(c, errors.HfHubHTTPError)), None)
+    if status in (401, 403):
+        return CheckpointError("the hub refuses access to this model", where=where, found=f"HTTP {status}", do=login)
+    if status is not None:
+        return CheckpointError("the hub answers with an error", where=where, found=f"HTTP {status}", do="try later")
+    if isinstance(error, PermissionError):
+        return CheckpointError(
+            "the cache of the hub can't be written",
+            where=constants.HF_HUB_CACHE,
+            found=error.strerror,
+            do="set HF_HOME to a folder that can be written",
+        )
+    last = str(causes[-1]) or type(causes[-1]).__name__
+    return CheckpointError(
+        "the hub can't be reached",
+        where=where,
+        found=f"{last.splitlines()[0][:200]}; {no_folder}",
+        do="check the network (and HF_ENDPOINT, HTTPS_PROXY); what was downloaded is kept",
+    )
+
+
+def cache_folder() -> Path:
+    """Where packed copies are kept: HALFBYTE_CACHE, by default ~/.cache/halfbyte."""
+    return Path(os.environ.get("HALFBYTE_CACHE") or Path.home() / ".cache" / "halfbyte").expanduser()
