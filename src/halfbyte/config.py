@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -202,8 +203,12 @@ def load_task(path: str | Path) -> TaskConfig:
     if not task.name:
         task = dataclasses.replace(task, name=file.stem)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", task.name):
-        raise ConfigError("the task's name can't be a folder's name", where=f"{file}: name", found=repr(task.name),
-                          do="use letters, digits, '.', '_' and '-'")  # fmt: skip
+        raise ConfigError(
+            "the task's name can't be a folder's name",
+            where=f"{file}: name",
+            found=repr(task.name),
+            do="use letters, digits, '.', '_' and '-'",
+        )
     if task.kind == "choice" and not task.options:
         raise ConfigError(
             "kind 'choice' needs options", where=file, do="add 'options: [yes, no]' or the name of a column"
@@ -297,8 +302,11 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     faults: list[str] = []
     made = _build(cls, values, "", faults)
     if faults:
-        raise ConfigError(faults[0] if len(faults) == 1 else f"{len(faults)} faults in the options", where=where,
-                          found=None if len(faults) == 1 else "\n         " + "\n         ".join(faults))  # fmt: skip
+        raise ConfigError(
+            faults[0] if len(faults) == 1 else f"{len(faults)} faults in the options",
+            where=where,
+            found=None if len(faults) == 1 else "\n         " + "\n         ".join(faults),
+        )
     return typing.cast(T, made)
 
 
@@ -348,9 +356,10 @@ def _coerce(value: Any, hint: Any) -> Any:
             return value
         if isinstance(value, bool):
             continue
-        if origin is float and isinstance(value, (int, float)) and value == value and abs(value) != float("inf"):
-            return float(value) if isinstance(value, float) else value
-        if origin is int and isinstance(value, (int, float)) and value == value and value == int(value):
+        finite = isinstance(value, (int, float)) and math.isfinite(value)
+        if origin is float and finite:
+            return value
+        if origin is int and finite and value == int(value):
             return int(value)
         if origin is str and isinstance(value, str):
             return value
@@ -395,8 +404,18 @@ def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]
         )
 
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 def parse_bytes(text: str) -> int:

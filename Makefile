@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh machine with Python 3.11 to 3.14: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+NATIVE := $(wildcard src/halfbyte/kernels/*.h src/halfbyte/kernels/*/*.cpp)
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(READY)
+
+# torch comes first and from the constraints file, so that nothing that asks for "torch" chooses another build.
+$(READY): constraints.txt pyproject.toml setup.py $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/halfbyte demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/kernels.py
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info src/halfbyte/kernels/*.so

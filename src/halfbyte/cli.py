@@ -1,0 +1,285 @@
+"""The command line: one verb a stage. No logic: a verb reads its options, calls the stage and prints what it gives.
+
+Nothing heavy is imported before a verb runs, so that `--help` and `plan` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halfbyte import __version__
+from halfbyte.errors import HalfbyteError
+from halfbyte.formats import WEIGHTS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "handler"):
+        parser.print_help()
+        return 2
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code: int = options.handler(options)
+        sys.stdout.flush()
+        return code
+    except HalfbyteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print(
+            "error: memory ran out\n  do: see `halfbyte plan`, close other programs, or take a smaller model",
+            file=sys.stderr,
+        )
+        return 1
+    except OSError as error:
+        if options.debug or error.errno is None:
+            raise
+        hint = (
+            "  do: free some disk space" if error.errno == errno.ENOSPC else "  do: run again with --debug for details"
+        )
+        print(f"error: {error.strerror}\n  where: {error.filename or 'unknown'}\n{hint}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        print(
+            f"error: {type(error).__name__}: {error}\n  do: a fault of halfbyte; run again with --debug and report it",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="halfbyte",
+        description="Fine-tune an open model in half a byte a weight, on the machine you have, and prove it got better.",
+        epilog="Start with: halfbyte demo",
+    )
+    parser.add_argument("--version", action="version", version=f"halfbyte {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+
+    def verb(name: str, handler: Handler, text: str, example: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        made.set_defaults(handler=handler)
+        return made
+
+    def weights(made: argparse.ArgumentParser, default: str) -> None:
+        made.add_argument("--weights", choices=WEIGHTS, help=f"format of the linear layers (default: {default})")
+
+    plan = verb(
+        "plan",
+        _plan,
+        "what a model weighs, what a run needs, what fits here (nothing is loaded)",
+        "halfbyte plan llama-3.1-8b --lora-rank 32 --lora-targets attention",
+    )
+    plan.add_argument("model", metavar="MODEL|RUN", help="a local folder, a name from the catalogue, or a RUN.yaml")
+    plan.add_argument("--lora-rank", type=int, help="rank of the adapter (default: 16)")
+    plan.add_argument(
+        "--lora-targets", help="all, attention, or names and patterns, separated by commas (default: all)"
+    )
+    weights(plan, "nf4")
+    plan.add_argument("--sequence", type=int, help="longest item in tokens (default: 512)")
+    plan.add_argument("--batch", type=int, help="items computed at once (default: 1)")
+    plan.add_argument("--memory", help="what the run may take, e.g. 8GB (default: what is free here)")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+    pack = verb(
+        "pack",
+        _pack,
+        "write a checkpoint in another format, in bitsandbytes' layout",
+        "halfbyte pack ./Llama-3.1-8B ./Llama-3.1-8B-nf4 --weights nf4",
+    )
+    pack.add_argument("model", metavar="MODEL", help="a local folder or a hub id, in 16 or 32 bits")
+    pack.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    pack.add_argument("--revision", help="branch, tag or commit of a hub model")
+    weights(pack, "nf4")
+
+    evaluate = verb(
+        "evaluate",
+        _evaluate,
+        "score a model on a task",
+        "halfbyte evaluate ./Llama-3.2-1B --task task.yaml --weights nf4",
+    )
+    evaluate.add_argument("model", metavar="MODEL|RUN", help="a local folder, a hub id, or the folder of a run")
+    evaluate.add_argument("--task", required=True, type=Path, metavar="TASK.yaml")
+    evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format")
+    weights(evaluate, "as stored, else nf4")
+    evaluate.add_argument("--revision", help="branch, tag or commit of a hub model")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    evaluate.add_argument("--variant", help="name of the result's folder (default: base-WEIGHTS or tuned)")
+    evaluate.add_argument("--limit", type=int, help="only the first N items")
+    evaluate.add_argument("--out", type=Path, help="folder (default: runs/<task name>/evaluations/<variant>)")
+
+    tune = verb(
+        "tune",
+        _tune,
+        "fine-tune by LoRA through the frozen base; with a task: evaluate before and after",
+        "halfbyte tune run.yaml --set tune.epochs=1 --set out=runs/short",
+    )
+    tune.add_argument("run", metavar="RUN.yaml", type=Path)
+    tune.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an option of the file")
+    tune.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    tune.add_argument("--force", action="store_true", help="start even if the plan says that it does not fit")
+    tune.add_argument("--options", action=_Options, help="list every option with its default, unit and meaning")
+
+    compare = verb(
+        "compare",
+        _compare,
+        "is B better than A? paired by item, with intervals",
+        "halfbyte compare runs/demo/evaluations/base-nf4 runs/demo/evaluations/tuned",
+    )
+    compare.add_argument("results", nargs="+", metavar="FOLDER", type=Path, help="A, then the ones compared against it")
+    compare.add_argument("--metric", help="default: the main metric of the task's kind")
+    compare.add_argument("--out", type=Path, help="write comparison.json to this file")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+
+    report = verb("report", _report, "one self-contained HTML page about a run", "halfbyte report runs/demo")
+    report.add_argument("run", metavar="RUN", type=Path, help="the folder that a run left, or its RUN.yaml")
+
+    generate = verb(
+        "generate",
+        _generate,
+        "try a model, base or tuned",
+        'halfbyte generate runs/demo "LEGO set Fire Truck. Theme: City. 300 pieces. Price: $"',
+    )
+    generate.add_argument("model", metavar="MODEL|RUN", help="a local folder, a hub id, or the folder of a run")
+    generate.add_argument("prompt", help="the text to go on from; - reads standard input")
+    generate.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format")
+    generate.add_argument("--base", action="store_true", help="of a run: without its adapter")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument(
+        "--stop", action="append", default=[], help="end before this text (may be given several times)"
+    )
+    generate.add_argument("--raw", action="store_true", help="no chat template, even if the model has one")
+    weights(generate, "as stored, else nf4")
+    generate.add_argument("--revision", help="branch, tag or commit of a hub model")
+    generate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+    verb("doctor", _doctor, "the machine, the kernels chosen and why, what is missing", "halfbyte doctor")
+
+    demo = verb(
+        "demo", _demo, "the whole story on a tiny model that the package ships, without a network", "halfbyte demo"
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
+    return parser
+
+
+class _Options(argparse.Action):
+    """--options: the table of config.py."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from halfbyte.config import RunConfig, describe
+
+        for key, default, unit, text in describe(RunConfig):
+            print(f"{key:24} {default:14} {text}" + (f" [{unit}]" if unit else ""))
+        parser.exit()
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+
+    return pipeline.plan(options, _console())
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+
+    pipeline.pack_model(options.model, options.out, options.weights or "nf4", options.revision, _console())
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+
+    pipeline.evaluate_model(
+        options.model,
+        options.task,
+        adapter=options.adapter,
+        weights=options.weights,
+        revision=options.revision,
+        device=options.device,
+        variant=options.variant,
+        limit=options.limit,
+        out=options.out,
+        console=_console(),
+    )
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+    from halfbyte.config import load_run
+
+    config = load_run(options.run, options.set)
+    return pipeline.tune(config, resume=options.resume, force=options.force, console=_console())
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+
+    pipeline.compare(options.results, options.metric, options.out, options.json, _console())
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+    from halfbyte.report.page import report
+
+    print(report(pipeline.run_folder(options.run)))
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    print(pipeline.generate_text(options, prompt, _console(stderr=True)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from halfbyte.plan.doctor import doctor, render_doctor
+
+    findings = doctor()
+    return render_doctor(findings, _console())
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+
+    return pipeline.demo(options.out, _console())

@@ -1,0 +1,250 @@
+"""A model from a checkpoint: transformers' own, with its linear layers swapped and its weights mapped, not copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte import targets
+from halfbyte.checkpoint.load import load_state
+from halfbyte.checkpoint.pack import as_weights
+from halfbyte.checkpoint.skeleton import linear_names, skeleton
+from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
+from halfbyte.config import AdapterConfig
+from halfbyte.errors import CheckpointError, ConfigError
+from halfbyte.formats import Weights
+from halfbyte.kernels.packed import Int8Weight, NF4Weight
+from halfbyte.model.adapter import load_adapter, quant_linears
+from halfbyte.model.linear import QuantLinear
+
+Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
+
+
+class _HandThrough(nn.Module):
+    """Stands where the decoder stood and returns the hidden states that it is given."""
+
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+
+
+@dataclass
+class Model:
+    """A causal language model, its tokenizer and what is known about it."""
+
+    net: Any  # transformers' causal LM; its linear layers are QuantLinear
+    tokenizer: Any
+    name: str
+    weights: Weights
+    dtype: torch.dtype  # of activations and of everything that is not quantised
+    device: torch.device
+    device_reason: str
+    fingerprint: str  # of the checkpoint
+    adapter: AdapterConfig | None = None
+
+    def __post_init__(self) -> None:
+        self._body = getattr(self.net, self.net.base_model_prefix)
+        # A second view of the model whose decoder hands through: its forward is the head, whatever a family does there.
+        self._head = copy.copy(self.net)
+        self._head._modules = {**self.net._modules, self.net.base_model_prefix: _HandThrough()}
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """Last hidden states [B, T, H] of `input_ids` [B, T] (int64).
+
+        `attention_mask` [B, T + cached] is 1 where a token stands and 0 where padding does; `cache` (see `new_cache`)
+        is read and extended in place.
+        """
+        output = self._body(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output[0]  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., H], by the model's own head with its soft caps and scales."""
+        logits = self._head(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
+        return logits.view(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def new_cache(self) -> Any:
+        """An empty key/value cache of the kind that this family needs."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.net.config)
+
+    def parameters_to_train(self) -> dict[str, nn.Parameter]:
+        """The adapter's matrices by name."""
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
+    def layers(self) -> list[Any]:
+        """The decoder's layers that can be computed again in the backward pass instead of being remembered."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return [module for module in self.net.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+    def recompute(self, count: int) -> None:
+        """Compute the first `count` layers again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+        for index, layer in enumerate(self.layers()):
+            layer.gradient_checkpointing = index < count
+            layer._gradient_checkpointing_func = _checkpointed
+
+    def add_adapter(self, config: AdapterConfig, seed: int = 0) -> None:
+        """Give the targeted layers a fresh LoRA pair. Raises ConfigError when a target matches nothing."""
+        layers = quant_linears(self.net)
+        generator = torch.Generator().manual_seed(seed)
+        for name in targets.select_targets(config.targets, list(layers)):
+            layers[name].add_adapter(config, generator)
+        self.adapter = config
+
+
+def _checkpointed(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(function, *arguments, use_reentrant=False, **named)
+
+
+def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
+    """The device and the reason for it. Raises ConfigError when the one that is asked for is not there."""
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0), f"a CUDA device is there: {torch.cuda.get_device_name(0)}"
+        return torch.device("cpu"), "no CUDA device is there"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ConfigError(
+            "unknown device", where="device", found=repr(asked), do="use auto, cpu, cuda or cuda:N"
+        ) from None
+    if device.type == "cpu":
+        return torch.device("cpu"), "asked for"
+    if device.type != "cuda":
+        raise ConfigError(
+            "this kind of device is not supported", where="device", found=repr(asked), do="use cpu or cuda"
+        )
+    if not torch.cuda.is_available():
+        build = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+        raise ConfigError(
+            "the device is not there", where="device", found=f"{asked!r}; {build}", do="use device: auto or cpu"
+        )
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            "the device is not there",
+            where="device",
+            found=f"{asked!r}; there are {torch.cuda.device_count()}",
+            do="count from cuda:0",
+        )
+    return torch.device("cuda", index), "asked for"
+
+
+def load_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    weights: Weights | None = None,
+    adapter: Path | AdapterConfig | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Model:
+    """Open `model` (a folder or a hub id) in the format `weights` (None: as it is stored, else nf4).
+
+    A checkpoint that is not in that format yet is packed once into the cache and mapped from there. `adapter` is a
+    folder with a PEFT adapter, or the configuration of a fresh one (seeded with `seed`).
+    Raises CheckpointError, ConfigError.
+    """
+    where, reason = choose_device(device)
+    source = open_checkpoint(model, revision)
+    checkpoint = as_weights(source, weights or source.weights or "nf4", progress=progress)
+    net = skeleton(checkpoint)
+    dtype = assemble(net, load_state(checkpoint, net), where)
+    net.eval().requires_grad_(False)
+    made = Model(
+        net=net,
+        tokenizer=load_tokenizer(checkpoint, net.config.get_text_config().vocab_size),
+        name=model,
+        weights=weights or source.weights or "nf4",
+        dtype=dtype,
+        device=where,
+        device_reason=reason,
+        fingerprint=source.fingerprint,
+    )
+    if isinstance(adapter, AdapterConfig):
+        made.add_adapter(adapter, seed)
+    elif adapter is not None:
+        made.adapter = load_adapter(net, Path(adapter), source.fingerprint)
+    return made
+
+
+def assemble(net: Any, state: dict[str, Any], device: torch.device) -> torch.dtype:
+    """Put `state` (tensors by name; packed or dense) into the meta model `net`; returns the compute dtype.
+
+    Every linear layer of the blocks becomes a QuantLinear, so that it can carry an adapter whatever its precision.
+    """
+    dtype: torch.dtype = state[_embedding_name(net)].dtype
+    for name in linear_names(net):
+        linear = net.get_submodule(name)
+        weight, bias = state.pop(f"{name}.weight"), state.pop(f"{name}.bias", None)
+        weight = weight.to(device) if isinstance(weight, (NF4Weight, Int8Weight)) else weight.to(device, dtype)
+        bias = bias.to(device, dtype) if bias is not None else None
+        net.set_submodule(name, QuantLinear.from_base(linear, weight, bias))
+    for name, tensor in state.items():
+        owner, _, last = name.rpartition(".")
+        module = net.get_submodule(owner)
+        tensor = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[last] = tensor
+    net.tie_weights()
+    for module in net.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.device != device:
+                module._buffers[name] = buffer.to(device)
+    left = [n for n, p in [*net.named_parameters(), *net.named_buffers()] if p.device.type == "meta"]
+    if left:
+        raise CheckpointError(f"{len(left)} tensors of the model got no value", found=", ".join(left[:20]))
+    return dtype
+
+
+def _embedding_name(net: Any) -> str:
+    embedding = net.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in net.named_modules() if module is embedding)
+
+
+def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
+    """The checkpoint's own tokenizer. Raises CheckpointError when it is missing or larger than the embedding."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    except Exception as error:  # transformers raises whatever its parsers do
+        raise CheckpointError(
+            "the tokenizer can't be loaded",
+            where=checkpoint.path,
+            found=str(error).split("\n")[0],
+            do="put tokenizer.json and tokenizer_config.json beside the model",
+        ) from None
+    if len(tokenizer) > vocabulary:
+        raise CheckpointError(
+            "the tokenizer has more tokens than the model has embeddings",
+            where=checkpoint.path,
+            found=f"{len(tokenizer)} tokens, {vocabulary} embeddings",
+            do="use the tokenizer that came with this model",
+        )
+    return tokenizer

@@ -1,0 +1,281 @@
+"""A run: the folder that it leaves, what is written there and when.
+
+run.yaml            every option as it was used, the automatic ones too
+plan.json           what the run was going to need
+environment.json    machine and versions
+metrics.jsonl       a line an optimiser step
+checkpoints/        the state, for --resume
+adapter/            the best adapter by validation loss (without validation: the last)
+adapter-last/       the last adapter
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from halfbyte.config import RunConfig, build, read_yaml, to_dict, write_yaml
+from halfbyte.data.batches import steps_per_epoch
+from halfbyte.data.dataset import TrainingData, load_training
+from halfbyte.data.show import first_example
+from halfbyte.environment import environment
+from halfbyte.errors import ConfigError, TrainingError
+from halfbyte.memory import MemoryMeter
+from halfbyte.model.adapter import save_adapter
+from halfbyte.model.build import Model
+from halfbyte.tune.loop import Plan, StepRecord, Stopped, train
+from halfbyte.tune.progress import show_progress
+from halfbyte.tune.schedule import total_steps
+from halfbyte.tune.state import Progress, State, flush_to_disk, last_checkpoint
+
+# Options that a resume may change: they decide when something is written or where it runs, not what comes out.
+_FREE = {"tune.checkpoint_every", "memory", "device", "out", "task"}
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    steps: int
+    finished: bool
+    best_loss: float | None
+    seconds: float
+    peak_bytes: int
+    mapped_bytes: int
+
+
+def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
+    """Make the run's folder, or check that `config` may go on in it; returns the options to use.
+
+    Raises ConfigError when the folder holds a run and `resume` is not asked for, or when options that matter differ.
+    """
+    folder = Path(config.out)
+    stored = folder / "run.yaml"
+    if not stored.exists():
+        if resume:
+            raise ConfigError("there is no run to go on with", where=folder, do="leave --resume away to start it")
+        if folder.exists() and (not folder.is_dir() or any(p.name != "evaluations" for p in folder.iterdir())):
+            raise ConfigError("the run's folder holds something else", where=folder, do="choose another: --set out=...")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("the run's folder can't be made", where=folder, found=str(error)) from None
+        return config
+    if not resume:
+        raise ConfigError(
+            "the folder holds a run already",
+            where=folder,
+            do="go on with --resume, or choose another folder: --set out=...",
+        )
+    before = build(RunConfig, read_yaml(stored), str(stored))
+    automatic = {"micro_batch": before.tune.micro_batch, "recompute": before.tune.recompute}
+    taken = {key: value for key, value in automatic.items() if getattr(config.tune, key) == "auto"}
+    config = dataclasses.replace(config, tune=dataclasses.replace(config.tune, **taken))
+    old, new = _flat(to_dict(before)), _flat(to_dict(config))
+    changed = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if key not in _FREE and old.get(key) != new[key]]
+    if changed:
+        raise ConfigError(
+            "the options differ from those the run was started with",
+            where=stored,
+            found="\n         ".join(changed),
+            do="put them back, or start another run: --set out=...",
+        )
+    return config
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def run_training(
+    model: Model,
+    config: RunConfig,
+    choose: Callable[[TrainingData], tuple[int, int, str]],
+    plan_json: Callable[[RunConfig, TrainingData], dict[str, Any]],
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Train `model` as `config` says, in the folder that `prepare_folder` made.
+
+    `choose` gives micro-batch, layers to recompute and the reason, where the configuration leaves them open;
+    `plan_json` what the run will need. Raises DataError, ConfigError, TrainingError.
+    """
+    console = console or Console(stderr=True)
+    folder = Path(config.out)
+    data = load_training(config.data, model.tokenizer, config.seed)
+    console.print(data.describe())
+    console.print(first_example(data.train[0], model.tokenizer))
+    if model.adapter is None:
+        model.add_adapter(config.adapter, config.seed)
+    if "auto" in (config.tune.micro_batch, config.tune.recompute):
+        micro_batch, recompute, reason = choose(data)
+        if config.tune.micro_batch != "auto":
+            micro_batch = int(config.tune.micro_batch)
+        if config.tune.recompute != "auto":
+            recompute = int(config.tune.recompute)
+        config = dataclasses.replace(
+            config, tune=dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute)
+        )
+        console.print(f"micro-batch {micro_batch}, {recompute} layers recomputed: {reason}")
+    model.recompute(int(config.tune.recompute))
+    state = State(model.parameters_to_train(), config.tune)
+    if resume:
+        _restore(state, folder, console)
+    write_yaml(config, folder / "run.yaml")
+    _write_json(folder / "plan.json", plan_json(config, data))
+    _write_json(folder / "environment.json", environment())
+    return _train(model, data, state, config, folder, console)
+
+
+def _train(
+    model: Model, data: TrainingData, state: State, config: RunConfig, folder: Path, console: Console
+) -> Outcome:
+    options = config.tune
+    per_epoch = steps_per_epoch(len(data.train), options.batch)
+    steps = total_steps(options, per_epoch)
+    every = max(1, round(options.validate_every * per_epoch))
+    plan = Plan(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        micro_batch=int(options.micro_batch),
+        pad_id=data.pad_id,
+        seed=config.seed,
+        validate_at=frozenset({*range(every, steps + 1, every), steps}) if data.validation else frozenset(),
+    )
+    metrics = folder / "metrics.jsonl"
+    _cut_metrics(metrics, state.progress.step)
+    saved = time.monotonic()
+    finished, record = state.progress.step >= steps, None
+    with (
+        _stop_signals(console) as stop,
+        MemoryMeter(model.device) as meter,
+        metrics.open("a", encoding="utf-8") as lines,
+        show_progress(console, steps, state.progress.step) as show,
+    ):
+        try:
+            for record in train(model, data.train, data.validation, state, options, plan, stop):
+                _note_best(model, state, record, folder, config)
+                memory = {"peak_bytes": meter.peak_bytes, "mapped_bytes": meter.mapped_bytes}
+                lines.write(json.dumps(_line(record) | memory) + "\n")
+                lines.flush()
+                show(record, meter.peak_bytes)
+                if time.monotonic() - saved >= options.checkpoint_every and record.step < steps:
+                    state.save(folder / "checkpoints")
+                    saved = time.monotonic()
+            finished = True
+        except Stopped:
+            console.print(f"stopped after step {state.progress.step} of {steps}; go on with --resume")
+        except TrainingError:
+            state.save(folder / "checkpoints")
+            raise
+        except OSError as error:
+            raise TrainingError(
+                "the run's folder can't be written",
+                where=folder,
+                found=str(error),
+                do="free some disk space and go on with --resume",
+            ) from error
+    state.save(folder / "checkpoints")
+    _save_adapter(model, folder / "adapter-last", config)
+    if state.progress.best_step is None:
+        _save_adapter(model, folder / "adapter", config)
+    return Outcome(
+        folder=folder,
+        steps=state.progress.step,
+        finished=finished,
+        best_loss=state.progress.best_loss,
+        seconds=state.progress.seconds,
+        peak_bytes=meter.peak_bytes,
+        mapped_bytes=meter.mapped_bytes,
+    )
+
+
+def _line(record: StepRecord) -> dict[str, Any]:
+    return {key: value for key, value in asdict(record).items() if value is not None}
+
+
+def _note_best(model: Model, state: State, record: StepRecord, folder: Path, config: RunConfig) -> None:
+    """Keep the adapter whose validation loss is the lowest so far."""
+    loss, progress = record.validation_loss, state.progress
+    if loss is None or not math.isfinite(loss) or (progress.best_loss is not None and loss >= progress.best_loss):
+        return
+    progress.best_loss, progress.best_step = loss, record.step
+    _save_adapter(model, folder / "adapter", config)
+
+
+def _save_adapter(model: Model, folder: Path, config: RunConfig) -> None:
+    try:
+        save_adapter(model.net, folder, config.adapter, config.model, model.fingerprint)
+    except OSError as error:
+        raise TrainingError("the adapter can't be written", where=folder, found=str(error)) from error
+
+
+def _restore(state: State, folder: Path, console: Console) -> None:
+    found = last_checkpoint(folder / "checkpoints")
+    if found is None:
+        console.print("no checkpoint was written yet: the run starts at its first step")
+        return
+    tensors, progress, place, broken = found
+    for path in broken:
+        console.print(f"[yellow]{path.name} is broken and is passed over[/]")
+    state.restore(tensors, Progress(**asdict(progress)))
+    console.print(f"going on from {place.name}")
+
+
+def _cut_metrics(file: Path, step: int) -> None:
+    """Drop the lines of steps after `step`: they are done again."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # the line that was being written when the run was killed
+    part = file.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    flush_to_disk(part)
+    part.replace(file)
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _stop_signals(console: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask the loop to stop at the next micro-batch; a second one stops at once."""
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        console.print("stopping; the state and the adapter are saved (again: stop at once)")
+
+    try:
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs the thread handles signals
+        old = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

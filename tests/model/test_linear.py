@@ -1,0 +1,141 @@
+"""QuantLinear against plain PyTorch on the dequantised weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from halfbyte import kernels
+from halfbyte.config import AdapterConfig
+from halfbyte.formats import QUANTISED, Weights
+from halfbyte.model.linear import QuantLinear, scratch
+
+ROWS, COLUMNS, TOKENS = 48, 100, 7  # columns: no multiple of the blocksize
+
+
+def layer(weights: str, *, bias: bool = True, dropout: float = 0.0) -> QuantLinear:
+    torch.manual_seed(0)
+    dense = torch.randn(ROWS, COLUMNS, dtype=torch.bfloat16) * 0.1
+    frozen = kernels.quantise(dense, weights) if weights in QUANTISED else dense  # type: ignore[arg-type]
+    made = QuantLinear(frozen, torch.randn(ROWS, dtype=torch.bfloat16) if bias else None)
+    made.add_adapter(AdapterConfig(rank=4, alpha=8, dropout=dropout))
+    assert made.lora_B is not None
+    nn.init.normal_(made.lora_B, std=0.1)
+    return made
+
+
+def plain(module: QuantLinear, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Output, adapter leaves and input leaf of the same sum in float32 by autograd."""
+    weight = module.fuse(torch.float32).weight.detach() if module.lora_A is None else base_weight(module)
+    a, b = (p.detach().clone().requires_grad_() for p in (module.lora_A, module.lora_B) if p is not None)
+    leaf = x.detach().float().requires_grad_()
+    y = leaf @ weight.T + module.scaling * (leaf @ a.T) @ b.T
+    if module.bias is not None:
+        y = y + module.bias.float()
+    return y, (a, b), leaf
+
+
+def base_weight(module: QuantLinear) -> Tensor:
+    if isinstance(module.frozen, Tensor):
+        return module.frozen.float()
+    return kernels.dequantise(module.frozen, torch.float32)
+
+
+@pytest.mark.parametrize("weights", ["nf4", "nf4-single", "int8", "bf16"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_equal_a_plain_float32_model(weights: Weights, bias: bool) -> None:
+    module = layer(weights, bias=bias)
+    x = torch.randn(2, TOKENS, COLUMNS)
+    wanted, (a, b), leaf = plain(module, x)
+    grad = torch.randn_like(wanted)
+    wanted.backward(grad)
+
+    mine = x.clone().requires_grad_()
+    y = module(mine)
+    y.backward(grad)
+
+    assert module.lora_A is not None and module.lora_B is not None
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.grad, leaf.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.lora_A.grad, a.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.lora_B.grad, b.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_error_is_at_most_twice_that_of_bf16_pytorch() -> None:
+    module = layer("nf4", bias=False)
+    x = torch.randn(64, COLUMNS)
+    exact, (a, b), leaf = plain(module, x)
+    grad = torch.randn_like(exact)
+    exact.backward(grad)
+
+    weight = kernels.dequantise(module.frozen, torch.bfloat16)  # type: ignore[arg-type]
+    x16 = x.bfloat16().requires_grad_()
+    a16, b16 = (t.detach().clone().requires_grad_() for t in (a, b))
+    y16 = x16 @ weight.T + module.scaling * (x16 @ a16.bfloat16().T) @ b16.bfloat16().T
+    y16.backward(grad.bfloat16())
+
+    mine = x.bfloat16().requires_grad_()
+    y = module(mine)
+    y.backward(grad.bfloat16())
+
+    def error(value: Tensor | None, of: Tensor | None) -> float:
+        assert value is not None and of is not None
+        return float((value.float() - of.float()).norm())
+
+    assert module.lora_A is not None and module.lora_B is not None
+    assert error(y, exact) <= 2 * error(y16, exact)
+    assert error(mine.grad, leaf.grad) <= 2 * error(x16.grad, leaf.grad)
+    assert error(module.lora_A.grad, a.grad) <= 2 * error(a16.grad, a.grad)
+    assert error(module.lora_B.grad, b.grad) <= 2 * error(b16.grad, b.grad)
+
+
+def test_dropout_uses_the_same_mask_forward_and_backward() -> None:
+    module = layer("nf4", bias=False, dropout=0.5).train()
+    assert module.lora_A is not None and module.lora_B is not None
+    x = torch.randn(TOKENS, COLUMNS, requires_grad=True)
+    torch.manual_seed(3)
+    y = module(x)
+    y.sum().backward()
+    torch.manual_seed(3)
+    keep = torch.rand(x.shape) >= 0.5
+    leaf = x.detach().clone().requires_grad_()
+    a, b = module.lora_A.detach().clone().requires_grad_(), module.lora_B.detach().clone().requires_grad_()
+    wanted = leaf @ base_weight(module).T + module.scaling * ((leaf * keep * 2) @ a.T) @ b.T
+    wanted.sum().backward()
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad, leaf.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.lora_A.grad, a.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.lora_B.grad, b.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_as_large_as_the_weight_is_kept_for_backward() -> None:
+    module = layer("nf4", bias=False)
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        module(torch.randn(TOKENS, COLUMNS, requires_grad=True))
+    assert sum(kept) < ROWS * COLUMNS
+
+
+def test_the_scratch_buffer_is_shared_between_layers() -> None:
+    scratch.clear()
+    first, second = layer("nf4"), layer("int8")
+    for module in (first, second):
+        module(torch.randn(TOKENS, COLUMNS))
+    assert [buffer.numel() for buffer in scratch._buffers.values()] == [ROWS * COLUMNS]
+
+
+def test_fuse_gives_back_a_plain_layer() -> None:
+    module = layer("nf4")
+    x = torch.randn(TOKENS, COLUMNS)
+    torch.testing.assert_close(module.fuse(torch.float32)(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+def test_from_base_refuses_a_weight_of_another_shape() -> None:
+    with pytest.raises(ValueError, match="48"):
+        QuantLinear.from_base(nn.Linear(3, 4), torch.zeros(48, 100), None)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from halfbyte.config import RunConfig, describe, load_run, load_task, parse_bytes, to_dict, write_yaml
+from halfbyte.errors import ConfigError
+
+
+def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_defaults_are_those_of_the_contract(folder: Path) -> None:
+    run = load_run(write(folder, "model: org/name\n"))
+    assert run.model == "org/name" and run.weights == "nf4" and run.out == str(folder / "runs" / "run")
+    assert (run.adapter.rank, run.adapter.alpha, run.adapter.targets) == (16, 32, "all")
+    assert (run.tune.batch, run.tune.learning_rate, run.tune.epochs) == (16, 2.0e-4, 3)
+    assert (run.data.learn, run.data.max_tokens, run.data.validation) == ("completion", 1024, 0.05)
+
+
+def test_paths_are_relative_to_the_file_and_hub_ids_stay(folder: Path) -> None:
+    (folder / "local").mkdir()
+    text = "model: local\ndata: {train: train.jsonl, validation: held.csv}\ntask: task.yaml\nout: here\n"
+    run = load_run(write(folder, text))
+    assert run.model == str(folder / "local") and run.data.train == str(folder / "train.jsonl")
+    assert run.data.validation == str(folder / "held.csv") and run.out == str(folder / "here")
+    assert load_run(write(folder, "model: Qwen/Qwen3-0.6B\n")).model == "Qwen/Qwen3-0.6B"
+
+
+def test_a_path_in_set_is_relative_to_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = load_run(write(folder, "model: a/b\n"), ["data.train=x.csv", "tune.learning_rate=1e-3", "adapter.rank=8"])
+    assert run.data.train == str(elsewhere / "x.csv")
+    assert run.tune.learning_rate == 1e-3 and run.adapter.rank == 8
+
+
+def test_yaml_numbers_with_an_exponent_are_numbers(folder: Path) -> None:
+    assert load_run(write(folder, "model: a/b\ntune: {learning_rate: 2e-4}\n")).tune.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: a/b\nmodell: c\n", "unknown key 'modell': did you mean 'model'?"),
+        ("model: a/b\ntune: {epoch: 3}\n", "unknown key 'tune.epoch': did you mean 'epochs'?"),
+        ("model: a/b\ntune: {batch: many}\n", "'tune.batch' must be a whole number, not 'many'"),
+        ("model: a/b\ntune: {batch: 0}\n", "'tune.batch' must be at least 1; it is 0"),
+        ("model: a/b\ntune: {batch: true}\n", "must be a whole number, not True"),
+        ("model: a/b\ntune: {batch: .inf}\n", "must be a whole number"),
+        ("model: a/b\nweights: nf5\n", "'weights' must be one of nf4, nf4-single, int8, bf16, fp32"),
+        ("model: a/b\ntune: 3\n", "'tune' must be a mapping"),
+        ("model: a/b\nmodel: c/d\n", "stands twice"),
+        ("model: [a\n", "no valid YAML"),
+        ("- a\n", "holds no mapping"),
+        ("seed: 1\n", "no model is named"),
+        ("model: !!python/object/apply:os.system ['true']\n", "no valid YAML"),
+    ],
+)
+def test_a_fault_is_one_clear_error(folder: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(write(folder, text))
+    assert said in str(caught.value) and "run.yaml" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_all_faults_are_named_at_once(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(write(folder, "model: a/b\nweigths: nf4\ntune: {warmup: 7}\n"))
+    assert "2 faults" in str(caught.value) and "'weights'" in str(caught.value) and "tune.warmup" in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_said_to_be_that(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_run(folder / "none.yaml")
+    with pytest.raises(ConfigError, match="folder"):
+        load_run(folder)
+
+
+def test_set_needs_an_equals_sign(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        load_run(write(folder, "model: a/b\n"), ["tune.epochs"])
+
+
+def test_what_is_written_is_read_back_the_same(folder: Path) -> None:
+    run = load_run(write(folder, "model: a/b\nadapter: {targets: [q_proj, 'layers.0.*']}\n"))
+    write_yaml(run, folder / "again.yaml")
+    assert load_run(folder / "again.yaml") == run
+    assert yaml.safe_load((folder / "again.yaml").read_text()) == to_dict(run)
+
+
+def test_a_task_needs_data_and_a_name_that_can_be_a_folder(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no test data"):
+        load_task(write(folder, "kind: exact\n", "t.yaml"))
+    with pytest.raises(ConfigError, match="folder's name"):
+        load_task(write(folder, "data: d.csv\nname: ../up\n", "t.yaml"))
+    with pytest.raises(ConfigError, match="needs options"):
+        load_task(write(folder, "data: d.csv\nkind: choice\n", "t.yaml"))
+    assert load_task(write(folder, "data: d.csv\n", "t.yaml")).name == "t"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("7.5 GiB", int(7.5 * 2**30)), ("123", 123), ("1kb", 1000)]
+)
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8 apples", "GB", "-1GB"])
+def test_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(ConfigError, match="no amount of memory"):
+        parse_bytes(text)
+
+
+def test_every_option_has_a_meaning() -> None:
+    rows = list(describe(RunConfig))
+    assert len(rows) > 25 and all(text for _, _, _, text in rows)
