@@ -1,0 +1,77 @@
+"""Batches: in which order items are taken, how a step is cut into micro-batches, and how those are padded.
+
+All of it is a function of the seed and the step's number, so a resumed run needs no more than that number. An epoch
+takes every item once, in an order of its own; its last step holds what is left over. Within a step items are sorted by
+length before they are cut, so that neighbours share their padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from halfbyte.data.encode import Item
+
+IGNORED = -100  # label of a token that the loss does not count
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded items. `labels[b, t]` is the token at t itself (not shifted) or IGNORED."""
+
+    input_ids: Tensor  # int64 [B, T]
+    attention_mask: Tensor  # int64 [B, T]: 1, or 0 for padding
+    labels: Tensor  # int64 [B, T]
+
+
+def steps_per_epoch(items: int, batch: int) -> int:
+    """Optimiser steps that an epoch of `items` items takes."""
+    return -(-items // batch)
+
+
+@lru_cache(maxsize=4)
+def order(items: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A permutation of range(items) for an epoch, the same on every platform.
+
+    The items are sorted by the raw 64-bit words of PCG64(seed, epoch), a stream that NumPy promises never to change
+    (it does not promise that of its shuffles).
+    """
+    words = np.random.PCG64([seed, epoch]).random_raw(items)
+    permutation = np.argsort(words, kind="stable").astype(np.int64)
+    permutation.setflags(write=False)
+    return permutation
+
+
+def step_items(items: int, step: int, batch: int, seed: int) -> list[int]:
+    """The numbers of the items that optimiser step `step` (counted from 0 over all epochs) takes; at most `batch`."""
+    epoch, place = divmod(step, steps_per_epoch(items, batch))
+    taken: list[int] = order(items, seed, epoch)[place * batch : (place + 1) * batch].tolist()
+    return taken
+
+
+def step_batches(items: Sequence[Item], step: int, batch: int, micro_batch: int, pad_id: int, seed: int) -> list[Batch]:
+    """The micro-batches of an optimiser step, the longest items first (so that a lack of memory shows at once)."""
+    chosen = [items[number] for number in step_items(len(items), step, batch, seed)]
+    chosen.sort(key=lambda item: -len(item.ids))
+    return [collate(chosen[start : start + micro_batch], pad_id) for start in range(0, len(chosen), micro_batch)]
+
+
+def collate(items: Sequence[Item], pad_id: int) -> Batch:
+    """One batch of `items`, padded on the right to the longest of them."""
+    shape = (len(items), max(len(item.ids) for item in items))
+    ids = torch.full(shape, pad_id, dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED, dtype=torch.int64)
+    for row, item in enumerate(items):
+        length = len(item.ids)
+        tokens = torch.tensor(item.ids, dtype=torch.int64)
+        ids[row, :length] = tokens
+        mask[row, :length] = 1
+        labels[row, :length] = tokens.masked_fill(~torch.tensor(item.learned), IGNORED)
+    return Batch(ids, mask, labels)

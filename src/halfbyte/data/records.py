@@ -1,0 +1,244 @@
+"""Records: the rows of JSONL, JSON, CSV, Parquet files or of a hub data set, each with the place it came from.
+
+Values stay as they are written: CSV's are texts, JSON's and Parquet's keep their type.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halfbyte.errors import DataError, MissingDependency
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}")
+_SHOWN = 5  # faults that one error spells out
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row: its columns, and the place it came from ("file:line"; a row's number where a file has no lines)."""
+
+    values: dict[str, Any]
+    origin: str
+
+
+def load_records(source: str, *, split: str = "train") -> list[Record]:
+    """Every record of `source`, in order; at least one.
+
+    `source` is a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), a glob of such files (taken in sorted order), or
+    the id of a hub data set: `id`, `id:configuration` or `id:configuration:split` (without one, `split` is taken).
+
+    Raises DataError for what is missing, empty or broken, and MissingDependency where a library is not installed.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inside = sorted(entry.name for entry in path.iterdir())[:10]
+        raise DataError("a folder stands where a data file is expected", where=path, found=", ".join(inside) or "empty",
+                        do=f"name a file, or a glob such as '{path}/*.jsonl'")  # fmt: skip
+    if path.exists():
+        return _from_file(path)
+    if glob.has_magic(source):
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 absolute, too
+        files = [file for file in files if file.is_file()]
+        if not files:
+            raise DataError("no file matches the pattern", where=source, do="check the pattern and the folder")
+        return [record for file in files for record in _from_file(file)]
+    if path.suffix.lower() in _READERS or path.is_absolute() or not _HUB_ID.fullmatch(source):
+        raise _not_found(path)
+    return _from_hub(source, split)
+
+
+def _not_found(path: Path) -> DataError:
+    folder = path.parent
+    if not folder.is_dir():
+        return DataError("there is no such file", where=path, found=f"no folder {folder} either", do="check the path")
+    near = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in _READERS)[:10]
+    found = f"data files there: {', '.join(near)}" if near else "no data file in that folder"
+    return DataError("there is no such file", where=path, found=found, do="check the path")
+
+
+def _from_file(path: Path) -> list[Record]:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError("data files of this kind are not read", where=path, found=path.suffix or "no suffix",
+                        do=f"use one of {', '.join(_READERS)}")  # fmt: skip
+    try:
+        records = reader(path)
+    except UnicodeDecodeError as error:
+        raise DataError("the file is no UTF-8 text", where=path,
+                        found=f"byte {error.object[error.start]:#04x} at offset {error.start}",
+                        do="save it as UTF-8") from None  # fmt: skip
+    except OSError as error:
+        raise DataError("the file can't be read", where=path, found=str(error)) from None
+    if not records:
+        raise DataError("the file holds no record", where=path, found=f"{path.stat().st_size} bytes")
+    return records
+
+
+def _raise_faults(faults: list[str], path: Path, what: str, do: str) -> None:
+    if faults:
+        more = f"\n         and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise DataError(what, where=path, found="\n         ".join(faults[:_SHOWN]) + more, do=do)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _jsonl(path: Path) -> list[Record]:
+    records, faults = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = _JSON.decode(line)
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+            continue
+        if isinstance(value, dict):
+            records.append(Record(value, f"{path}:{number}"))
+        else:
+            faults.append(f"line {number}: {_kind(value)} where an object is expected")
+    _raise_faults(
+        faults, path, "the file is no valid JSONL", 'write one object a line: {"prompt": ..., "completion": ...}'
+    )
+    return records
+
+
+def _json(path: Path) -> list[Record]:
+    """A list of objects; a file of one object a line is taken as JSONL whatever its name says."""
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        whole = _JSON.decode(text)
+    except ValueError as error:
+        if text.lstrip().startswith("{"):
+            return _jsonl(path)
+        raise DataError("the file is no valid JSON", where=path, found=str(error)) from None
+    if not isinstance(whole, list):
+        keys = f" with the keys {', '.join(whole)}" if isinstance(whole, dict) else ""
+        raise DataError("the file holds no list of records", where=path, found=_kind(whole) + keys,
+                        do="write a list of objects, or JSONL: one object a line")  # fmt: skip
+    faults = [
+        f"item {k}: {_kind(v)} where an object is expected" for k, v in enumerate(whole, 1) if not isinstance(v, dict)
+    ]
+    _raise_faults(faults, path, "not every item of the list is an object", "write a list of objects")
+    return [Record(value, f"{path}:{line}") for value, line in zip(whole, _lines_of_items(text), strict=True)]
+
+
+def _lines_of_items(text: str) -> Iterator[int]:
+    """The line on which each item of the JSON list `text` begins; `text` is known to be valid."""
+    position, counted, line = text.index("[") + 1, 0, 1
+    while True:
+        while text[position] in " \t\r\n,":
+            position += 1
+        if text[position] == "]":
+            return
+        line += text.count("\n", counted, position)
+        counted = position
+        yield line
+        _, position = _JSON.raw_decode(text, position)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _csv(path: Path, delimiter: str = ",") -> list[Record]:
+    text = path.read_text(encoding="utf-8-sig")
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        rows = list(_csv_rows(path, text, delimiter))
+    finally:
+        csv.field_size_limit(limit)
+    if not rows:
+        return []
+    header, records, faults = rows[0][1], [], []
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError("two columns have the same name", where=f"{path}:{rows[0][0]}",
+                        found=", ".join(map(repr, twice)), do="give each column a name of its own")  # fmt: skip
+    other = next((mark for mark in (";", "\t") if mark in header[0]), None) if len(header) == 1 else None
+    if other:
+        advice = f"write commas instead of {other!r}" + (", or name the file .tsv" if other == "\t" else "")
+        raise DataError("the columns are not separated by commas", where=f"{path}:{rows[0][0]}", found=header[0],
+                        do=advice)  # fmt: skip
+    for line, fields in rows[1:]:
+        if len(fields) == len(header):
+            records.append(Record(dict(zip(header, fields, strict=True)), f"{path}:{line}"))
+        else:
+            faults.append(f"line {line}: {len(fields)} fields where the header has {len(header)}")
+    _raise_faults(faults, path, "rows and header don't fit together", 'put a text that holds a comma in quotes: "a, b"')
+    return records
+
+
+def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it begins, fields) of every row that is not blank; the header is the first."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError("the file is no valid CSV", where=f"{path}:{line}", found=str(error),
+                            do='double a quote inside a quoted field: "a 3"" pipe"') from None  # fmt: skip
+        if fields:
+            yield line, fields
+
+
+def _parquet(path: Path) -> list[Record]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingDependency("Parquet files need the library pyarrow", where=path, found="it is not installed",
+                                do="pip install 'halfbyte[data]'") from None  # fmt: skip
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError("the file is no valid Parquet", where=path, found=str(error).split("\n")[0]) from None
+    return [Record(values, f"{path}:{number}") for number, values in enumerate(rows, 1)]
+
+
+_READERS: dict[str, Callable[[Path], list[Record]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": lambda path: _csv(path, "\t"),
+    ".parquet": _parquet,
+}
+
+
+def _from_hub(source: str, split: str) -> list[Record]:
+    name, configuration, part = [*source.split(":"), "", ""][:3]
+    split = part or split
+    try:
+        import datasets
+    except ImportError:
+        raise MissingDependency("data sets of the hub need the library datasets", where=source,
+                                found="it is not installed, and there is no file of that name",
+                                do="pip install 'halfbyte[data]', or check the path") from None  # fmt: skip
+    try:
+        rows = datasets.load_dataset(name, configuration or None, split=split)
+    except Exception as error:  # the library raises what its parts raise: OSErrors, ValueErrors, errors of the network
+        text = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError("neither a file nor a hub data set of this name can be opened", where=source, found=text,
+                        do="check the path; a data set is named id, id:configuration or id:configuration:split"
+                        ) from None  # fmt: skip
+    records = [Record(dict(row), f"{name}:{split}:{number}") for number, row in enumerate(rows, 1)]
+    if not records:
+        raise DataError("the data set holds no record", where=source, found=f"split {split}")
+    return records
