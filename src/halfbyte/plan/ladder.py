@@ -1,0 +1,360 @@
+"""The plan of a model and a run: what it weighs in each format, and what each phase needs at its peak.
+
+Two kinds of numbers, never mixed: what shapes decide (weights, constants, adapter, gradients, optimiser) is exact to
+the byte; what the code allocates while it runs is modelled in `activations.py`. What can't be said is None, with the
+reason in `unknown`. Peaks count as they are measured elsewhere in the project: anonymous and shared memory and dirty
+pages; the clean pages of the memory-mapped weights stand apart as `mapped_bytes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from halfbyte.config import AdapterConfig, parse_bytes
+from halfbyte.errors import ConfigError, nearest
+from halfbyte.formats import (
+    BLOCKSIZE,
+    NESTED_BLOCKSIZE,
+    QUANTISED,
+    WEIGHTS,
+    PackedBytes,
+    Weights,
+    packed_bytes,
+)
+from halfbyte.plan import activations
+from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
+from halfbyte.plan.inventory import Inventory, take_inventory
+from halfbyte.plan.machine import this_machine
+from halfbyte.plan.shapes import TensorSpec
+from halfbyte.targets import select_targets
+
+SEQUENCE, BATCH, EVALUATION_BATCH = 512, 1, 16  # defaults: tokens, items trained at once, items evaluated at once
+NO_SECONDS = "seconds: unknown, because this machine's speed has not been calibrated"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The need of one phase in bytes. `parts` sum to `peak_bytes`; a None in them makes the peak None."""
+
+    parts: dict[str, int | None]
+    mapped_bytes: int | None
+    seconds: float | None = None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        sizes = list(self.parts.values())
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"peak_bytes": self.peak_bytes, "mapped_bytes": self.mapped_bytes, "seconds": self.seconds,
+                "parts": self.parts}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All bytes; `to_json` gives the object that `halfbyte plan --json` prints."""
+
+    model: str
+    source: str
+    settings: dict[str, Any]
+    parameters: int | None
+    linear_parameters: int
+    linear_layers: int
+    expert_parameters: int
+    weights_bytes: dict[str, int | None]
+    constants_bytes: dict[str, int]
+    tables_bytes: dict[str, int]
+    json_bytes: dict[str, int]
+    adapter_parameters: int
+    adapter_layers: int
+    memory_bytes: int | None
+    phases: dict[str, Phase]
+    fits: bool | None
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    packed: str | None = None
+
+    @property
+    def adapter_bytes(self) -> int:
+        return 4 * self.adapter_parameters
+
+    @property
+    def gradient_bytes(self) -> int:
+        return 4 * self.adapter_parameters
+
+    @property
+    def optimiser_bytes(self) -> int:
+        return 8 * self.adapter_parameters
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {**asdict(self), "phases": {name: phase.to_json() for name, phase in self.phases.items()}}
+        late = {name: fields.pop(name) for name in ("memory_bytes", "phases", "fits", "reasons", "notes", "unknown")}
+        exact = {"adapter_bytes": self.adapter_bytes, "gradient_bytes": self.gradient_bytes,
+                 "optimiser_bytes": self.optimiser_bytes}  # fmt: skip
+        return {"schema": 1, **fields, **exact, **late}
+
+
+def plan_model(
+    name_or_path: str,
+    *,
+    rank: int = AdapterConfig.rank,
+    targets: str | Sequence[str] = AdapterConfig.targets,
+    weights: str = "nf4",
+    sequence: int = SEQUENCE,
+    batch: int = BATCH,
+    memory: str | int | None = None,
+    recompute: int | str = "auto",
+    evaluation_batch: int = EVALUATION_BATCH,
+) -> Plan:
+    """Plan a local folder or a model of the catalogue, without torch and without reading weights.
+
+    `rank` and `targets` describe the adapter, `weights` the format that runs, `sequence` the longest item in tokens,
+    `batch` the items computed at once, `memory` what the run may take (bytes, or "8GB"; None or "auto": what is free
+    here), `recompute` the number of layers whose activations are computed again ("auto": as few as fit).
+
+    Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
+    CheckpointError for a folder that can't be read.
+    """
+    _check(rank=rank, sequence=sequence, batch=batch, evaluation_batch=evaluation_batch)
+    known: dict[str, Weights] = {name: name for name in WEIGHTS}
+    if weights not in known:
+        raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
+    inventory = take_inventory(name_or_path)
+    available = _memory(memory)
+    return make_plan(inventory, rank, targets, known[weights], sequence, batch, available, recompute, evaluation_batch)
+
+
+def make_plan(
+    inventory: Inventory,
+    rank: int,
+    targets: str | Sequence[str],
+    weights: Weights,
+    sequence: int,
+    batch: int,
+    memory_bytes: int | None,
+    recompute: int | str,
+    evaluation_batch: int,
+) -> Plan:
+    """The plan of an inventory; as `plan_model`, with everything looked up."""
+    linears = inventory.linears
+    chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
+    adapter = sum(rank * (linears[name][0] + linears[name][1]) for name in chosen)
+    info = shape_info(inventory.config, rank=rank, targets=targets)
+    packed = {format_: _packed(format_, linears.values()) for format_ in QUANTISED}
+    weights_bytes = _weights_bytes(inventory, packed)
+    constants = {format_: total.constants for format_, total in packed.items()}
+    mapped = _mapped(weights, weights_bytes, constants)
+    fixed = {"runtime": RUNTIME_BYTES, "adapter": 4 * adapter}
+    training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": _scratch(weights, linears)}
+    layers, why = _recompute(info, recompute, batch, sequence, memory_bytes, sum(training.values()))
+    b = 4 if weights == "fp32" else 2
+    phases = {
+        "pack": _packing(inventory, weights),
+        "open": Phase({"runtime": RUNTIME_BYTES}, mapped),
+        "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, sequence, b),
+                           "scratch": training["scratch"]}, mapped),
+        "tune": Phase({**training, **_training(info, batch, sequence, layers, b)}, mapped),
+    }  # fmt: skip
+    unknown = dict(inventory.unknown)
+    if info.dims is None:
+        unknown.setdefault("activations", info.unknown)
+    fits, reasons = _verdict(phases, memory_bytes, unknown)
+    experts = sum(spec.count for spec in inventory.tensors if spec.kind == "expert")
+    return Plan(
+        model=inventory.name,
+        source=inventory.where,
+        settings={"weights": weights, "rank": rank, "targets": targets if isinstance(targets, str) else list(targets),
+                  "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch, "recompute": layers,
+                  "layers": info.layers},
+        parameters=inventory.parameters,
+        linear_parameters=sum(rows * columns for rows, columns in linears.values()),
+        linear_layers=len(linears),
+        expert_parameters=experts,
+        weights_bytes=weights_bytes,
+        constants_bytes=_json_keys(constants),
+        tables_bytes=_json_keys({format_: total.tables for format_, total in packed.items()}),
+        json_bytes=_json_keys({format_: _state_bytes(format_, linears.values()) for format_ in QUANTISED}),
+        adapter_parameters=adapter,
+        adapter_layers=len(chosen),
+        memory_bytes=memory_bytes,
+        phases=phases,
+        fits=fits,
+        reasons=[*reasons, why, NO_SECONDS],
+        notes=[*inventory.notes, *_kept(inventory, experts, weights)],
+        unknown=unknown,
+        packed=inventory.packed,
+    )  # fmt: skip
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name.replace('_', ' ')} must be a whole number of at least 1", found=repr(value))
+
+
+def _memory(memory: str | int | None) -> int | None:
+    if isinstance(memory, int):
+        return memory
+    if memory is None or memory == "auto":
+        return this_machine(cuda=False).available_bytes
+    return parse_bytes(memory)
+
+
+def _packed(weights: Weights, matrices: Iterable[tuple[int, int]]) -> PackedBytes:
+    """The bytes of all matrices together, each of them packed by itself."""
+    parts = [packed_bytes(weights, rows, columns) for rows, columns in matrices]
+    return PackedBytes(
+        codes=sum(part.codes for part in parts),
+        absmax=sum(part.absmax for part in parts),
+        nested_absmax=sum(part.nested_absmax for part in parts),
+        tables=sum(part.tables for part in parts),
+    )
+
+
+def _weights_bytes(inventory: Inventory, packed: dict[Weights, PackedBytes]) -> dict[str, int | None]:
+    """fp32 and bf16 in full; int8 and nf4 as codes and the 16-bit rest, without the constants."""
+    total = inventory.parameters
+    if total is None:
+        return {"fp32": None, "bf16": None, "int8": None, "nf4": None}
+    rest = 2 * (total - sum(rows * columns for rows, columns in inventory.linears.values()))
+    return {"fp32": 4 * total, "bf16": 2 * total, "int8": packed["int8"].codes + rest,
+            "nf4": packed["nf4"].codes + rest}  # fmt: skip
+
+
+def _mapped(weights: Weights, weights_bytes: dict[str, int | None], constants: dict[Weights, int]) -> int | None:
+    """What is memory-mapped while a model in the format `weights` is in use."""
+    base = weights_bytes["nf4" if weights == "nf4-single" else weights]
+    return None if base is None else base + constants.get(weights, 0)
+
+
+def _json_keys(values: dict[Weights, int]) -> dict[str, int]:
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _state_bytes(weights: Weights, matrices: Iterable[tuple[int, int]]) -> int:
+    """About what the quant states take in the file: JSON for 4 bits (the digits of the offset vary), a byte for 8."""
+    total = 0
+    for rows, columns in matrices:
+        if weights == "int8":
+            total += 1
+            continue
+        state = {"quant_type": "nf4", "blocksize": BLOCKSIZE, "dtype": "bfloat16", "shape": [rows, columns]}
+        if weights == "nf4":
+            state |= {"nested_blocksize": NESTED_BLOCKSIZE, "nested_dtype": "float32", "nested_offset": 1 / 60}
+        total += len(json.dumps(state))
+    return total
+
+
+def _largest(inventory: Inventory) -> int:
+    """The largest tensor in bytes, as the file or the built model holds it."""
+    built = max((2 * spec.count for spec in inventory.tensors), default=0)
+    return max(built, inventory.largest_stored_bytes or 0)
+
+
+def _packing(inventory: Inventory, weights: Weights) -> Phase:
+    """Tensors are read from the mapped file and packed one at a time; twice the largest is the most that stands."""
+    if weights not in QUANTISED or inventory.packed is not None:
+        return Phase({}, 0)  # nothing is packed
+    largest = _largest(inventory)
+    return Phase({"runtime": RUNTIME_BYTES, "tensors": 2 * largest}, largest)
+
+
+def _scratch(weights: Weights, linears: dict[str, tuple[int, int]]) -> int:
+    """The buffer for one unpacked matrix, which all layers share."""
+    if weights not in QUANTISED:
+        return 0
+    return 2 * max((rows * columns for rows, columns in linears.values()), default=0)
+
+
+def _training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
+    if info.dims is None:
+        return {"activations": None, "logits": None}
+    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b)
+    return {"activations": kept, "logits": logits if info.dims.vocabulary else None}
+
+
+def _evaluation(info: ShapeInfo, batch: int, sequence: int, b: int) -> dict[str, int | None]:
+    if info.dims is None:
+        return {"kv_cache": None, "activations": None, "logits": None}
+    parts: dict[str, int | None] = {**activations.evaluation_bytes(info, batch, sequence, b)}
+    return parts if info.dims.vocabulary else {**parts, "logits": None}
+
+
+def _recompute(
+    info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int
+) -> tuple[int, str]:
+    """The number of layers to recompute, and why."""
+    if isinstance(recompute, int):
+        layers = min(recompute, info.layers)
+        return layers, f"recomputation: {layers} of {info.layers} layers, as asked"
+    if info.dims is None or info.dims.vocabulary is None:
+        return info.layers, "recomputation: every layer, the careful choice where the need is unknown"
+    if memory_bytes is None:
+        return info.layers, "recomputation: every layer, because this system does not tell how much memory is free"
+    for layers in range(info.layers + 1):
+        if fixed + sum(activations.training_bytes(info, batch, sequence, layers)) <= memory_bytes:
+            few = "none is needed" if layers == 0 else f"{layers} of {info.layers} layers, the fewest that fit"
+            return layers, f"recomputation: {few}"
+    return info.layers, "recomputation: every layer, and even so the run does not fit"
+
+
+def _verdict(
+    phases: dict[str, Phase], memory_bytes: int | None, unknown: dict[str, str]
+) -> tuple[bool | None, list[str]]:
+    """Whether every phase fits, and a reason for each."""
+    if memory_bytes is None:
+        return None, ["fits: unknown, because this system does not tell how much memory is free; give --memory"]
+    reasons: list[str] = []
+    verdicts: list[bool | None] = []
+    for name, phase in phases.items():
+        peak = phase.peak_bytes
+        if not phase.parts:
+            reasons.append(f"{name}: nothing to do, the weights are used as they are stored")
+            continue
+        if peak is None:
+            verdicts.append(None)
+            reasons.append(f"{name}: {unknown.get('activations') or unknown.get('vocabulary') or 'unknown'}")
+            continue
+        verdicts.append(peak <= memory_bytes)
+        words = f"{name} needs {gb(peak)}, {gb(memory_bytes)} are there"
+        words += ": fits" if peak <= memory_bytes else f": does not fit, {gb(peak - memory_bytes)} too much"
+        mapped = phase.mapped_bytes
+        if peak <= memory_bytes and mapped is not None and peak + mapped > memory_bytes:
+            words += f", but the {gb(mapped)} of mapped weights do not stay in memory beside it: slow, read from disk"
+        reasons.append(words)
+    return (False if False in verdicts else None if None in verdicts else True), reasons
+
+
+def _kept(inventory: Inventory, experts: int, weights: Weights) -> list[str]:
+    """What stays in 16 bits although it is large, by name; and a format that the checkpoint does not offer."""
+    notes = []
+    if inventory.packed is not None and inventory.packed != weights:
+        notes.append(f"the checkpoint is packed as {inventory.packed} and can't be repacked: for {weights}, start from "
+                     "the 16-bit checkpoint")  # fmt: skip
+    if experts:
+        names = [spec.name for spec in inventory.tensors if spec.kind == "expert"]
+        notes.append(f"{experts:,} parameters ({gb(2 * experts)}) are experts ({names[0]}, ...), which transformers "
+                     "fuses into one tensor: no linear layers, they stay in 16 bits in every format")  # fmt: skip
+    others = [spec for spec in inventory.tensors if spec.kind == "other" and spec.count > 1_000_000]
+    if others:
+        size = sum(spec.count for spec in others)
+        notes.append(f"{size:,} parameters ({gb(2 * size)}) are no linear layers of the blocks ({_most(others)}): "
+                     "they stay in 16 bits")  # fmt: skip
+    return notes
+
+
+def _most(specs: list[TensorSpec]) -> str:
+    return max(specs, key=lambda spec: spec.count).name + (", ..." if len(specs) > 1 else "")
+
+
+def gb(size: int) -> str:
+    """A size for people: decimal, three digits or so."""
+    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            value = size / scale
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{size} B"
