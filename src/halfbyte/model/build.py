@@ -47,6 +47,7 @@ class Model:
     device: torch.device
     device_reason: str
     fingerprint: str  # of the checkpoint
+    path: Path  # of the checkpoint that was named
     adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
@@ -103,12 +104,20 @@ class Model:
             layer.gradient_checkpointing = index < count
             layer._gradient_checkpointing_func = _checkpointed
 
+    def targeted(self, config: AdapterConfig) -> list[QuantLinear]:
+        """The layers that `config` names. Raises ConfigError when a target matches nothing."""
+        layers = quant_linears(self.net)
+        return [layers[name] for name in targets.select_targets(config.targets, list(layers))]
+
+    def adapter_parameters(self, config: AdapterConfig) -> int:
+        """How many parameters an adapter of `config` has."""
+        return sum(config.rank * (layer.in_features + layer.out_features) for layer in self.targeted(config))
+
     def add_adapter(self, config: AdapterConfig, seed: int = 0) -> None:
         """Give the targeted layers a fresh LoRA pair. Raises ConfigError when a target matches nothing."""
-        layers = quant_linears(self.net)
         generator = torch.Generator().manual_seed(seed)
-        for name in targets.select_targets(config.targets, list(layers)):
-            layers[name].add_adapter(config, generator)
+        for layer in self.targeted(config):
+            layer.add_adapter(config, generator)
         self.adapter = config
 
 
@@ -183,6 +192,7 @@ def load_model(
         device=where,
         device_reason=reason,
         fingerprint=source.fingerprint,
+        path=source.path,
     )
     if isinstance(adapter, AdapterConfig):
         made.add_adapter(adapter, seed)

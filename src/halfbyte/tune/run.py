@@ -26,8 +26,7 @@ from rich.console import Console
 
 from halfbyte.config import RunConfig, build, read_yaml, to_dict, write_yaml
 from halfbyte.data.batches import steps_per_epoch
-from halfbyte.data.dataset import TrainingData, load_training
-from halfbyte.data.show import first_example
+from halfbyte.data.dataset import TrainingData
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, TrainingError
 from halfbyte.memory import MemoryMeter
@@ -51,8 +50,8 @@ class Outcome:
     finished: bool
     best_loss: float | None
     seconds: float
-    peak_bytes: int
-    mapped_bytes: int
+    peak_bytes: int | None
+    mapped_bytes: int | None
 
 
 def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
@@ -103,41 +102,28 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def run_training(
     model: Model,
+    data: TrainingData,
     config: RunConfig,
-    choose: Callable[[TrainingData], tuple[int, int, str]],
-    plan_json: Callable[[RunConfig, TrainingData], dict[str, Any]],
+    plan_json: Callable[[RunConfig], dict[str, Any]],
     *,
     resume: bool = False,
     console: Console | None = None,
 ) -> Outcome:
-    """Train `model` as `config` says, in the folder that `prepare_folder` made.
+    """Train `model` on `data` as `config` says, in the folder that `prepare_folder` made.
 
-    `choose` gives micro-batch, layers to recompute and the reason, where the configuration leaves them open;
-    `plan_json` what the run will need. Raises DataError, ConfigError, TrainingError.
+    Micro-batch and recomputation must be settled; `plan_json` gives what the run will need. A model without an adapter
+    gets a fresh one. Raises TrainingError.
     """
     console = console or Console(stderr=True)
     folder = Path(config.out)
-    data = load_training(config.data, model.tokenizer, config.seed)
-    console.print(data.describe())
-    console.print(first_example(data.train[0], model.tokenizer))
     if model.adapter is None:
         model.add_adapter(config.adapter, config.seed)
-    if "auto" in (config.tune.micro_batch, config.tune.recompute):
-        micro_batch, recompute, reason = choose(data)
-        if config.tune.micro_batch != "auto":
-            micro_batch = int(config.tune.micro_batch)
-        if config.tune.recompute != "auto":
-            recompute = int(config.tune.recompute)
-        config = dataclasses.replace(
-            config, tune=dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute)
-        )
-        console.print(f"micro-batch {micro_batch}, {recompute} layers recomputed: {reason}")
     model.recompute(int(config.tune.recompute))
     state = State(model.parameters_to_train(), config.tune)
     if resume:
         _restore(state, folder, console)
     write_yaml(config, folder / "run.yaml")
-    _write_json(folder / "plan.json", plan_json(config, data))
+    _write_json(folder / "plan.json", plan_json(config))
     _write_json(folder / "environment.json", environment())
     return _train(model, data, state, config, folder, console)
 
@@ -163,7 +149,7 @@ def _train(
     finished, record = state.progress.step >= steps, None
     with (
         _stop_signals(console) as stop,
-        MemoryMeter(model.device) as meter,
+        MemoryMeter() as meter,
         metrics.open("a", encoding="utf-8") as lines,
         show_progress(console, steps, state.progress.step) as show,
     ):

@@ -1,0 +1,140 @@
+"""Models of every family: what is built computes what transformers computes on the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from halfbyte.config import AdapterConfig
+from halfbyte.errors import CheckpointError, ConfigError
+from halfbyte.model.adapter import quant_linears
+from halfbyte.model.build import Model, choose_device, load_model
+from halfbyte.model.loss import next_token_loss
+from tests.tiny import FAMILIES, tiny_checkpoint
+
+IDS = torch.tensor([[3, 17, 40, 9, 77, 5, 102, 31, 8, 64], [7, 7, 81, 200, 12, 90, 3, 45, 6, 11]])
+
+
+def plain(model: Model, source: Path) -> Any:
+    """transformers' own model in float32, holding the very weights that `model` dequantises, adapter merged."""
+    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
+    for name, layer in quant_linears(model.net).items():
+        net.set_submodule(name, layer.fuse(torch.float32))
+    return net.eval()
+
+
+def logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(model.hidden(ids))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("weights", ["nf4", "int8", "fp32"])
+def test_logits_equal_transformers_on_the_dequantised_weights(family: str, weights: Any, folder: Path) -> None:
+    source = tiny_checkpoint(family, folder / "model", dtype="float32")
+    model = load_model(str(source), weights=weights)
+    model.net.float()
+    for layer in quant_linears(model.net).values():
+        assert layer.bias is None or layer.bias.dtype == torch.float32
+    reference = plain(model, source)
+    for name, parameter in reference.named_parameters():  # what is not quantised was rounded to bf16 by packing
+        if name.rpartition(".")[0] not in quant_linears(model.net):
+            parameter.data = model.net.get_parameter(name).data.clone()
+    with torch.no_grad():
+        wanted = reference(IDS).logits
+    torch.testing.assert_close(logits(model, IDS), wanted, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_adapter_gradients_equal_a_plain_float32_model(family: str, folder: Path) -> None:
+    source = tiny_checkpoint(family, folder / "model", dtype="float32")
+    model = load_model(str(source), weights="nf4", adapter=AdapterConfig(rank=4))
+    model.net.float()
+    layers = quant_linears(model.net)
+    for layer in layers.values():
+        assert layer.lora_B is not None
+        torch.nn.init.normal_(layer.lora_B, std=0.05)
+
+    merged = {name: layer.fuse(torch.float32).weight.detach().requires_grad_() for name, layer in layers.items()}
+    reference = plain(model, source)
+    for name, weight in merged.items():
+        reference.get_submodule(name).weight = torch.nn.Parameter(weight)
+    for name, parameter in reference.named_parameters():
+        if name.rpartition(".")[0] not in layers:
+            parameter.data = model.net.get_parameter(name).data.clone()
+    wanted = reference(IDS, labels=IDS).loss
+    wanted.backward()
+
+    for recompute in (0, len(model.layers())):
+        model.recompute(recompute)
+        model.net.train()
+        model.net.zero_grad()
+        loss = next_token_loss(model.hidden(IDS), IDS, model.logits) / (IDS[:, 1:].numel())
+        loss.backward()
+        torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-5)
+        for name, layer in layers.items():
+            assert layer.lora_A is not None and layer.lora_B is not None
+            grad = reference.get_submodule(name).weight.grad  # dL/dW; the chain rule gives those of A and B
+            b_wanted = layer.scaling * grad @ layer.lora_A.detach().T
+            a_wanted = layer.scaling * layer.lora_B.detach().T @ grad
+            torch.testing.assert_close(layer.lora_B.grad, b_wanted, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(layer.lora_A.grad, a_wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_mapped_model_holds_no_copy_of_its_weights(folder: Path) -> None:
+    source = tiny_checkpoint("llama", folder / "model")
+    model = load_model(str(source), weights="bf16")
+    stored = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    for name, layer in quant_linears(model.net).items():
+        assert isinstance(layer.frozen, torch.Tensor)
+        assert torch.equal(layer.frozen, stored.get_submodule(name).weight)
+
+
+def test_targets_are_chosen_and_a_target_that_matches_nothing_lists_what_there_is(folder: Path) -> None:
+    source = str(tiny_checkpoint("llama", folder / "model"))
+    model = load_model(source, adapter=AdapterConfig(targets="attention"))
+    adapted = {name.rpartition(".")[2] for name, layer in quant_linears(model.net).items() if layer.lora_A is not None}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    with pytest.raises(ConfigError, match="gate_proj"):
+        load_model(source, adapter=AdapterConfig(targets=["w1"]))
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_seeded(folder: Path) -> None:
+    source = str(tiny_checkpoint("llama", folder / "model"))
+    base = logits(load_model(source), IDS)
+    first, second = (load_model(source, adapter=AdapterConfig(), seed=1) for _ in range(2))
+    assert torch.equal(logits(first, IDS), base)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.parameters_to_train().values(), second.parameters_to_train().values(), strict=True)
+    )
+    other = load_model(source, adapter=AdapterConfig(), seed=2)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(first.parameters_to_train().values(), other.parameters_to_train().values(), strict=True)
+    )
+
+
+def test_the_device_is_chosen_with_its_reason() -> None:
+    device, reason = choose_device("auto")
+    assert device.type in ("cpu", "cuda") and "CUDA device" in reason
+    assert choose_device("cpu") == (torch.device("cpu"), "asked for")
+    with pytest.raises(ConfigError, match="unknown device"):
+        choose_device("gpu7")
+    with pytest.raises(ConfigError, match="not supported"):
+        choose_device("mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="not there"):
+            choose_device("cuda")
+
+
+def test_a_tokenizer_that_is_too_large_or_missing_is_an_error(folder: Path) -> None:
+    source = tiny_checkpoint("llama", folder / "model")
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        load_model(str(source), weights="bf16")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from halfbyte.config import TuneConfig
+from halfbyte.errors import TrainingError
+from halfbyte.tune.state import Progress, State, checkpoints, last_checkpoint
+
+
+def state(seed: int = 0) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {name: nn.Parameter(torch.randn(3, 4, generator=generator)) for name in ("a", "b")}
+    return State(parameters, TuneConfig(learning_rate=0.1, weight_decay=0.01))
+
+
+def step(of: State, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in of.parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    of.optimiser.step()
+    of.progress.step += 1
+
+
+def test_a_restored_state_goes_on_bit_for_bit(folder: Path) -> None:
+    first = state()
+    for seed in range(3):
+        step(first, seed)
+    first.progress.best_loss, first.progress.best_step = 1.5, 2
+    first.save(folder)
+    found = last_checkpoint(folder)
+    assert found is not None
+    tensors, progress, place, broken = found
+    assert place.name == "step-000003" and not broken and progress.best_loss == 1.5
+
+    second = state(seed=9)
+    second.restore(tensors, progress)
+    for seed in range(3, 6):
+        step(first, seed)
+        step(second, seed)
+    for name, parameter in first.parameters.items():
+        assert torch.equal(parameter, second.parameters[name])
+
+
+def test_a_state_without_moments_yet_can_be_saved(folder: Path) -> None:
+    state().save(folder)
+    found = last_checkpoint(folder)
+    assert found is not None and found[1].step == 0
+    state(seed=1).restore(found[0], found[1])
+
+
+def test_only_the_last_two_stay_and_a_broken_one_is_passed_over(folder: Path) -> None:
+    made = state()
+    for seed in range(4):
+        step(made, seed)
+        made.save(folder)
+    assert [place.name for place in checkpoints(folder)] == ["step-000003", "step-000004"]
+    (folder / "step-000004" / "state.safetensors").write_bytes(b"cut")
+    found = last_checkpoint(folder)
+    assert found is not None and found[1].step == 3 and [p.name for p in found[3]] == ["step-000004"]
+    (folder / "step-000003" / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match="no checkpoint can be read"):
+        last_checkpoint(folder)
+
+
+def test_a_half_written_checkpoint_does_not_count(folder: Path) -> None:
+    made = state()
+    step(made, 0)
+    made.save(folder)
+    (folder / ".step-000002.part").mkdir()
+    found = last_checkpoint(folder)
+    assert found is not None and found[1].step == 1
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
+    state().save(folder)
+    found = last_checkpoint(folder)
+    assert found is not None
+    other = State({"c": nn.Parameter(torch.zeros(2))}, TuneConfig())
+    with pytest.raises(TrainingError, match="another adapter"):
+        other.restore(found[0], Progress())
+
+
+def test_no_checkpoint_is_none(folder: Path) -> None:
+    assert last_checkpoint(folder / "none") is None
