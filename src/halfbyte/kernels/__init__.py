@@ -1,0 +1,122 @@
+"""Quantising and dequantising matrices. An op has a folder; its implementations have one signature and one test.
+
+`choose` says which implementation runs and why: `cpu` (cpu.cpp, native) or `reference` (plain PyTorch, every device).
+Both give the same bits, which are those of bitsandbytes' CPU backend.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import CheckpointError
+from halfbyte.formats import QUANTISED, Weights
+from halfbyte.kernels import native
+from halfbyte.kernels.choice import Choice, choose
+from halfbyte.kernels.dequantise import reference as _decode
+from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
+from halfbyte.kernels.quantise import reference as _encode
+
+__all__ = ["Choice", "Int8Weight", "NF4Weight", "PackedWeight", "choose", "dequantise", "quantise"]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@torch.no_grad()
+def quantise(weight: Tensor, weights: Weights, *, name: str = "") -> PackedWeight:
+    """`weight` [out, in], bf16, fp16 or fp32, in the format `weights`: "nf4", "nf4-single" or "int8".
+
+    Beside the result it needs some MB, and with double quantisation the absmax values in fp32 (n / 16 bytes); a
+    weight that is not contiguous is copied. The offset of double quantisation is torch's mean over all absmax values
+    and depends, in its last bits, on torch's number of threads. Methods: see `halfbyte.formats`.
+
+    Raises CheckpointError, with `name`, for a tensor that is no matrix of these types, for NaN and infinity, for
+    magnitudes over 65504 in int8 (it passes through fp16), and for an offset that overflows fp32.
+    """
+    if weights not in QUANTISED:
+        raise ValueError(f"{weights!r} is no quantised format; there are {QUANTISED}")
+    if weight.ndim != 2 or weight.numel() == 0 or weight.dtype not in DTYPES:
+        raise CheckpointError("only a matrix of bf16, fp16 or fp32 can be quantised", where=name,
+                              found=f"{weight.dtype} {list(weight.shape)}")  # fmt: skip
+    weight = weight.detach().contiguous()
+    shape, isa = (weight.shape[0], weight.shape[1]), choose(weight.device).isa
+    if weights == "int8":
+        made = native.quantise_int8(weight, isa) if isa else _encode.quantise_int8(weight)
+        if made is None:
+            _refuse(weight, weights, name)
+        return Int8Weight(shape, *made)
+    made = native.quantise_nf4(weight, isa) if isa else _encode.quantise_nf4(weight)
+    if made is None:
+        _refuse(weight, weights, name)
+    codes, absmax = made
+    if weights == "nf4-single":
+        return NF4Weight(shape, codes, absmax)
+    offset = absmax.mean().item()
+    if offset == float("inf"):
+        raise CheckpointError("the weights are too large for double quantisation: the mean absmax overflows fp32",
+                              where=name, do="quantise with weights: nf4-single")  # fmt: skip
+    absmax_codes, nested = (native if isa else _encode).quantise_absmax(absmax, offset)
+    return NF4Weight(shape, codes, absmax_codes, nested, offset)
+
+
+@torch.no_grad()
+def dequantise(
+    packed: PackedWeight,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+) -> Tensor:
+    """The matrix [out, in] as `dtype` (bf16, fp16 or fp32), or its rows first..last ([last - first, in]).
+
+    `out`, if given, is written and returned; it has that shape and type, is contiguous and lies on the same device.
+    """
+    first, last = rows if rows is not None else (0, packed.shape[0])
+    columns = packed.shape[1]
+    if dtype not in DTYPES:
+        raise ValueError(f"{dtype} is no type to dequantise to; there are {DTYPES}")
+    if not 0 <= first <= last <= packed.shape[0]:
+        raise ValueError(f"rows {first}..{last} are not within 0..{packed.shape[0]}")
+    if out is None:
+        out = torch.empty((last - first, columns), dtype=dtype, device=packed.device)
+    elif out.shape != (last - first, columns) or out.dtype != dtype or out.device != packed.device:
+        raise ValueError(f"out is {out.dtype} {list(out.shape)} on {out.device}, "
+                         f"not {dtype} {[last - first, columns]} on {packed.device}")  # fmt: skip
+    elif not out.is_contiguous():
+        raise ValueError("out is not contiguous")
+    if first == last:
+        return out
+    isa = choose(packed.device).isa
+    if isinstance(packed, Int8Weight):
+        if isa:
+            native.dequantise_int8(packed, first, last, out, isa)
+        else:
+            _decode.dequantise_int8(packed, first, last, out)
+    elif isa:
+        native.dequantise_nf4(packed, first * columns, last * columns, out, isa)
+    else:
+        _decode.dequantise_nf4(packed, first * columns, last * columns, out.view(-1))
+    return out
+
+
+def _refuse(weight: Tensor, weights: Weights, name: str) -> NoReturn:
+    """Say what it is in `weight` that an encoder gave up on."""
+    flat, step = weight.view(-1), _encode.chunk(weight.device)
+    counts, first = {"NaN": 0, "infinite": 0, "over 65504 in magnitude": 0}, -1
+    for start in range(0, flat.numel(), step):
+        part = flat[start : start + step]
+        nan, infinite = part.isnan(), part.isinf()
+        large = (part.abs() > _encode.F16_MAX) & ~infinite if weights == "int8" else torch.zeros_like(nan)
+        for kind, faulty in zip(counts, (nan, infinite, large), strict=True):
+            counts[kind] += int(faulty.sum())
+        bad = nan | infinite | large
+        if first < 0 and bad.any():
+            first = start + int(bad.int().argmax())
+    row, column = divmod(first, weight.shape[1])
+    what, do = "not all weights are finite", "the checkpoint is damaged, or its training diverged: use another"
+    if not counts["NaN"] and not counts["infinite"]:
+        what, do = "these weights are too large for int8, which passes through fp16", "quantise with weights: nf4"
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    found = f"{listed} among {flat.numel()} weights; the first in row {row}, column {column}"
+    raise CheckpointError(what, where=name, found=found, do=do)

@@ -1,0 +1,42 @@
+"""Builds the native kernels: one shared library of every kernels/*/cpu.cpp, loaded by ctypes (kernels/native.py).
+
+It needs no PyTorch headers, so one build serves every torch. It is optional: without a compiler the installation
+succeeds, the kernels run in plain PyTorch, and `halfbyte doctor` says so. Everything else stands in pyproject.toml.
+"""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("src/halfbyte/kernels")
+
+# Results are specified to the bit: no -ffast-math, no contraction of a * b + c. No -march=native: the instruction set
+# is chosen at run time. GCC 12 warns of its own AVX-512 headers.
+UNIX = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0", "-Wno-maybe-uninitialized"]
+MSVC = ["/O2", "/std:c++17", "/fp:precise", "/EHsc"]
+
+
+class BuildKernels(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        msvc = self.compiler.compiler_type == "msvc"
+        ext.extra_compile_args = MSVC if msvc else UNIX
+        ext.extra_link_args = [] if msvc else ["-pthread"]
+        super().build_extension(ext)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []  # it is no Python module, so there is no PyInit function to export
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "halfbyte.kernels._native",
+            sources=sorted(path.as_posix() for path in KERNELS.glob("*/cpu.cpp")),
+            depends=[(KERNELS / "common.h").as_posix()],
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

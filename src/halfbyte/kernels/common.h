@@ -1,0 +1,124 @@
+// Shared by the native kernels: the floating-point formats, the split over threads, the instruction sets.
+//
+// Results are specified to the bit (see reference.py beside each cpu.cpp), so every rounding is spelled out here and
+// the library is compiled without contraction of a * b + c. Rejected: the compiler's own _Float16 and __bf16, which
+// not every supported compiler has and which promote by rules of their own.
+//
+// Input pointers need no alignment (a mapped file promises none), hence `load`.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(_MSC_VER)
+#define HALFBYTE_API extern "C" __declspec(dllexport)
+#define HALFBYTE_INLINE __forceinline
+#else
+#define HALFBYTE_API extern "C" __attribute__((visibility("default")))
+#define HALFBYTE_INLINE inline __attribute__((always_inline))
+#endif
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define HALFBYTE_X86 1
+#include <immintrin.h>
+#define HALFBYTE_AVX2 __attribute__((target("avx2")))
+#define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#endif
+
+namespace halfbyte {
+
+constexpr int64_t kBlock = 64;         // weights that share an absmax
+constexpr int64_t kNestedBlock = 256;  // absmax values that share a nested absmax
+
+// The numbers that native.py passes.
+enum Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Dtype : int { kF32 = 0, kBf16 = 1, kF16 = 2 };
+
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+
+template <typename T>
+HALFBYTE_INLINE T load(const T* address) {
+    T value;
+    std::memcpy(&value, address, sizeof value);
+    return value;
+}
+
+HALFBYTE_INLINE uint32_t bits_of(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+HALFBYTE_INLINE float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+HALFBYTE_INLINE float to_float(float value) { return value; }
+HALFBYTE_INLINE float to_float(bf16 value) { return from_bits(uint32_t(value.bits) << 16); }
+HALFBYTE_INLINE float to_float(f16 value) {
+    const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, magnitude = value.bits & 0x7fff;
+    const uint32_t finite = bits_of(from_bits(magnitude << 13) * 0x1p112f);  // exact, subnormals too
+    const uint32_t special = 0x7f800000 | magnitude << 13;
+    return from_bits(sign | (magnitude >= 0x7c00 ? special : finite));
+}
+
+// `value` rounded to the nearest fp16 (ties to even), as a float; magnitudes from 65520 on are not handled.
+HALFBYTE_INLINE float round_to_f16(float value) {
+    const uint32_t bits = bits_of(value), sign = bits & 0x80000000, magnitude = bits & 0x7fffffff;
+    const uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1)) & ~uint32_t(0x1fff);
+    const uint32_t subnormal = bits_of((from_bits(magnitude) + 0.5f) - 0.5f);  // a multiple of 2^-24
+    return from_bits(sign | (magnitude < 0x38800000 ? subnormal : normal));
+}
+
+template <typename T>
+HALFBYTE_INLINE T from_float(float value);
+template <>
+HALFBYTE_INLINE float from_float<float>(float value) {
+    return value;
+}
+template <>
+HALFBYTE_INLINE bf16 from_float<bf16>(float value) {
+    const uint32_t bits = bits_of(value);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return {uint16_t(value != value ? 0x7fc0 : rounded)};
+}
+template <>
+HALFBYTE_INLINE f16 from_float<f16>(float value) {
+    const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    const uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1)) - 0x38000000;
+    const uint32_t subnormal = bits_of(from_bits(magnitude) + 0.5f) - 0x3f000000;
+    uint32_t half = magnitude < 0x38800000 ? subnormal : normal >> 13;
+    half = magnitude >= 0x477ff000 ? 0x7c00 : half;  // from 65520 on: infinity
+    half = magnitude > 0x7f800000 ? 0x7e00 : half;
+    return {uint16_t(sign | half)};
+}
+
+// Calls work(first, last) for parts of 0..count on up to `threads` threads, this one included; a part holds at least
+// `grain` items, because starting a thread costs some 20 microseconds. The cut changes no result.
+template <typename Work>
+void parallel(int64_t count, int64_t grain, int threads, const Work& work) {
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count / grain));
+    std::vector<std::thread> others;
+    for (int64_t part = 1; part < parts; ++part) {
+        const int64_t first = count * part / parts, last = count * (part + 1) / parts;
+        try {
+            others.emplace_back([&work, first, last] { work(first, last); });
+        } catch (...) {  // no more threads to be had
+            work(first, last);
+        }
+    }
+    work(0, count / parts);
+    for (auto& thread : others) thread.join();
+}
+
+}  // namespace halfbyte

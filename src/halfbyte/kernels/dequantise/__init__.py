@@ -1,0 +1,1 @@
+"""Codes and constants back to dense weights."""

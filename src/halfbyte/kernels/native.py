@@ -1,0 +1,124 @@
+"""The native library of this package, by ctypes: how it is found, and its functions behind typed ones.
+
+Nothing here checks shapes: what arrives is contiguous, lies on the CPU and went through `PackedWeight` or
+`kernels.quantise`. ctypes releases the interpreter's lock during a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import c_float, c_int, c_int64, c_void_p
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE
+from halfbyte.kernels import tables
+from halfbyte.kernels.packed import Int8Weight, NF4Weight
+
+INTERFACE = 1  # of the library; raised together with halfbyte_interface() in dequantise/cpu.cpp
+ISAS = ("portable", "avx2", "avx512")  # by the numbers of `enum Isa` in common.h
+ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512"}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
+_CPU = torch.device("cpu")
+_BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"
+
+_P, _N, _I = c_void_p, c_int64, c_int
+_ARGUMENTS = {
+    "halfbyte_quantise_nf4": [_P, _I, _N, _P, _P, _P, _I, _I],
+    "halfbyte_quantise_absmax": [_P, _N, c_float, _P, _P, _P, _I],
+    "halfbyte_quantise_int8": [_P, _I, _N, _N, _P, _P, _I, _I],
+    "halfbyte_dequantise_nf4": [_P, _P, _P, c_float, _P, _P, _N, _N, _P, _I, _I, _I],
+    "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
+}
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    folder = Path(__file__).parent
+    found = [file for suffix in EXTENSION_SUFFIXES if (file := folder / f"_native{suffix}").exists()]
+    if not found:
+        return None, f"the native library was not built (no C++ compiler at installation): {_BUILD}"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+        interface = library.halfbyte_interface()
+        for name, arguments in _ARGUMENTS.items():
+            getattr(library, name).argtypes = arguments
+    except (OSError, AttributeError) as error:
+        return None, f"the native library can't be loaded ({error}): {_BUILD}"
+    if interface != INTERFACE:
+        return None, f"the native library was built from other sources than these: {_BUILD}"
+    return library, ""
+
+
+@functools.cache
+def isas() -> tuple[str, ...]:
+    """The instruction sets that this processor and this build have, best last; () if there is no library."""
+    library, _ = load()
+    return ISAS[: library.halfbyte_isa() + 1] if library is not None else ()
+
+
+def _library() -> ctypes.CDLL:
+    library, reason = load()
+    assert library is not None, reason
+    return library
+
+
+def quantise_nf4(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
+    """As `quantise.reference.quantise_nf4`."""
+    n = weight.numel()
+    codes = torch.empty(-(-n // 2), dtype=torch.uint8, device=_CPU)
+    absmax = torch.empty(-(-n // BLOCKSIZE), dtype=torch.float32, device=_CPU)
+    bounds = tables.nf4_bounds(_CPU)
+    fault = _library().halfbyte_quantise_nf4(
+        weight.data_ptr(), _DTYPES[weight.dtype], n, bounds.data_ptr(), codes.data_ptr(), absmax.data_ptr(),
+        torch.get_num_threads(), ISAS.index(isa),
+    )  # fmt: skip
+    return None if fault else (codes, absmax)
+
+
+def quantise_absmax(absmax: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """As `quantise.reference.quantise_absmax`."""
+    codes = torch.empty(absmax.shape, dtype=torch.uint8, device=_CPU)
+    nested = torch.empty(-(-len(absmax) // NESTED_BLOCKSIZE), dtype=torch.float32, device=_CPU)
+    lookup = tables.dynamic_lookup(_CPU)
+    _library().halfbyte_quantise_absmax(
+        absmax.data_ptr(), len(absmax), offset, lookup.data_ptr(), codes.data_ptr(), nested.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return codes, nested
+
+
+def quantise_int8(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
+    """As `quantise.reference.quantise_int8`."""
+    rows, columns = weight.shape
+    codes = torch.empty((rows, columns), dtype=torch.int8, device=_CPU)
+    scale = torch.empty(rows, dtype=torch.float32, device=_CPU)
+    fault = _library().halfbyte_quantise_int8(
+        weight.data_ptr(), _DTYPES[weight.dtype], rows, columns, codes.data_ptr(), scale.data_ptr(),
+        torch.get_num_threads(), ISAS.index(isa),
+    )  # fmt: skip
+    return None if fault else (codes, scale)
+
+
+def dequantise_nf4(packed: NF4Weight, first: int, last: int, out: Tensor, isa: str) -> None:
+    """As `dequantise.reference.dequantise_nf4`; `out` is contiguous."""
+    nested = packed.nested_absmax
+    _library().halfbyte_dequantise_nf4(
+        packed.codes.data_ptr(), packed.absmax.data_ptr(), None if nested is None else nested.data_ptr(),
+        packed.offset or 0.0, tables.nf4_levels(_CPU).data_ptr(), tables.dynamic_levels(_CPU).data_ptr(), first, last,
+        out.data_ptr(), _DTYPES[out.dtype], torch.get_num_threads(), ISAS.index(isa),
+    )  # fmt: skip
+
+
+def dequantise_int8(packed: Int8Weight, first: int, last: int, out: Tensor, isa: str) -> None:
+    """As `dequantise.reference.dequantise_int8`; `out` is contiguous."""
+    columns = packed.shape[1]
+    _library().halfbyte_dequantise_int8(
+        packed.codes.data_ptr() + first * columns, packed.scale.data_ptr() + 4 * first, last - first, columns,
+        out.data_ptr(), _DTYPES[out.dtype], torch.get_num_threads(), ISAS.index(isa),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Dense weights to codes and constants."""
