@@ -74,6 +74,12 @@ def linear_layers(model: Any) -> dict[str, str | None]:
     return layers
 
 
+def kept_in_fp32(model: Any, dtype: torch.dtype) -> set[str]:
+    """The parameters that transformers keeps in fp32 in a model of `dtype`, by name."""
+    keys = [re.compile(key.replace("*", ".*")) for key in model._get_dtype_plan(dtype)]
+    return {name for name, _ in model.named_parameters() if any(key.search(name) for key in keys)}
+
+
 def _read_config(checkpoint: Checkpoint) -> Any:
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -111,9 +117,9 @@ def _build(checkpoint: Checkpoint, config: Any) -> Any:
     try:
         with torch.device("meta"), torch.no_grad(), _quiet():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        keep = [re.compile(key.replace("*", ".*")) for key in model._get_dtype_plan(dtype)]
+        keep = kept_in_fp32(model, dtype)
         for name, parameter in model.named_parameters():
-            if any(key.search(name) for key in keep):
+            if name in keep:
                 parameter.data = parameter.data.float()
         _compute_buffers(model)
     except CheckpointError:
