@@ -164,14 +164,17 @@ class ChatTemplate:
             return 0 if written.strip() else len(written)
         if self.marks_answers:
             return 0
-        same = next(
-            (k for k, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole))
-        )
+        pairs = enumerate(zip(asked, whole, strict=False))
+        same = next((place for place, (a, b) in pairs if a != b), min(len(asked), len(whole)))
+        found = f"after {_shorten(whole[:same], end=True)} the prompt goes on with {_shorten(asked[same:])},"
+        found += f" the conversation with {_shorten(whole[same:]) if whole[same:] else 'the answer'}"
         raise DataError(
-            "it can't be told which tokens of this chat template are the model's answer: its generation prompt is not"
-            " how the answer begins in the whole conversation", where=origin,
-            found=f"after {_shorten(whole[:same], end=True)} the prompt goes on with {_shorten(asked[same:])},"
-                  f" the conversation with {_shorten(whole[same:])}", do=_ADVICE)  # fmt: skip
+            "it can't be told which tokens of this chat template are the model's answer:"
+            " its generation prompt is not how the answer begins in the whole conversation",
+            where=origin,
+            found=found,
+            do=_ADVICE,
+        )
 
     def _render(self, messages: Messages, origin: str, *, generation_prompt: bool = False) -> str:
         try:

@@ -87,6 +87,12 @@ def load_training(config: DataConfig, tokenizer: Any, seed: int) -> TrainingData
     loose = sum(_ends_unanswered(example) for example in train)
     if loose:
         notes.append(f"{loose:,} conversations go on after the assistant's last turn; what follows it is left out")
+    spaced = 0 if encoder.chat else sum(example.prompt.endswith(" ") for example in train)
+    if spaced:
+        notes.append(
+            f"{spaced:,} prompts end with a space; most tokenizers join a space to the word after it,"
+            " so a base model goes on better where the completion begins with it instead"
+        )
     if isinstance(config.validation, str):
         validation = load_examples(config.validation, config.template, split="validation")
         seen = {_text_of(example) for example in train}

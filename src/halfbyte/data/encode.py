@@ -193,22 +193,26 @@ class Encoder:
             parts = [ids[segments[0]]] if segments else []
             for left, right in itertools.pairwise(segments):
                 alone, both = ids[left], ids[left + right]
-                parts.append(both[len(alone) :] if both[: len(alone)] == alone else self._apart(alone, both, right))
+                joined = both[: len(alone)] == alone
+                parts.append(both[len(alone) :] if joined else self._apart(alone, both, right, ids[right]))
             made.append(parts)
         return made
 
-    def _apart(self, left: list[int], both: list[int], right: str) -> list[int]:
-        """The tokens of `right` such that with `left` they spell what `both` spells.
+    def _apart(self, left: list[int], both: list[int], right: str, alone: list[int]) -> list[int]:
+        """The tokens of `right` (by itself: `alone`) such that with `left` they spell what `both` spells.
 
         A tokenizer that puts a space before every text would put one into the middle; after an anchor it does not.
         """
-        candidates = [self._ids([right])[right]]
+        spelt = self._decode(both)
+        if self._decode(left + alone) == spelt:
+            return alone
         for anchor in _ANCHORS:
             ids = self._ids([anchor, anchor + right])
             if ids[anchor + right][: len(ids[anchor])] == ids[anchor]:
-                candidates.append(ids[anchor + right][len(ids[anchor]) :])
-        spelt = self._decode(both)
-        return next((ids for ids in candidates if self._decode(left + ids) == spelt), candidates[0])
+                candidate = ids[anchor + right][len(ids[anchor]) :]
+                if self._decode(left + candidate) == spelt:
+                    return candidate
+        return alone
 
     def _ids(self, texts: list[str]) -> dict[str, list[int]]:
         if not texts:
