@@ -1,7 +1,7 @@
 import pytest
 
 from halfbyte.data.records import Record
-from halfbyte.data.template import fill, to_example, to_examples
+from halfbyte.data.template import Example, fill, to_example, to_examples
 from halfbyte.errors import DataError
 
 SET = {"Name": "Castle {big}", "Pieces": 100, "Price": 15.0, "Theme": None, "Item Number": "7"}
@@ -127,3 +127,9 @@ def test_faults_of_all_records_are_gathered():
     assert "and 5 more" in text and "sets.jsonl:12" not in text and "do: leave such records out" in text
     with pytest.raises(DataError, match="column 'a' has no value"):
         to_examples(records[:2], {"prompt": "{a}"})
+
+
+def test_a_prompt_that_comes_from_no_file():
+    example = Example.of_prompt("a {b}")
+    assert (example.prompt, example.completion, example.messages) == ("a {b}", None, None)
+    assert example.record.origin == "the prompt"

@@ -36,6 +36,11 @@ class Example:
     record: Record
     system: str | None = None
 
+    @classmethod
+    def of_prompt(cls, prompt: str) -> Example:
+        """A prompt that comes from no file."""
+        return cls(prompt, None, None, Record({"prompt": prompt}, "the prompt"))
+
 
 def load_examples(source: str, template: Mapping[str, str] | None = None, *, split: str = "train") -> list[Example]:
     """`load_records` and `to_examples` in one."""
