@@ -10,7 +10,7 @@ from torch import Tensor
 from halfbyte.checkpoint.bnb import read_packed
 from halfbyte.checkpoint.mapped import Mapped
 from halfbyte.checkpoint.recipes import Recipe, plan_tensors, ties
-from halfbyte.checkpoint.skeleton import linear_names
+from halfbyte.checkpoint.skeleton import linear_layers
 from halfbyte.checkpoint.source import Checkpoint
 from halfbyte.errors import CheckpointError
 from halfbyte.kernels.packed import PackedWeight
@@ -26,13 +26,13 @@ def load_state(checkpoint: Checkpoint, model: Any) -> dict[str, Tensor | PackedW
     """
     mapped = Mapped(checkpoint)
     expected = model.state_dict()
-    packable = {f"{name}.weight" for name in linear_names(model)}
+    layers = linear_layers(model)
     state: dict[str, Tensor | PackedWeight] = {}
     faults: list[str] = []
     for recipe in plan_tensors(checkpoint, model):
         if recipe.packed:
             try:
-                state |= _packed(recipe, mapped, expected, packable)
+                state |= _packed(recipe, mapped, expected, layers)
             except CheckpointError as error:
                 faults.append(error.what)
         else:
@@ -68,12 +68,15 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _packed(recipe: Recipe, mapped: Mapped, expected: dict[str, Tensor], packable: set[str]) -> dict[str, PackedWeight]:
+def _packed(
+    recipe: Recipe, mapped: Mapped, expected: dict[str, Tensor], layers: dict[str, str | None]
+) -> dict[str, PackedWeight]:
     weights = mapped.checkpoint.weights
     assert weights is not None  # `open_checkpoint` refuses packed tensors without a quantization_config
     found: dict[str, PackedWeight] = {}
     for name in recipe.targets:
-        if name not in packable:
-            raise CheckpointError(f"{name}: packed, but no linear layer of the model's blocks")
+        reason = layers.get(name.removesuffix(".weight"), "no linear layer")
+        if reason is not None:
+            raise CheckpointError(f"{name}: packed, but left in 16 bits here: {reason}")
         found[name] = read_packed(mapped, recipe.source, tuple(expected[name].shape), weights)
     return found

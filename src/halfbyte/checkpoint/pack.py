@@ -293,20 +293,16 @@ def _write_config(checkpoint: Checkpoint, model: Any, jobs: list[_Job], weights:
 
 def _quantization_config(weights: Weights, dtype: str, skipped: list[str]) -> dict[str, Any]:
     """What transformers writes for bitsandbytes, with the layers that stay in 16 bits."""
-    return {
-        "_load_in_4bit": weights != "int8",
-        "_load_in_8bit": weights == "int8",
-        "bnb_4bit_compute_dtype": dtype,
-        "bnb_4bit_quant_storage": "uint8",
+    settings: dict[str, Any] = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": skipped}
+    if weights == "int8":
+        return settings | {"load_in_8bit": True, "load_in_4bit": False, "llm_int8_threshold": 6.0}
+    return settings | {
+        "load_in_4bit": True,
+        "load_in_8bit": False,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": weights == "nf4",
-        "llm_int8_enable_fp32_cpu_offload": False,
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": skipped,
-        "llm_int8_threshold": 6.0,
-        "load_in_4bit": weights != "int8",
-        "load_in_8bit": weights == "int8",
-        "quant_method": "bitsandbytes",
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
     }
 
 
