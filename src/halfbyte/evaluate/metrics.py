@@ -43,6 +43,11 @@ class Metric:
     unit: str = ""
     f1: bool = False
 
+    @property
+    def item_better(self) -> str:
+        """Whether `item` is better "lower" or "higher"; it is the metric's own way but for the share of unanswered."""
+        return "higher" if self.item == "answered" else self.better
+
     def n(self, table: Table) -> int:
         """Items that it is computed from."""
         return int(np.count_nonzero(self.denominator(table)))

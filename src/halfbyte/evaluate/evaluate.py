@@ -1,0 +1,261 @@
+"""A model on a task: ask every item, score the answers, write the evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.config import TaskConfig, ToleranceConfig
+from halfbyte.data.encode import Encoder
+from halfbyte.data.numbers import parse_number
+from halfbyte.environment import environment
+from halfbyte.errors import ConfigError, DataError
+from halfbyte.evaluate.metrics import Scores, choice_scores, exact_scores, loss_scores, number_scores
+from halfbyte.evaluate.results import (
+    SCHEMA,
+    Evaluation,
+    Prediction,
+    Result,
+    read_evaluation,
+    summarise,
+    write_evaluation,
+)
+from halfbyte.evaluate.tasks import Item, TaskSet, load_task_set
+from halfbyte.memory import MemoryMeter
+
+if TYPE_CHECKING:
+    from halfbyte.evaluate.generate import Progress
+    from halfbyte.model.build import Model
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The predictions, and how fast they came: `tokens_per_second` is decoding speed (prefill left out) where answers
+    are generated, and tokens read a second where they are scored."""
+
+    predictions: list[Prediction]
+    tokens_per_second: float | None
+
+
+def evaluate_task(
+    model: Model,
+    task: TaskConfig,
+    out: Path,
+    *,
+    variant: str,
+    seed: int = 0,
+    limit: int | None = None,
+    batch: int | str = "auto",
+    progress: Progress | None = None,
+) -> Result:
+    """Ask `model` every item of `task` (or `limit` of them) and write predictions.jsonl and result.json to `out`.
+
+    `seed` is that of the shots and of the intervals. `batch`: rows that are decoded at once. Returns what result.json
+    holds. Raises DataError for what is wrong with the data (see `load_task_set`) or does not fit into the model's
+    context, CheckpointError when the model computes NaN, HalfbyteError when the disk refuses.
+    """
+    with MemoryMeter() as meter:
+        began = time.perf_counter()
+        tasks = load_task_set(task, seed=seed, limit=limit)
+        asked = _ASK[task.kind](model, tasks, batch, progress)
+        metrics, warnings = summarise(task.kind, asked.predictions, seed)
+        seconds = time.perf_counter() - began
+    result = {
+        **_frame(tasks, variant, seed),
+        "model": model.name,
+        "weights": model.weights,
+        "adapter": asdict(model.adapter) if model.adapter is not None else None,
+        "items": len(asked.predictions),
+        "unanswered": _unanswered(asked.predictions),
+        "metrics": metrics,
+        "seconds": seconds,
+        "tokens_per_second": asked.tokens_per_second,
+        "peak_bytes": meter.peak_bytes,
+        "mapped_bytes": meter.mapped_bytes,
+        "cuda_peak_bytes": meter.cuda_peak_bytes,
+        "device": str(model.device),
+        **environment(),
+        "seed": seed,
+        "limit": limit,
+        "warnings": tasks.warnings + warnings,
+    }
+    write_evaluation(out, result, asked.predictions)
+    return result
+
+
+def _frame(tasks: TaskSet, variant: str, seed: int) -> Result:
+    return {
+        "schema": SCHEMA,
+        "task": tasks.task.name,
+        "kind": tasks.task.kind,
+        "fingerprint": tasks.fingerprint,
+        "fingerprint_parts": tasks.parts,
+        "variant": variant,
+        "fallback": tasks.fallback,
+        "fallback_source": tasks.fallback_source,
+    }
+
+
+def _unanswered(predictions: Sequence[Prediction]) -> float:
+    return sum(1.0 - float(line["scores"].get("answered", 1.0)) for line in predictions) / len(predictions)
+
+
+def _prediction(item: Item, answer: str | None, parsed: Any, scores: Scores, **more: Any) -> Prediction:
+    return {
+        "id": item.id,
+        "group": item.group,
+        "prompt": item.example.prompt,
+        "answer": answer,
+        "reference": item.reference,
+        "parsed": parsed,
+        "scores": scores,
+        **more,
+    }
+
+
+def _ask_generated(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
+    """Kinds `number` and `exact`: greedy answers."""
+    from halfbyte.evaluate.generate import end_tokens, generate
+
+    encoder = Encoder(model.tokenizer, tasks.task.chat)
+    prompts = encoder.prompts(tasks.asked(encoder))
+    ends = end_tokens(model) | encoder.stops
+    found = generate(model, prompts, tasks.task.decoding, batch=batch, ends=ends, progress=progress)
+    judge = _judge_numbers if tasks.task.kind == "number" else _judge_texts
+    return _Asked(judge(tasks, found.texts), found.tokens_per_second)
+
+
+def _judge_numbers(tasks: TaskSet, answers: Sequence[str]) -> list[Prediction]:
+    fallback, tolerance = tasks.fallback, tasks.task.tolerance
+    numbers = [item.number for item in tasks.items if item.number is not None]
+    assert fallback is not None and len(numbers) == len(tasks.items)
+    logarithmic = min(numbers) >= 0
+    lines = []
+    for item, number, answer in zip(tasks.items, numbers, answers, strict=True):
+        parsed = parse_number(answer)
+        scores = number_scores(parsed, number, fallback, tolerance, logarithmic=logarithmic)
+        lines.append(_prediction(item, answer, parsed, scores, reference_parsed=number))
+    return lines
+
+
+def _judge_texts(tasks: TaskSet, answers: Sequence[str]) -> list[Prediction]:
+    pairs = zip(tasks.items, answers, strict=True)
+    return [_prediction(i, answer, answer.strip() or None, exact_scores(answer, i.reference)) for i, answer in pairs]
+
+
+def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
+    """Kind `choice`: the likelihood of each option after the prompt.
+
+    The end of the answer is left out, as in the literature, with one exception: where the tokens of one option begin
+    another's ("insurance", "insurance change") the shorter one would always win, so there the end counts for all.
+    """
+    from halfbyte.evaluate.generate import check_lengths, end_tokens
+    from halfbyte.evaluate.likelihood import option_log_likelihoods
+
+    encoder, ends = Encoder(model.tokenizer, tasks.task.chat), end_tokens(model)
+    prompts, options = [], []
+    for item, example in zip(tasks.items, tasks.asked(encoder), strict=True):
+        encoded = encoder.items([replace(example, completion=option) for option in item.options])
+        prompts.append(encoded[0].ids[: encoded[0].prompt_tokens])
+        own = [row.ids[row.prompt_tokens :] for row in encoded]
+        options.append(_without_end(own, ends | encoder.stops))
+        if not prompts[-1]:
+            raise DataError("the prompt has no token, so options can't be scored after it", where=item.origin)
+    sizes = [len(p) + max(map(len, choices)) for p, choices in zip(prompts, options, strict=True)]
+    check_lengths(model, sizes, [item.origin for item in tasks.items], what="prompt and options")
+    began = time.perf_counter()
+    nats = option_log_likelihoods(model, prompts, options, progress=progress)
+    seconds = time.perf_counter() - began
+    read = sum(map(len, prompts)) + sum(len(option) for choices in options for option in choices)
+    lines = []
+    for item, found in zip(tasks.items, nats, strict=True):
+        assert item.right is not None
+        chosen, scores = choice_scores(found, [len(option.strip().encode()) for option in item.options], item.right)
+        line = _prediction(item, item.options[chosen], item.options[chosen].strip(), scores)
+        lines.append(line | {"log_likelihoods": dict(zip(item.options, found, strict=True))})
+    return _Asked(lines, read / seconds)
+
+
+def _without_end(options: Sequence[Sequence[int]], ends: Collection[int]) -> list[list[int]]:
+    """The options without the tokens that end an answer, unless one of them then begins another."""
+    bare = [list(takewhile(lambda token: token not in ends, option)) for option in options]
+    ordered = sorted(bare)
+    nested = any(b[: len(a)] == a for a, b in pairwise(ordered))
+    return [list(option) for option in options] if nested else bare
+
+
+def _ask_loss(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
+    """Kind `loss`: the likelihood of the reference and its end, as the loss of training counts it."""
+    from halfbyte.evaluate.generate import check_lengths
+    from halfbyte.evaluate.likelihood import learned_log_likelihoods
+
+    encoder = Encoder(model.tokenizer, tasks.task.chat)
+    encoded = encoder.items(tasks.asked(encoder))
+    check_lengths(
+        model, [len(row.ids) for row in encoded], [row.origin for row in encoded], what="prompt and reference"
+    )
+    empty = [row.origin for row in encoded if not row.learned_tokens]
+    if empty:
+        raise DataError("an item has no token that the loss could count", where=empty[0], found=f"{len(empty)} items")
+    began = time.perf_counter()
+    nats = learned_log_likelihoods(model, [r.ids for r in encoded], [r.learned for r in encoded], progress=progress)
+    seconds = time.perf_counter() - began
+    lines = []
+    for item, row, found in zip(tasks.items, encoded, nats, strict=True):
+        scores = loss_scores(-found, row.learned_tokens, len(_learned_text(item).encode()))
+        lines.append(_prediction(item, None, None, scores))
+    return _Asked(lines, sum(len(row.ids) for row in encoded) / seconds)
+
+
+def _learned_text(item: Item) -> str:
+    """What the loss counts: the reference; of a conversation every answer."""
+    turns = item.example.messages
+    if turns is None:
+        return item.reference
+    return "".join(turn["content"] for turn in turns if turn["role"] == "assistant")
+
+
+_ASK = {"number": _ask_generated, "exact": _ask_generated, "choice": _ask_options, "loss": _ask_loss}
+
+
+def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> Result:
+    """Write to `out` what always answering the fallback (the training median) scores on the items of `evaluation`.
+
+    It has the schema of every evaluation, so `compare` takes it. Raises DataError as `read_evaluation` does, and
+    ConfigError for a task that is not of kind `number`.
+    """
+    source: Evaluation = read_evaluation(evaluation)
+    if source.kind != "number":
+        raise ConfigError("a constant guess needs a task of kind 'number'", where=evaluation, found=source.kind)
+    parts, guess = source.result["fingerprint_parts"], float(source.result["fallback"])
+    tolerance = ToleranceConfig(**parts["tolerance"])
+    logarithmic = all(line["reference_parsed"] >= 0 for line in source.predictions)
+    predictions = [
+        line
+        | {"answer": f"{guess:g}", "parsed": guess}
+        | {"scores": number_scores(guess, line["reference_parsed"], guess, tolerance, logarithmic=logarithmic)}
+        for line in source.predictions
+    ]
+    seed = int(source.result["seed"])
+    metrics, warnings = summarise("number", predictions, seed)
+    kept = (
+        "schema",
+        "task",
+        "kind",
+        "fingerprint",
+        "fingerprint_parts",
+        "fallback",
+        "fallback_source",
+        "items",
+        "limit",
+    )
+    result = {key: source.result[key] for key in kept}
+    result |= {"variant": variant, "model": None, "weights": None, "adapter": None, "unanswered": 0.0}
+    result |= {"metrics": metrics, "seconds": None, "tokens_per_second": None, "peak_bytes": None, "mapped_bytes": None}
+    result |= {**environment(), "seed": seed, "warnings": warnings}
+    write_evaluation(out, result, predictions)
+    return result

@@ -1,0 +1,200 @@
+"""An evaluation's folder: predictions.jsonl, a line an item, and result.json. Written whole or not at all.
+
+`result.json` is written last and its old version removed first, so a folder that has one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import DataError, HalfbyteError
+from halfbyte.evaluate.metrics import Table, metrics_of
+from halfbyte.evaluate.statistics import ENOUGH_UNITS, Estimate, estimate, share
+
+SCHEMA = 1
+PREDICTIONS, RESULT = "predictions.jsonl", "result.json"
+Prediction = dict[str, Any]  # id, group, prompt, answer, reference, parsed, scores
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a folder holds."""
+
+    folder: Path
+    result: Result
+    predictions: list[Prediction]
+
+    @property
+    def kind(self) -> str:
+        return str(self.result["fingerprint_parts"]["kind"])
+
+
+def table_of(predictions: Sequence[Prediction]) -> Table:
+    """The scores as columns [items]; "answer" and "reference" hold the texts."""
+    names = list(predictions[0]["scores"]) if predictions else []
+    table: dict[str, NDArray[Any]] = {
+        name: np.array([line["scores"][name] for line in predictions], dtype=np.float64) for name in names
+    }
+    for name in ("answer", "reference"):
+        table[name] = np.array([line[name] or "" for line in predictions], dtype=object).astype(str)
+    return table
+
+
+def units_of(predictions: Sequence[Prediction]) -> NDArray[Any]:
+    """The number of each item's unit [items]: its group, or itself where it has none."""
+    numbers: dict[tuple[str, Any], int] = {}
+    keys = [("item", at) if p["group"] is None else ("group", p["group"]) for at, p in enumerate(predictions)]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[dict[str, Any], list[str]]:
+    """The metrics {name: {value, low, high, n, better, unit, method}} with their 95 % intervals, and warnings."""
+    table, unit_of = table_of(predictions), units_of(predictions)
+    units = int(unit_of.max()) + 1 if len(unit_of) else 0
+    metrics: dict[str, Any] = {}
+    for metric in metrics_of(kind, table):
+        if metric.share and units == len(predictions):
+            counted = metric.denominator(table)
+            found = share(round(float((metric.numerator(table) * counted).sum())), int(counted.sum()))
+        else:
+            found = estimate(metric.statistic(table, unit_of), seed=seed)
+        metrics[metric.name] = {
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "n": metric.n(table),
+            "better": metric.better,
+            "unit": metric.unit,
+            "method": found.method,
+        }
+    flat = [name for name, found in metrics.items() if found["method"] == "no spread"]
+    return metrics, few_units(units) + ([flat_warning(flat)] if flat else [])
+
+
+def few_units(units: int) -> list[str]:
+    if units >= ENOUGH_UNITS:
+        return []
+    return [f"only {units} independent items: below {ENOUGH_UNITS} the intervals are too narrow"]
+
+
+def flat_warning(names: Sequence[str]) -> str:
+    return f"no spread in {', '.join(names)}: every resample gives the same, so the interval says nothing"
+
+
+def as_json(found: Estimate) -> dict[str, Any]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def plain(value: Any) -> Any:
+    """`value` with every float that is not finite replaced by None: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_evaluation(folder: Path, result: Result, predictions: Iterable[Prediction]) -> None:
+    """Write both files. Raises HalfbyteError when the disk refuses."""
+    lines = "".join(json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n" for line in predictions)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULT).unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(folder, error) from None
+    write_atomically(folder / PREDICTIONS, lines)
+    write_json(folder / RESULT, result)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write plain data as JSON, atomically, with null for what is not finite. Raises HalfbyteError."""
+    write_atomically(file, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file beside its place, then move it there. Raises HalfbyteError."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101
+        os.replace(temporary, file)  # noqa: PTH105
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise _refused(file, error) from None
+
+
+def _refused(file: Path, error: OSError) -> HalfbyteError:
+    return HalfbyteError("the result can't be written", where=file, found=error.strerror or str(error),
+                         do="free some space, or name another folder with --out")  # fmt: skip
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """What `write_evaluation` wrote. Raises DataError for a folder that is none, or is incomplete or broken."""
+    folder = Path(folder)
+    if not (folder / RESULT).is_file():
+        raise _no_evaluation(folder)
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError("the result is broken", where=folder / RESULT, found=str(error), do="evaluate again") from None
+    needed = ("schema", "task", "fingerprint", "fingerprint_parts", "variant", "items", "metrics")
+    missing = [key for key in needed if not isinstance(result, dict) or key not in result]
+    if missing or result["schema"] != SCHEMA:
+        found = f"no {', '.join(missing)}" if missing else f"schema {result['schema']}; this version reads {SCHEMA}"
+        raise DataError("the result has another schema", where=folder / RESULT, found=found, do="evaluate again")
+    predictions = _read_predictions(folder / PREDICTIONS)
+    if len(predictions) != result["items"]:
+        found = f"{len(predictions)} predictions, {result['items']} items"
+        raise DataError("predictions and result don't belong together", where=folder, found=found, do="evaluate again")
+    return Evaluation(folder, result, predictions)
+
+
+def _no_evaluation(folder: Path) -> DataError:
+    if not folder.is_dir():
+        return DataError("there is no such evaluation", where=folder, found="no folder", do="check the path")
+    inside = sorted(entry.parent for entry in folder.glob(f"**/{RESULT}"))[:10]
+    found = f"evaluations below it: {', '.join(str(path.relative_to(folder)) for path in inside)}" if inside else None
+    return DataError("the folder holds no evaluation", where=folder, found=found or f"no {RESULT}",
+                     do="name one of them" if inside else "run halfbyte evaluate first")  # fmt: skip
+
+
+def _read_predictions(file: Path) -> list[Prediction]:
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise DataError("the predictions are missing", where=file, do="evaluate again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("the predictions can't be read", where=file, found=str(error), do="evaluate again") from None
+    predictions: list[Prediction] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            complete = {"id", "group", "prompt", "answer", "reference", "parsed", "scores"} <= value.keys()
+        except (ValueError, AttributeError):
+            complete = False
+        if not complete:
+            raise DataError("a line of the predictions is broken", where=f"{file}:{number}", found=repr(line[:80]),
+                            do="evaluate again")  # fmt: skip
+        predictions.append(value)
+    if not predictions:
+        raise DataError("there are no predictions", where=file, do="evaluate again")
+    return predictions

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from halfbyte.config import KINDS, ToleranceConfig
+from halfbyte.evaluate.metrics import (
+    METRICS,
+    choice_scores,
+    exact_scores,
+    loss_scores,
+    metrics_of,
+    normalise,
+    number_scores,
+)
+
+TWENTY = ToleranceConfig(relative=0.2)
+
+
+def value(kind: str, name: str, table: dict[str, object]) -> float:
+    columns = {key: np.asarray(column) for key, column in table.items()}
+    metric = next(m for m in metrics_of(kind, columns) if m.name == name)
+    units = np.arange(len(next(iter(columns.values()))))
+    return float(metric.statistic(columns, units).value(np.ones((1, len(units))))[0])
+
+
+def numbers(pairs: list[tuple[float | None, float]], fallback: float, tolerance: ToleranceConfig = TWENTY) -> dict:
+    rows = [number_scores(parsed, r, fallback, tolerance, logarithmic=True) for parsed, r in pairs]
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def test_every_kind_has_metrics_with_a_direction() -> None:
+    assert set(METRICS) == set(KINDS)
+    for metrics in METRICS.values():
+        assert len({m.name for m in metrics}) == len(metrics)
+        assert all(m.better in ("lower", "higher") and m.text for m in metrics)
+
+
+def test_number_metrics_by_hand() -> None:
+    table = numbers([(12.0, 10.0), (None, 100.0), (-5.0, 5.0), (30.0, 20.0)], fallback=50.0)
+    assert value("number", "mae", table) == pytest.approx((2 + 50 + 10 + 10) / 4)
+    assert value("number", "mae_answered", table) == pytest.approx((2 + 10 + 10) / 3)
+    logs = [math.log(13 / 11), math.log(51 / 101), math.log(1 / 6), math.log(31 / 21)]  # -5 counts as 0
+    assert value("number", "rmsle", table) == pytest.approx(math.sqrt(sum(x * x for x in logs) / 4))
+    kept = [logs[0], logs[2], logs[3]]
+    assert value("number", "rmsle_answered", table) == pytest.approx(math.sqrt(sum(x * x for x in kept) / 3))
+    assert value("number", "within", table) == pytest.approx(1 / 4)
+    assert value("number", "within_answered", table) == pytest.approx(1 / 3)
+    assert value("number", "unanswered", table) == pytest.approx(1 / 4)
+
+
+def test_an_answer_without_a_number_is_never_zero() -> None:
+    scores = number_scores(None, 15.0, 15.0, TWENTY, logarithmic=True)
+    assert scores == {"answered": 0.0, "mae": 0.0, "rmsle": 0.0, "within": 1.0}  # the fallback, right or wrong
+    assert number_scores(None, 400.0, 15.0, TWENTY, logarithmic=True)["mae"] == 385.0
+
+
+def test_tolerance_is_relative_or_absolute() -> None:
+    def within(parsed: float, reference: float, **tolerance: float | None) -> float | None:
+        return number_scores(parsed, reference, 0, ToleranceConfig(**tolerance), logarithmic=False).get("within")
+
+    assert within(12, 10, relative=0.2) == 1 and within(12.01, 10, relative=0.2) == 0
+    assert within(23.988, 19.99, relative=0.2) == 1  # on the very edge, whatever the last bit says
+    assert within(14, 10, relative=None, absolute=5) == 1 and within(16, 10, relative=None, absolute=5) == 0
+    assert within(14, 10, relative=0.2, absolute=5) == 1  # either will do
+    assert within(-11, -10, relative=0.2) == 1
+    assert within(14, 10, relative=None) is None
+    scores = number_scores(1, 1, 0, ToleranceConfig(relative=None), logarithmic=True)
+    columns = {key: np.array([x]) for key, x in scores.items()}
+    assert [m.name for m in metrics_of("number", columns)] == ["mae", "rmsle", "unanswered", "mae_answered", "rmsle_answered"]
+
+
+def test_without_rmsle_where_a_reference_is_negative() -> None:
+    scores = number_scores(1.0, -3.0, 0.0, TWENTY, logarithmic=False)
+    assert "rmsle" not in scores and scores["mae"] == 4
+    names = [m.name for m in metrics_of("number", {key: np.array([x]) for key, x in scores.items()})]
+    assert "rmsle" not in names and "rmsle_answered" not in names and "mae" in names
+
+
+def test_choice_chooses_by_the_sum_and_beside_it_by_byte() -> None:
+    chosen, scores = choice_scores([-4.0, -6.0, -9.0], [2, 12, 3], reference=0)
+    assert chosen == 0 and scores == {"accuracy": 1.0, "accuracy_per_byte": 0.0}
+    chosen, scores = choice_scores([-4.0, -6.0, -9.0], [2, 12, 3], reference=1)
+    assert chosen == 0 and scores == {"accuracy": 0.0, "accuracy_per_byte": 1.0}
+    assert choice_scores([-1.0, -1.0], [1, 1], 0)[0] == 0  # the first among equals
+
+
+def test_choice_metrics_by_hand() -> None:
+    table = {
+        "accuracy": [1.0, 0.0, 1.0, 1.0],
+        "accuracy_per_byte": [0.0, 0.0, 1.0, 1.0],
+        "reference": ["yes", "yes", "no", "no"],
+        "answer": ["yes", "no", "no", "no"],
+    }
+    assert value("choice", "accuracy", table) == 0.75
+    assert value("choice", "accuracy_per_byte", table) == 0.5
+    assert value("choice", "macro_f1", table) == pytest.approx((2 * 1 / 3 + 2 * 2 / 5) / 2)
+
+
+def test_loss_metrics_by_hand() -> None:
+    rows = [loss_scores(6.0, 3, 12), loss_scores(2.0, 5, 20)]
+    table = {key: [row[key] for row in rows] for key in rows[0]}
+    assert rows[0]["loss"] == 2.0
+    assert value("loss", "loss", table) == pytest.approx(1.0)
+    assert value("loss", "perplexity", table) == pytest.approx(math.e)
+    assert value("loss", "bits_per_byte", table) == pytest.approx(8 / 32 / math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("  Paris. ", "paris"),
+        ("“Paris”!", "Paris"),
+        ("**Paris**", "paris"),
+        ("(b)", "B"),
+        ("New\n  York", "new york"),
+        ("Ｐａｒｉｓ", "paris"),  # full width
+        ("STRASSE", "straße"),
+        ("?", "?"),
+    ],
+)
+def test_exact_normalises(answer: str, reference: str) -> None:
+    assert exact_scores(answer, reference) == {"exact_match": 1.0, "answered": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"), [("-5", "5"), ("5%", "5"), (".5", "5"), ("C++", "C"), ("$5", "5"), ("?", "!"), ("é", "e")]
+)
+def test_exact_keeps_what_means_something(answer: str, reference: str) -> None:
+    assert normalise(answer) != normalise(reference)
+
+
+def test_an_empty_answer_is_none() -> None:
+    assert exact_scores(" \n", "x") == {"exact_match": 0.0, "answered": 0.0}
