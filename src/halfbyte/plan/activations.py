@@ -129,7 +129,7 @@ def saved_bytes_per_token(info: ShapeInfo, tokens: int, *, padded: bool, dtype_b
     if info.scores:
         total += b * 3 * query + dims.heads * tokens * (b + 4 + b)
     else:
-        repeated = masked and dims.heads != dims.kv_heads
+        repeated = masked and 1 < dims.kv_heads < dims.heads  # a single head repeats as a view, without a copy
         values = query if repeated else query + 2 * key if family.fused else key
         total += b * (query + (query if repeated else key) + values + query) + 4 * dims.heads
         total += b * tokens * masked

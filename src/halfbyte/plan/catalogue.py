@@ -106,7 +106,7 @@ def find(name: str) -> Entry:
     near = nearest_names(name)
     raise ConfigError(
         f"the catalogue has no model '{name}'",
-        found=f"{len(entries())} models, from {entries()[0].short_name} to {entries()[-1].short_name}",
+        found=f"{len(entries())} models of {len({entry.fields['family'] for entry in entries()})} families",
         do=f"did you mean {' or '.join(near)}?" if near else "give a local folder, or a name from the catalogue",
     )
 

@@ -95,8 +95,9 @@ def from_catalogue(entry: catalogue.Entry) -> Inventory:
     config = entry.config
     dims = dimensions(config, where=f"the catalogue's entry {entry.name}")
     tensors = tensors_from(dims)
+    unknown = _unknown(entry, dims, tensors)
     notes = assumptions(config)
-    if entry.fields.get("notes"):
+    if entry.fields.get("notes") and not unknown:  # else the reason says it
         notes.append(f"the catalogue notes: {entry.fields['notes']}")
     for name, words in (entry.fields.get("conflicts") or {}).items():
         notes.append(f"sources disagree on {name}: {'; '.join(words)}")
@@ -108,13 +109,13 @@ def from_catalogue(entry: catalogue.Entry) -> Inventory:
         tensors=tuple(tensors),
         dims=dims,
         notes=notes,
-        unknown=_unknown(entry, dims, tensors),
+        unknown=unknown,
     )
 
 
 def _unknown(entry: catalogue.Entry, dims: Dimensions, tensors: list[TensorSpec]) -> dict[str, str]:
     if dims.vocabulary is None:
-        return {"parameters": entry.unknown("vocab_size"), "vocabulary": entry.unknown("vocab_size")}
+        return {"parameters": entry.unknown("vocab_size")}
     if dims.tied is None:
         least, head = sum(spec.count for spec in tensors), dims.vocabulary * dims.hidden
         either = f"{least:,} if the output head is tied to the embedding, {least + head:,} if it is not"

@@ -249,8 +249,10 @@ def _state_bytes(weights: Weights, matrices: Iterable[tuple[int, int]]) -> int:
     return total
 
 
-def _largest(inventory: Inventory) -> int:
-    """The largest tensor in bytes, as the file or the built model holds it."""
+def _largest(inventory: Inventory) -> int | None:
+    """The largest tensor in bytes, as the file or the built model holds it; None without the vocabulary's size."""
+    if inventory.dims is not None and inventory.dims.vocabulary is None:
+        return None
     built = max((2 * spec.count for spec in inventory.tensors), default=0)
     return max(built, inventory.largest_stored_bytes or 0)
 
@@ -260,7 +262,7 @@ def _packing(inventory: Inventory, weights: Weights) -> Phase:
     if weights not in QUANTISED or inventory.packed is not None:
         return Phase({}, 0)  # nothing is packed
     largest = _largest(inventory)
-    return Phase({"runtime": RUNTIME_BYTES, "tensors": 2 * largest}, largest)
+    return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
 
 
 def _scratch(weights: Weights, linears: dict[str, tuple[int, int]]) -> int:
@@ -317,7 +319,7 @@ def _verdict(
             continue
         if peak is None:
             verdicts.append(None)
-            reasons.append(f"{name}: {unknown.get('activations') or unknown.get('vocabulary') or 'unknown'}")
+            reasons.append(f"{name}: {unknown.get('activations') or unknown.get('parameters') or 'unknown'}")
             continue
         verdicts.append(peak <= memory_bytes)
         words = f"{name} needs {gb(peak)}, {gb(memory_bytes)} are there"
@@ -352,9 +354,9 @@ def _most(specs: list[TensorSpec]) -> str:
 
 
 def gb(size: int) -> str:
-    """A size for people: decimal, three digits or so."""
+    """A size for people: decimal units, three digits."""
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             value = size / scale
-            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
     return f"{size} B"

@@ -1,0 +1,139 @@
+"""The plan for people: the ladder drawn to scale, what each phase needs, and whether it fits. Plain off a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from halfbyte.plan.ladder import Phase, Plan, gb
+
+_BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
+_LEAST, _MOST = 12, 40  # cells of the longest bar
+
+# label, key of weights_bytes, key of constants_bytes
+_ROWS = (
+    ("fp32", "fp32", None),
+    ("bf16", "bf16", None),
+    ("int8", "int8", "int8"),
+    ("nf4-single", "nf4", "nf4_single"),
+    ("nf4", "nf4", "nf4"),
+)
+
+
+def render_plan(plan: Plan, console: Console) -> None:
+    """Print `plan`: bars and colours on a terminal, the same table without them in a file or a pipe."""
+    _title(plan, console)
+    console.print(_ladder(plan, console))
+    _adapter(plan, console)
+    console.print()
+    console.print(_phases(plan))
+    _verdict(plan, console)
+    for note in plan.notes:
+        _line(console, f"note: {note}", "dim")
+
+
+def _title(plan: Plan, console: Console) -> None:
+    count = "unknown" if plan.parameters is None else f"{plan.parameters:,}"
+    console.print(Text.assemble((plan.model, "bold"), f"  {count} parameters, {plan.linear_parameters:,} of them in "
+                                f"{plan.linear_layers} linear layers that are quantised"), soft_wrap=True)  # fmt: skip
+    _line(console, f"from {plan.source}" + (f"; packed already as {plan.packed}" if plan.packed else ""), "dim")
+    for name, why in plan.unknown.items():
+        _line(console, f"{name}: {why}", "yellow")
+    console.print()
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _ladder(plan: Plan, console: Console) -> Table:
+    """The formats, largest first, and the adapter; nf4-single only where it was asked for."""
+    chosen = plan.settings["weights"]
+    largest = max((size for size in plan.weights_bytes.values() if size), default=0)
+    cells = max(_LEAST, min(_MOST, console.width - 58)) if console.is_terminal else 0
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("to scale" if cells else "")
+    for name in ("", "bytes", "+ constants"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, key, constants in _ROWS:
+        if label == "nf4-single" and chosen != label:
+            continue
+        size = plan.weights_bytes[key]
+        extra = f"{plan.constants_bytes[constants]:,}" if constants else ""
+        colour = "cyan" if label == chosen else "blue"
+        drawn = Text(bar(size or 0, largest, cells), style=colour)
+        table.add_row(Text(label, style="bold" if label == chosen else ""), drawn, _size(size), _exact(size), extra)
+    dot = bar(plan.adapter_bytes, largest, cells) or ("▏" if cells else "")
+    size = plan.adapter_bytes
+    table.add_row(Text("adapter", style="bold red"), Text(dot, style="bold red"), gb(size), f"{size:,}", "")
+    return table
+
+
+def bar(size: int, largest: int, cells: int) -> str:
+    """`size` to the scale on which `largest` fills `cells`; what is not nothing shows at least an eighth of a cell."""
+    if not cells or not largest or not size:
+        return ""
+    eighths = max(1, round(8 * cells * size / largest))
+    full, part = divmod(eighths, 8)
+    return _BLOCKS[8] * full + (_BLOCKS[part] if part else "")
+
+
+def _adapter(plan: Plan, console: Console) -> None:
+    settings, base = plan.settings, plan.weights_bytes["nf4"]
+    share = f", {100 * plan.adapter_bytes / base:.2g} % of the nf4 weights" if base else ""
+    _line(console, f"the adapter is all that is trained: rank {settings['rank']} on {plan.adapter_layers} layers, "
+          f"{plan.adapter_parameters:,} parameters in fp32{share}")  # fmt: skip
+    _line(console, f"training adds gradients {plan.gradient_bytes:,} and optimiser {plan.optimiser_bytes:,} bytes")
+    tables, states = plan.tables_bytes["nf4"], plan.json_bytes["nf4"]
+    _line(console, "int8 and nf4: the linear layers packed, the rest in 16 bits; an nf4 file also holds code tables "
+          f"({tables:,} bytes) and JSON (about {states:,})", "dim")  # fmt: skip
+
+
+def _phases(plan: Plan) -> Table:
+    settings = plan.settings
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        title=f"needed in {settings['weights']}: {settings['sequence']} tokens, {settings['batch']} at once in "
+        f"training, {settings['evaluation_batch']} in evaluation",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("phase")
+    table.add_column("peak", justify="right", no_wrap=True)
+    table.add_column("mapped", justify="right", no_wrap=True)
+    table.add_column("made of")
+    for name, phase in plan.phases.items():
+        if not phase.parts:
+            table.add_row(name, "-", "-", "nothing to do")
+            continue
+        table.add_row(name, _size(phase.peak_bytes), _size(phase.mapped_bytes), _parts(phase))
+    return table
+
+
+def _exact(size: int | None) -> str:
+    return "" if size is None else f"{size:,}"
+
+
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else gb(size)
+
+
+def _parts(phase: Phase) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in phase.parts.items() if size != 0)
+
+
+def _verdict(plan: Plan, console: Console) -> None:
+    _line(console, "peak: what the system can't take back; mapped: the file's pages that the work reads, clean", "dim")
+    console.print()
+    words, style = {
+        True: ("fits", "bold green"),
+        False: ("does not fit", "bold red"),
+        None: ("whether it fits is unknown", "bold yellow"),
+    }[plan.fits]
+    _line(console, words, style)
+    for reason in plan.reasons:
+        _line(console, f"  {reason}")

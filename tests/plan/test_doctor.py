@@ -1,0 +1,82 @@
+"""The doctor: what it looks at, that its table of versions is pyproject's, and its exit code."""
+
+import io
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from halfbyte.plan import doctor as module
+from halfbyte.plan.doctor import EXTRAS, LIBRARIES, Finding, doctor, render_doctor
+from halfbyte.plan.machine import CudaDevice, Machine
+
+
+def test_the_versions_are_those_of_pyproject():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"\w+", line)[0]: line for line in project["dependencies"]}
+    written = {
+        name: f"{name}>={low}" + (f",<{ceiling}" if ceiling else "") for name, (low, ceiling) in LIBRARIES.items()
+    }
+    assert written == declared
+    for name, packages in EXTRAS.items():
+        assert [re.match(r"\w+", line)[0] for line in project["optional-dependencies"][name]] == list(packages)
+
+
+def test_everything_is_looked_at():
+    findings = doctor()
+    looked = {finding.what for finding in findings}
+    assert {"Python", "system", "processor", "memory", "torch", "transformers", "kernels", "compiler", "CUDA", "cache",
+            "free disk", "extra 'data'"} <= looked  # fmt: skip
+    assert not [finding for finding in findings if finding.mark == "problem"]
+    assert render_doctor(findings, Console(file=io.StringIO())) == 0
+
+
+def test_a_problem_shows_and_decides_the_exit_code():
+    out = io.StringIO()
+    findings = [Finding("ok", "a", "b"), Finding("problem", "torch", "1.0, too old", "pip install [new]")]
+    assert render_doctor(findings, Console(file=out, width=100)) == 1
+    assert (
+        "PROBLEM" in out.getvalue() and "pip install [new]" in out.getvalue() and "1 problem, 0 notes" in out.getvalue()
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "mark"), [("5.16.9", "problem"), ("5.17", "ok"), ("5.23.0+x", "ok"), ("6.0.0", "problem")]
+)
+def test_versions_out_of_the_range_are_problems(version, mark, monkeypatch):
+    monkeypatch.setattr(module.metadata, "version", lambda name: version)
+    assert module._library("transformers", "5.17", "6").mark == mark
+
+
+def test_what_is_not_installed_is_a_problem_or_an_extra():
+    assert module._library("no-such-library", "1", None).mark == "problem"
+    finding = module._extra("data", ("no-such-library",))
+    assert finding.mark == "note" and "halfbyte[data]" in finding.do
+
+
+def test_kernels_that_are_forced_wrongly_are_a_problem(monkeypatch):
+    monkeypatch.setenv("HALFBYTE_KERNELS", "fast")
+    finding = module._kernels()
+    assert finding.mark == "problem" and "HALFBYTE_KERNELS" in finding.found
+    monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
+    assert module._kernels().mark == "note"
+
+
+def test_a_device_that_torch_cannot_use_is_noted(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    card = CudaDevice("Tesla T4", 16 * 10**9, 15 * 10**9)
+    finding = module._cuda(Machine("Linux", "cpu", 2, None, None, None, (card,)))
+    assert finding.mark == "note" and "pytorch.org" in finding.do
+    assert module._hardware(Machine("Linux", "cpu", 2, None, None, None, ()))[1].mark == "note"
+
+
+def test_the_cache_is_weighed(monkeypatch, tmp_path):
+    monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path / "cache"))
+    assert "not made yet" in module._cache().found
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "packed").write_bytes(bytes(5000))
+    assert "5.00 kB" in module._cache().found
