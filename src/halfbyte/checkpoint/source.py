@@ -331,6 +331,13 @@ def _hub_error(model: str, revision: str | None, error: Exception) -> Checkpoint
             where=constants.HF_HUB_CACHE,
             do="free some space, or set HF_HOME to a folder on another disk; the download goes on where it stopped",
         )
+    if isinstance(error, PermissionError):
+        return CheckpointError(
+            "the cache of the hub can't be written",
+            where=constants.HF_HUB_CACHE,
+            found=error.strerror,
+            do="set HF_HOME to a folder that can be written",
+        )
     if isinstance(error, errors.GatedRepoError):
         return CheckpointError(
             "this model is gated", where=where, do=f"accept its terms on its page on the hub, then {login}"
@@ -358,13 +365,6 @@ def _hub_error(model: str, revision: str | None, error: Exception) -> Checkpoint
         return CheckpointError("the hub refuses access to this model", where=where, found=f"HTTP {status}", do=login)
     if status is not None:
         return CheckpointError("the hub answers with an error", where=where, found=f"HTTP {status}", do="try later")
-    if isinstance(error, PermissionError):
-        return CheckpointError(
-            "the cache of the hub can't be written",
-            where=constants.HF_HUB_CACHE,
-            found=error.strerror,
-            do="set HF_HOME to a folder that can be written",
-        )
     last = str(causes[-1]) or type(causes[-1]).__name__
     return CheckpointError(
         "the hub can't be reached",
