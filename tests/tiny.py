@@ -2,8 +2,8 @@
 
 Between them they have tied and untied heads, biases, fused projections, soft caps, scaled embeddings, sliding windows,
 and widths that are no multiple of 64, so that blocks straddle rows and a matrix' last block is ragged. No width over 64
-is a multiple of 16 but not of 64: bitsandbytes' AVX-512 code (0.50.2) decodes those with other blocks' absmax, so nothing
-could be compared with it.
+is a multiple of 16 but not of 64: bitsandbytes' AVX-512 code (0.50.2) decodes those with the absmax of other blocks, so
+nothing could be compared with it.
 """
 
 from __future__ import annotations
