@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from halfbyte.model.build import Model
+from tests.tiny import tiny_checkpoint
 
 
 @cache

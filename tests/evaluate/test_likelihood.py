@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.evaluate.models import plain_model
 
 from halfbyte.evaluate import likelihood
 from halfbyte.evaluate.likelihood import learned_log_likelihoods, option_log_likelihoods
+from tests.evaluate.models import plain_model
 
 
 def naive(model, prompt: list[int], option: list[int]) -> float:

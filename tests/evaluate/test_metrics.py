@@ -69,7 +69,13 @@ def test_tolerance_is_relative_or_absolute() -> None:
     assert within(14, 10, relative=None) is None
     scores = number_scores(1, 1, 0, ToleranceConfig(relative=None), logarithmic=True)
     columns = {key: np.array([x]) for key, x in scores.items()}
-    assert [m.name for m in metrics_of("number", columns)] == ["mae", "rmsle", "unanswered", "mae_answered", "rmsle_answered"]
+    assert [m.name for m in metrics_of("number", columns)] == [
+        "mae",
+        "rmsle",
+        "unanswered",
+        "mae_answered",
+        "rmsle_answered",
+    ]
 
 
 def test_without_rmsle_where_a_reference_is_negative() -> None:

@@ -129,7 +129,9 @@ def test_samples_that_say_little_are_defined() -> None:
     assert (one.value, one.low, one.high) == (3.0, None, None)
     same = estimate(mean([2.0] * 50), seed=0)
     assert (same.value, same.low, same.high, same.method) == (2.0, 2.0, 2.0, "no spread")
-    rare = Ratio(np.array([5.0] + [0.0] * 99), np.array([1.0] + [0.0] * 99))  # one answered: a third of resamples has none
+    rare = Ratio(
+        np.array([5.0] + [0.0] * 99), np.array([1.0] + [0.0] * 99)
+    )  # one answered: a third of resamples has none
     assert (estimate(rare, seed=0).value, estimate(rare, seed=0).low) == (5.0, None)
     nothing = Ratio(np.zeros(10), np.zeros(10))
     assert estimate(nothing, seed=0).value is None
@@ -147,7 +149,10 @@ def test_identical_scores_are_no_difference() -> None:
 def test_wilson_by_hand() -> None:
     found = share(8, 10)
     z, p, n = stats.norm.ppf(0.975), 0.8, 10
-    centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z * math.sqrt(p * 0.2 / n + z * z / 4 / n / n) / (1 + z * z / n)
+    centre, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z * math.sqrt(p * 0.2 / n + z * z / 4 / n / n) / (1 + z * z / n),
+    )
     assert (found.value, found.low, found.high) == pytest.approx((0.8, centre - half, centre + half))
     assert 0 < share(0, 20).high < 0.2
 

@@ -119,11 +119,14 @@ def _prediction(item: Item, answer: str | None, parsed: Any, scores: Scores, **m
 
 def _ask_generated(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
     """Kinds `number` and `exact`: greedy answers."""
-    from halfbyte.evaluate.generate import end_tokens, generate
+    from halfbyte.evaluate.generate import check_lengths, end_tokens, generate
 
     encoder = Encoder(model.tokenizer, tasks.task.chat)
     prompts = encoder.prompts(tasks.asked(encoder))
     ends = end_tokens(model) | encoder.stops
+    origins = [item.origin for item in tasks.items]
+    longest = tasks.task.decoding.max_new_tokens
+    check_lengths(model, [len(prompt) + longest for prompt in prompts], origins, what="prompt and answer")
     found = generate(model, prompts, tasks.task.decoding, batch=batch, ends=ends, progress=progress)
     judge = _judge_numbers if tasks.task.kind == "number" else _judge_texts
     return _Asked(judge(tasks, found.texts), found.tokens_per_second)
@@ -242,20 +245,9 @@ def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> 
     ]
     seed = int(source.result["seed"])
     metrics, warnings = summarise("number", predictions, seed)
-    kept = (
-        "schema",
-        "task",
-        "kind",
-        "fingerprint",
-        "fingerprint_parts",
-        "fallback",
-        "fallback_source",
-        "items",
-        "limit",
-    )
-    result = {key: source.result[key] for key in kept}
-    result |= {"variant": variant, "model": None, "weights": None, "adapter": None, "unanswered": 0.0}
-    result |= {"metrics": metrics, "seconds": None, "tokens_per_second": None, "peak_bytes": None, "mapped_bytes": None}
-    result |= {**environment(), "seed": seed, "warnings": warnings}
+    nothing = ("model", "weights", "adapter", "seconds", "tokens_per_second", "peak_bytes", "mapped_bytes")
+    own = {"variant": variant, "unanswered": 0.0, "metrics": metrics, "warnings": warnings}
+    nowhere = dict.fromkeys([*nothing, "cuda_peak_bytes", "device"])
+    result = source.result | nowhere | own | environment()
     write_evaluation(out, result, predictions)
     return result

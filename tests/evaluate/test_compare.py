@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halfbyte.config import ToleranceConfig
+from halfbyte.errors import ConfigError, DataError
+from halfbyte.evaluate.compare import changes, compare_folders
+from halfbyte.evaluate.metrics import exact_scores, loss_scores, number_scores
+from halfbyte.evaluate.results import summarise, write_evaluation
+from halfbyte.evaluate.tasks import digest
+
+
+def folder(
+    place: Path, scores: list[dict[str, float]], kind: str, *, groups: list[str] | None = None, **parts: Any
+) -> Path:
+    """An evaluation with these scores."""
+    parts = {"kind": kind, "items": len(scores), "data": "d", "tolerance": None} | parts
+    lines = [
+        {"id": f"i{k}", "group": groups[k] if groups else None, "prompt": f"prompt {k}", "answer": f"answer {k}",
+         "reference": f"reference {k}", "parsed": None, "scores": score}
+        for k, score in enumerate(scores)
+    ]  # fmt: skip
+    metrics, warnings = summarise(kind, lines, 0)
+    result = {"schema": 1, "task": "t", "kind": kind, "fingerprint": digest(parts), "fingerprint_parts": parts,
+              "variant": place.name, "items": len(lines), "metrics": metrics, "warnings": warnings}  # fmt: skip
+    write_evaluation(place, result, lines)
+    return place
+
+
+def numbers(place: Path, answers: list[float | None], references: list[float], **options: Any) -> Path:
+    tolerance = ToleranceConfig()
+    pairs = zip(answers, references, strict=True)
+    scores = [number_scores(a, r, 20.0, tolerance, logarithmic=True) for a, r in pairs]
+    return folder(place, scores, "number", **options)
+
+
+def exact(place: Path, right: list[bool], **options: Any) -> Path:
+    return folder(place, [exact_scores("x", "x" if hit else "y") for hit in right], "exact", **options)
+
+
+def test_a_clear_gain_in_an_error(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(10, 100, size=120)
+    a = numbers(tmp_path / "base", list(truth + generator.normal(scale=20, size=120)), list(truth))
+    b = numbers(tmp_path / "tuned", list(truth + generator.normal(scale=5, size=120)), list(truth))
+    found = compare_folders(a, b)
+    errors = [
+        np.array([json.loads(line)["scores"]["mae"] for line in (f / "predictions.jsonl").read_text().splitlines()])
+        for f in (a, b)
+    ]
+    change = errors[1] - errors[0]
+    assert (found["a"], found["b"], found["metric"], found["better"]) == ("base", "tuned", "mae", "lower")
+    assert found["difference"]["value"] == pytest.approx(change.mean()) and found["difference"]["value"] < 0
+    assert found["a_value"] == pytest.approx(errors[0].mean()) and found["b_value"] == pytest.approx(errors[1].mean())
+    assert (found["wins"], found["losses"], found["ties"]) == (np.sum(change < 0), np.sum(change > 0), 0)
+    assert found["difference"]["high"] < 0 and found["difference"]["p"] < 0.001
+    assert found["verdict"] == "better" and found["warnings"] == [] and "below 0 is better" in found["sign"]
+    back = compare_folders(b, a)
+    assert back["verdict"] == "worse" and back["wins"] == found["losses"]
+    assert back["difference"]["value"] == pytest.approx(-found["difference"]["value"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_pairing_is_by_item_and_not_by_line(tmp_path: Path) -> None:
+    truth = [float(k) for k in range(1, 31)]
+    a = numbers(tmp_path / "a", [k + 3 for k in truth], truth)
+    b = numbers(tmp_path / "b", [k + 1 for k in truth], truth)
+    lines = (b / "predictions.jsonl").read_text().splitlines(keepends=True)
+    straight = compare_folders(a, b)
+    (b / "predictions.jsonl").write_text("".join(reversed(lines)))
+    assert compare_folders(a, b) == straight
+    assert straight["wins"] == 30 and straight["difference"]["value"] == pytest.approx(-2)
+    assert any("no spread in the difference" in warning for warning in straight["warnings"])
+
+
+def test_no_detectable_difference_between_the_same(tmp_path: Path) -> None:
+    a = numbers(tmp_path / "a", [1.0, 5.0, 9.0], [2.0, 4.0, 4.0])
+    found = compare_folders(a, a)
+    assert found["difference"] | {"level": 0, "method": 0, "test": 0} == {
+        "value": 0, "low": 0, "high": 0, "p": 1, "level": 0, "method": 0, "test": 0}  # fmt: skip
+    assert found["verdict"] == "no detectable difference" and found["ties"] == 3
+    assert any("only 3 independent items" in warning for warning in found["warnings"])
+
+
+def test_right_and_wrong_use_mcnemar(tmp_path: Path) -> None:
+    a = exact(tmp_path / "a", [False] * 12 + [True] * 2 + [True] * 100)
+    b = exact(tmp_path / "b", [True] * 12 + [False] * 2 + [True] * 100)
+    found = compare_folders(a, b)
+    assert (found["wins"], found["losses"], found["ties"]) == (12, 2, 100)
+    assert found["difference"]["value"] == pytest.approx(10 / 114)
+    assert found["difference"]["test"] == "mcnemar exact"
+    assert found["difference"]["p"] == pytest.approx(2 * (1 + 14 + 91) / 2**14)
+    assert found["verdict"] == "better" and found["better"] == "higher"
+    groups = [f"g{k // 2}" for k in range(114)]
+    grouped = compare_folders(exact(tmp_path / "ga", [False] * 12 + [True] * 102, groups=groups),
+                              exact(tmp_path / "gb", [True] * 12 + [True] * 102, groups=groups))  # fmt: skip
+    assert grouped["difference"]["test"].startswith("permutation")  # pairs of items are no independent wins
+    assert grouped["difference"]["p"] == pytest.approx(2 / 2**6, abs=0.01)
+
+
+def test_unanswered_compares_in_its_own_direction(tmp_path: Path) -> None:
+    truth = [10.0] * 150
+    a = numbers(tmp_path / "a", [None] * 50 + [10.0] * 100, truth)
+    b = numbers(tmp_path / "b", [10.0] * 149 + [None], truth)
+    found = compare_folders(a, b, metric="unanswered")
+    assert (found["wins"], found["losses"], found["verdict"]) == (50, 1, "better")
+    assert found["difference"]["value"] == pytest.approx(-49 / 150) and found["difference"]["high"] < 0
+
+
+def test_a_gain_in_format_alone_is_called_that(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    truth = list(generator.uniform(90, 110, size=200))  # far from the fallback of 20
+    noise = list(generator.normal(scale=5, size=200))
+    a = numbers(tmp_path / "a", [None if k % 2 else t + noise[k] for k, t in enumerate(truth)], truth)
+    b = numbers(tmp_path / "b", [t + noise[k] * generator.choice([-1, 1]) for k, t in enumerate(truth)], truth)
+    found = compare_folders(a, b)
+    assert found["verdict"] == "better"
+    assert found["both_answered"]["n"] == 100
+    assert found["both_answered"]["verdict"] == "no detectable difference"
+    assert any("a matter of format" in warning for warning in found["warnings"])
+    nobody = numbers(tmp_path / "c", [None] * 200, truth)
+    assert compare_folders(nobody, b)["both_answered"] is None
+    only = compare_folders(nobody, b, metric="mae_answered")
+    assert only["a_value"] is None and only["difference"]["value"] is None
+    assert only["verdict"] == "no detectable difference"
+    json.dumps(only, allow_nan=False)
+
+
+def test_other_metrics_can_be_asked_for(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    truth = list(generator.uniform(10, 100, size=100))
+    a = numbers(tmp_path / "a", [t * generator.lognormal(0, 0.6) for t in truth], truth)
+    b = numbers(tmp_path / "b", [t * generator.lognormal(0, 0.1) for t in truth], truth)
+    for metric, better in (("rmsle", "lower"), ("within", "higher"), ("rmsle_answered", "lower")):
+        found = compare_folders(a, b, metric=metric)
+        assert (found["metric"], found["better"], found["verdict"]) == (metric, better, "better")
+    with pytest.raises(ConfigError, match=r"(?s)no such metric.*did you mean 'rmsle'"):
+        compare_folders(a, b, metric="rmsl")
+
+
+def test_another_tokenizer_is_compared_in_bits_per_byte(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    nats = generator.uniform(5, 9, size=100)
+    a = folder(tmp_path / "a", [loss_scores(x, 10, 40) for x in nats], "loss")
+    same = folder(tmp_path / "s", [loss_scores(x - generator.uniform(0, 1), 10, 40) for x in nats], "loss")
+    other = folder(tmp_path / "b", [loss_scores(x - generator.uniform(0, 1), 5, 40) for x in nats], "loss")
+    assert compare_folders(a, same)["metric"] == "loss" and compare_folders(a, same)["verdict"] == "better"
+    found = compare_folders(a, other)  # a token is twice as long: the loss a token rises, the text got likelier
+    assert found["metric"] == "bits_per_byte" and found["verdict"] == "better"
+    assert "tokenizers differ" in found["warnings"][0]
+    forced = compare_folders(a, other, metric="loss")
+    assert forced["verdict"] == "worse" and "does not compare" in forced["warnings"][0]
+
+
+def test_other_experiments_are_refused_with_what_differs(tmp_path: Path) -> None:
+    a = exact(tmp_path / "a", [True, False])
+    b = exact(tmp_path / "b", [True, False, True], data="e", decoding={"max_new_tokens": 3})
+    with pytest.raises(ConfigError) as error:
+        compare_folders(a, b)
+    text = str(error.value)
+    assert "not of the same experiment" in text and "items: 2 against 3" in text
+    assert 'decoding: null against {"max_new_tokens": 3}' in text and "the items (ids" in text
+
+
+def test_missing_items_are_named(tmp_path: Path) -> None:
+    a, b = exact(tmp_path / "a", [True] * 3), exact(tmp_path / "b", [True] * 3)
+    text = (b / "predictions.jsonl").read_text()
+    (b / "predictions.jsonl").write_text(text.replace('"i1"', '"other"'))
+    with pytest.raises(DataError) as error:
+        compare_folders(a, b)
+    assert "missing in" in str(error.value) and "'i1'" in str(error.value) and "'other'" in str(error.value)
+    (b / "predictions.jsonl").write_text(text.replace('"i1"', '"i0"'))
+    with pytest.raises(DataError, match="'i1'"):
+        compare_folders(a, b)
+
+
+def test_the_most_changed_items(tmp_path: Path) -> None:
+    a = numbers(tmp_path / "a", [10.0, 10.0, 10.0, 10.0], [10.0, 20.0, 30.0, 40.0])
+    b = numbers(tmp_path / "b", [15.0, 20.0, 10.0, 38.0], [10.0, 20.0, 30.0, 40.0])
+    improved, worsened = changes(a, b)
+    assert [(row.id, row.gain) for row in improved] == [("i3", 28), ("i1", 10)]
+    assert [(row.id, row.gain) for row in worsened] == [("i0", -5)]
+    assert improved[0].prompt == "prompt 3" and (improved[0].a_score, improved[0].b_score) == (30, 2)
+    assert len(changes(a, b, count=1)[0]) == 1
+
+
+def test_ten_thousand_items_take_less_than_three_seconds(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    truth = list(generator.uniform(10, 100, size=10_000))
+    answers = [None if generator.random() < 0.05 else t + generator.normal(scale=20) for t in truth]
+    a = numbers(tmp_path / "a", answers, truth)
+    b = numbers(tmp_path / "b", [t + generator.normal(scale=18) for t in truth], truth)
+    began = time.process_time()
+    found = compare_folders(a, b)
+    assert time.process_time() - began < 3
+    assert found["verdict"] == "better" and "both_answered" in found

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halfbyte.config import DecodingConfig, TaskConfig
+from halfbyte.data.encode import Encoder
+from halfbyte.errors import ConfigError, DataError, HalfbyteError
+from halfbyte.evaluate import evaluate as module
+from halfbyte.evaluate.evaluate import constant_folder, evaluate_task
+from halfbyte.evaluate.generate import Generated
+from halfbyte.evaluate.results import read_evaluation
+from halfbyte.evaluate.tasks import load_task_set
+from tests.evaluate.models import plain_model
+
+KEYS = {"schema", "task", "fingerprint", "variant", "model", "weights", "adapter", "items", "unanswered", "metrics",
+        "seconds", "tokens_per_second", "peak_bytes", "mapped_bytes", "versions", "machine", "seed"}  # fmt: skip
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> TaskConfig:
+    test = write(tmp_path / "test.jsonl", [{"prompt": f"set {k} costs $", "completion": f"{k}.99"} for k in range(12)])
+    train = write(tmp_path / "train.jsonl", [{"prompt": "x", "completion": str(k)} for k in (1, 4, 50)])
+    return TaskConfig(name="price", data=test, kind="number", train=train, decoding=DecodingConfig(8, ["\n"]))
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:
+    """Let generation give these answers."""
+    monkeypatch.setattr(
+        "halfbyte.evaluate.generate.generate",
+        lambda *_, **__: Generated(answers, [[1]] * len(answers), ["end"] * len(answers), 1, 1.0, 10, 2.0),
+    )
+
+
+def test_an_evaluation_has_the_contracts_keys(prices: TaskConfig, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "out" / "base"
+    result = evaluate_task(plain_model(), prices, out, variant="base-fp32", progress=lambda *at: seen.append(at))
+    assert json.loads((out / "result.json").read_text()) == result
+    assert set(result) >= KEYS and seen[-1] == (12, 12)
+    assert result["schema"] == 1 and result["variant"] == "base-fp32" and result["model"] == "tiny-llama"
+    assert result["items"] == 12 and result["weights"] == "fp32" and result["adapter"] is None
+    assert result["tokens_per_second"] > 0 and result["seconds"] > 0
+    assert result["peak_bytes"] is None or result["peak_bytes"] > 2**24
+    assert result["versions"]["torch"] == torch.__version__ and result["machine"]["cores"] >= 1
+    for metric in result["metrics"].values():
+        assert {"value", "low", "high", "n"} <= set(metric)
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    for line in lines:
+        assert {"id", "group", "prompt", "answer", "reference", "parsed", "scores"} <= set(line)
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.jsonl", "result.json"]
+
+
+def test_the_answers_are_the_models_own(prices: TaskConfig, tmp_path: Path) -> None:
+    model = plain_model()
+    evaluate_task(model, prices, tmp_path / "out", variant="base", batch=5)
+    line = read_evaluation(tmp_path / "out").predictions[3]
+    ids = model.tokenizer("set 3 costs $", return_tensors="pt")["input_ids"]
+    new = model.net.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert line["prompt"] == "set 3 costs $" and line["reference"] == "3.99" and line["reference_parsed"] == 3.99
+    assert line["answer"] == model.tokenizer.decode(new, skip_special_tokens=True).split("\n")[0]
+
+
+def test_an_unanswered_item_takes_the_training_median(
+    prices: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, ["no idea"] * 4 + [f"{k}.99" for k in range(4, 12)])
+    result = evaluate_task(plain_model(), prices, tmp_path / "out", variant="x")
+    assert (result["fallback"], result["fallback_source"]) == (4, "training median")
+    assert result["unanswered"] == pytest.approx(4 / 12)
+    error = sum(abs(4 - reference) for reference in (0.99, 1.99, 2.99, 3.99)) / 12
+    assert result["metrics"]["mae"]["value"] == pytest.approx(error)
+    assert result["metrics"]["mae_answered"] | {"method": 0} == {
+        "value": 0, "low": 0, "high": 0, "n": 8, "better": "lower", "unit": "", "method": 0}  # fmt: skip
+    assert result["metrics"]["unanswered"]["value"] == result["unanswered"]
+    assert any("no spread in mae_answered" in warning for warning in result["warnings"])
+    assert any("only 12 independent items" in warning for warning in result["warnings"])
+    lines = read_evaluation(tmp_path / "out").predictions
+    assert lines[0]["parsed"] is None and lines[0]["scores"]["mae"] == pytest.approx(3.01)
+
+
+def test_nothing_answered_is_null_and_not_nan(
+    prices: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, [""] * 12)
+    result = evaluate_task(plain_model(), prices, tmp_path / "out", variant="x")
+    found = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
+    assert found["metrics"]["mae_answered"]["value"] is None and found["metrics"]["mae_answered"]["n"] == 0
+    assert result["unanswered"] == 1
+
+
+def test_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(tmp_path / "t.jsonl", [{"prompt": str(k), "completion": " Paris"} for k in range(4)])
+    answering(monkeypatch, ["paris.", " PARIS", "London", " "])
+    result = evaluate_task(plain_model(), TaskConfig(name="x", data=data), tmp_path / "out", variant="x")
+    assert result["metrics"]["exact_match"]["value"] == 0.5 and result["unanswered"] == 0.25
+    assert result["tokens_per_second"] == 5
+
+
+def naive(model: Any, prompt: list[int], option: list[int]) -> float:
+    logp = model.net(torch.tensor([prompt + option])).logits[0].double().log_softmax(-1)
+    return sum(float(logp[len(prompt) + k - 1, token]) for k, token in enumerate(option))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_choice_is_the_likeliest_option(tmp_path: Path, nested: bool) -> None:
+    model = plain_model()
+    options = ["castle", "price of ten", "castle price"] if nested else ["castle", "price of ten", "models"]
+    rows = [{"text": f"message {k}", "intent": options[k % 3]} for k in range(6)]
+    task = TaskConfig(name="x", data=write(tmp_path / "t.jsonl", rows), kind="choice", options=options,
+                      template={"prompt": "{text} ->", "completion": " {intent}"})  # fmt: skip
+    result = evaluate_task(model, task, tmp_path / "out", variant="x")
+    hits = 0
+    for line, row in zip(read_evaluation(tmp_path / "out").predictions, rows, strict=True):
+        prompt = model.tokenizer(f"{row['text']} ->")["input_ids"]
+        end = [model.tokenizer.eos_token_id] if nested else []  # one option begins another: the end counts
+        encoded = [model.tokenizer(" " + option, add_special_tokens=False)["input_ids"] + end for option in options]
+        expected = [naive(model, prompt, ids) for ids in encoded]
+        assert list(line["log_likelihoods"].values()) == pytest.approx(expected, abs=1e-4)
+        best = options[max(range(3), key=expected.__getitem__)]
+        assert line["parsed"] == best and line["answer"] == " " + best
+        assert line["scores"]["accuracy"] == float(best == row["intent"])
+        hits += best == row["intent"]
+    assert result["metrics"]["accuracy"]["value"] == hits / 6
+    assert {"macro_f1", "accuracy_per_byte"} <= set(result["metrics"])
+    assert result["unanswered"] == 0
+
+
+def test_loss_equals_transformers_own(tmp_path: Path) -> None:
+    model = plain_model("gemma2")
+    rows = [{"prompt": f"{k} dollars is", "completion": " the price" + " of a set" * k} for k in range(5)]
+    task = TaskConfig(name="x", data=write(tmp_path / "t.jsonl", rows), kind="loss")
+    result = evaluate_task(model, task, tmp_path / "out", variant="x")
+    nats = tokens = size = 0.0
+    encoder = Encoder(model.tokenizer)
+    items = load_task_set(task).items
+    for line, item in zip(read_evaluation(tmp_path / "out").predictions, items, strict=True):
+        encoded = encoder.item(item.example)
+        labels = [token if flag else -100 for token, flag in zip(encoded.ids, encoded.learned, strict=True)]
+        assert encoded.ids[-1] == model.tokenizer.eos_token_id and encoded.learned[-1]  # EOS counts
+        loss = float(model.net(torch.tensor([encoded.ids]), labels=torch.tensor([labels])).loss)
+        assert line["scores"]["loss"] == pytest.approx(loss, rel=1e-5)
+        nats, tokens = nats + loss * encoded.learned_tokens, tokens + encoded.learned_tokens
+        size += len(item.reference.encode())
+    metrics = {name: found["value"] for name, found in result["metrics"].items()}
+    assert metrics["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert metrics["bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)
+
+
+def test_the_same_answers_whatever_the_batch(prices: TaskConfig, tmp_path: Path) -> None:
+    model = plain_model("mistral")
+    for batch in (1, 5, "auto"):
+        evaluate_task(model, prices, tmp_path / str(batch), variant="x", batch=batch)
+    texts = {(tmp_path / str(batch) / "predictions.jsonl").read_text() for batch in (1, 5, "auto")}
+    assert len(texts) == 1
+
+
+def test_what_does_not_fit_names_the_item(tmp_path: Path) -> None:
+    data = write(tmp_path / "t.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a " * 300, "completion": "b"}])
+    for kind in ("loss", "choice", "exact"):
+        task = TaskConfig(name="x", data=data, kind=kind, options=["b", "c"] if kind == "choice" else None)
+        with pytest.raises(DataError, match=r"(?s)context of 256 tokens.*t.jsonl:2"):
+            evaluate_task(plain_model(), task, tmp_path / "out", variant="x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_evaluation_leaves_no_result_that_looks_whole(
+    prices: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    evaluate_task(plain_model(), prices, out, variant="x")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("halfbyte.evaluate.results.os.fsync", full)
+    with pytest.raises(HalfbyteError, match=r"(?s)can't be written.*No space left"):
+        evaluate_task(plain_model(), prices, out, variant="x")
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.jsonl"]
+
+
+def test_the_constant_guess_is_an_evaluation(prices: TaskConfig, tmp_path: Path) -> None:
+    result = evaluate_task(plain_model(), prices, tmp_path / "base", variant="base")
+    median = constant_folder(tmp_path / "base", tmp_path / "median")
+    read = read_evaluation(tmp_path / "median")
+    assert set(median) == set(result) and median["fingerprint"] == result["fingerprint"]
+    assert median["variant"] == "median" and median["model"] is None and median["unanswered"] == 0
+    error = sum(abs(4 - (k + 0.99)) for k in range(12)) / 12
+    assert median["metrics"]["mae"]["value"] == pytest.approx(error)
+    assert {line["answer"] for line in read.predictions} == {"4"} and read.predictions[0]["parsed"] == 4
+    rows = [{"prompt": "a", "completion": "b"}]
+    task = TaskConfig(name="x", data=write(tmp_path / "e.jsonl", rows))
+    evaluate_task(plain_model(), task, tmp_path / "exact", variant="base")
+    with pytest.raises(ConfigError, match="kind 'number'"):
+        constant_folder(tmp_path / "exact", tmp_path / "never")
+
+
+def test_folders_that_are_no_evaluation(prices: TaskConfig, tmp_path: Path) -> None:
+    out = tmp_path / "run" / "evaluations" / "base"
+    evaluate_task(plain_model(), prices, out, variant="x")
+    with pytest.raises(DataError, match="no such evaluation"):
+        read_evaluation(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"(?s)holds no evaluation.*evaluations/base"):
+        read_evaluation(tmp_path / "run")
+    for name, spoil, fault in (
+        ("result.json", lambda text: text[:-20], "the result is broken"),
+        ("result.json", lambda text: text.replace('"schema": 1', '"schema": 99'), "schema 99"),
+        ("result.json", lambda text: '{"loss": 3}', "another schema"),
+        ("predictions.jsonl", lambda text: text.replace('"id"', '"di"', 1), r"predictions.jsonl:1"),
+        ("predictions.jsonl", lambda text: text + "{broken\n", r"predictions.jsonl:13"),
+        ("predictions.jsonl", lambda text: text.split("\n")[0] + "\n", "1 predictions, 12 items"),
+        ("predictions.jsonl", lambda text: "", "there are no predictions"),
+        ("predictions.jsonl", None, "the predictions are missing"),
+    ):
+        broken = tmp_path / "broken"
+        shutil.copytree(out, broken)
+        if spoil is None:
+            (broken / name).unlink()
+        else:
+            (broken / name).write_text(spoil((broken / name).read_text()))
+        with pytest.raises(DataError, match=fault):
+            read_evaluation(broken)
+        shutil.rmtree(broken)
+
+
+def test_every_kind_can_be_asked() -> None:
+    from halfbyte.config import KINDS
+
+    assert set(module._ASK) == set(KINDS)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from halfbyte.evaluate.compare import compare_folders
+from halfbyte.evaluate.metrics import METRICS
+from halfbyte.evaluate.results import read_evaluation
+from halfbyte.evaluate.show import figure, interval, print_comparison, print_result
+from tests.evaluate.test_compare import exact, numbers
+
+
+def printed(show: object, what: object) -> str:
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    show(what, console)
+    return console.file.getvalue()
+
+
+def test_figures_have_units() -> None:
+    metrics = {metric.name: metric for kind in METRICS.values() for metric in kind}
+    assert figure(0.123, metrics["within"]) == "12.3 %"
+    assert figure(0.021, metrics["within"], sign=True) == "+2.1 pp"
+    assert figure(-12.3456, metrics["mae"], sign=True) == "-12.35"
+    assert figure(1234567.0, metrics["mae"]) == "1,234,567"
+    assert figure(1.5, metrics["loss"]) == "1.5 nats/token"
+    assert figure(None, metrics["mae"]) == "-" and interval(None, None, metrics["mae"]) == "-"
+    assert interval(0.1, 0.2, metrics["within"]) == "10.0 % to 20.0 %"
+
+
+def test_a_result_shows_every_metric_with_its_direction(tmp_path: Path) -> None:
+    evaluation = read_evaluation(numbers(tmp_path / "a", [10.0, None, 30.0], [10.0, 20.0, 31.0]))
+    more = {"seconds": 2.0, "tokens_per_second": 33.0, "peak_bytes": 2 * 10**9, "mapped_bytes": None}
+    text = printed(print_result, evaluation.result | more)
+    for name in ("mae ↓", "within ↑", "unanswered ↓", "33.3 %"):
+        assert name in text
+    assert "2.0 s, 33 tokens/s; peak memory 2.00 GB" in text and "lower is better" in text
+    assert "only 3 independent items" in text
+
+
+@pytest.mark.parametrize("kind", [numbers, exact])
+def test_a_comparison_says_its_verdict(tmp_path: Path, kind: object) -> None:
+    if kind is numbers:
+        truth = [float(k) for k in range(100, 220)]
+        a, b = (kind(tmp_path / n, [None, *(t + e + t % 3 for t in truth[1:])], truth) for n, e in (("a", 9), ("b", 1)))
+    else:
+        a, b = kind(tmp_path / "a", [False] * 30 + [True] * 90), kind(tmp_path / "b", [True] * 120)
+    text = printed(print_comparison, compare_folders(a, b))
+    assert "better" in text and "b against a" in text and "b less a" in text
+    assert ("mae ↓" if kind is numbers else "exact_match ↑") in text
+    assert ("119 that both answered" in text) == (kind is numbers)
+
+
+def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
+    found = compare_folders(*(exact(tmp_path / name, [True, False]) for name in ("a", "b")))
+    assert "[bold]x[/bold]" in printed(print_comparison, found | {"task": "[bold]x[/bold]"})

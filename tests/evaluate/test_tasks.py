@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halfbyte.config import DecodingConfig, TaskConfig, ToleranceConfig
+from halfbyte.data.encode import Encoder
+from halfbyte.errors import DataError
+from halfbyte.evaluate.tasks import load_task_set
+from tests.tiny import tiny_tokenizer
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|eos|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> TaskConfig:
+    rows = [{"name": f"set {k}", "price": 10 * k, "theme": f"t{k % 2}"} for k in range(1, 7)]
+    test = write(tmp_path / "test.jsonl", rows)
+    train = write(tmp_path / "train.jsonl", [{"name": f"old {k}", "price": k} for k in (3, 5, 100)])
+    template = {"prompt": "{name} costs $", "completion": "{price}"}
+    return TaskConfig(name="price", data=test, template=template, kind="number", train=train)
+
+
+def test_items_of_a_number_task(prices: TaskConfig) -> None:
+    tasks = load_task_set(prices)
+    assert [item.reference for item in tasks.items] == ["10", "20", "30", "40", "50", "60"]
+    assert [item.number for item in tasks.items] == [10, 20, 30, 40, 50, 60]
+    assert tasks.items[0].example.prompt == "set 1 costs $" and tasks.items[0].group is None
+    assert len({item.id for item in tasks.items}) == 6
+    assert (tasks.fallback, tasks.fallback_source, tasks.warnings) == (5, "training median", [])
+
+
+def test_where_the_fallback_comes_from(prices: TaskConfig) -> None:
+    named = load_task_set(replace(prices, fallback=7.5))
+    assert (named.fallback, named.fallback_source) == (7.5, "task")
+    bare = load_task_set(replace(prices, train=None))
+    assert (bare.fallback, bare.fallback_source) == (35, "median of the test set")
+    assert "neither fallback nor train" in bare.warnings[0]
+    folder = Path(prices.data).parent
+    train = write(folder / "words.jsonl", [{"name": "x", "price": "dear"}])
+    with pytest.raises(DataError, match=r"(?s)no training example has a number.*words.jsonl.*'dear'"):
+        load_task_set(replace(prices, train=train))
+
+
+def test_ids_and_groups(prices: TaskConfig, tmp_path: Path) -> None:
+    tasks = load_task_set(replace(prices, id="name", group="theme"))
+    assert [item.id for item in tasks.items][:2] == ["set 1", "set 2"]
+    assert [item.group for item in tasks.items] == ["t1", "t0", "t1", "t0", "t1", "t0"]
+    with pytest.raises(DataError, match=r"(?s)4 of 6 items.*test.jsonl:3: the id 't1' stands twice"):
+        load_task_set(replace(prices, id="theme"))
+    with pytest.raises(DataError, match=r"no column 'nam' for the id: did you mean 'name'\?"):
+        load_task_set(replace(prices, id="nam"))
+    twins = write(tmp_path / "twins.jsonl", [{"prompt": "a", "completion": "1"}] * 3)
+    ids = [item.id for item in load_task_set(TaskConfig(data=twins, kind="number", name="x")).items]
+    assert ids == [ids[0], f"{ids[0]}#2", f"{ids[0]}#3"]
+
+
+def test_what_is_wrong_with_the_data_is_named_with_its_place(prices: TaskConfig, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "1"}, {"prompt": "b", "completion": "dear"}, {"prompt": "c"}]
+    bad = write(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(DataError) as error:
+        load_task_set(TaskConfig(name="x", data=bad, kind="number"))
+    assert "bad.jsonl:2: the reference is no number ('dear')" in str(error.value)
+    assert "bad.jsonl:3: there is no reference answer" in str(error.value)
+    empty = write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(DataError, match="no record"):
+        load_task_set(TaskConfig(name="x", data=empty))
+
+
+def test_the_fingerprint_is_of_the_experiment_alone(prices: TaskConfig, tmp_path: Path) -> None:
+    first = load_task_set(prices).fingerprint
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes(Path(prices.data).read_bytes())
+    assert load_task_set(replace(prices, data=str(moved), name="other")).fingerprint == first
+    assert load_task_set(prices, seed=3).fingerprint == first  # nothing is drawn
+    others = [
+        replace(prices, template=prices.template | {"prompt": "{name}: $"}),
+        replace(prices, decoding=DecodingConfig(max_new_tokens=17)),
+        replace(prices, tolerance=ToleranceConfig(relative=0.1)),
+        replace(prices, fallback=6.0),
+        replace(prices, id="name"),
+        replace(prices, group="theme"),
+        replace(prices, kind="exact"),
+        replace(prices, shots=1),
+        replace(prices, chat="off"),
+    ]
+    prints = [load_task_set(task).fingerprint for task in others] + [load_task_set(prices, limit=5).fingerprint]
+    assert len({first, *prints}) == len(prints) + 1
+    shots = [load_task_set(replace(prices, shots=1), seed=seed).fingerprint for seed in range(8)]
+    assert len(set(shots)) > 1
+
+
+def test_a_limit_keeps_the_same_items_in_any_order(prices: TaskConfig, tmp_path: Path) -> None:
+    few = [item.id for item in load_task_set(prices, limit=3).items]
+    lines = Path(prices.data).read_text().splitlines(keepends=True)
+    (tmp_path / "turned.jsonl").write_text("".join(reversed(lines)))
+    turned = [item.id for item in load_task_set(replace(prices, data=str(tmp_path / "turned.jsonl")), limit=3).items]
+    assert len(few) == 3 and turned == few[::-1]
+    assert set(few) < {item.id for item in load_task_set(prices, limit=4).items}
+    assert len(load_task_set(prices, limit=100).items) == 6
+
+
+def test_options_are_rendered_as_completions_are(tmp_path: Path) -> None:
+    rows = [{"text": "hi", "intent": "greet", "more": ["greet", "leave"]}, {"text": "bye", "intent": "leave",
+             "more": '["leave", "stay"]'}]  # fmt: skip
+    data = write(tmp_path / "a.jsonl", rows)
+    template = {"prompt": "{text}\nIntent:", "completion": " <{intent}>"}
+    task = TaskConfig(name="x", data=data, kind="choice", options=["greet", "leave"], template=template)
+    items = load_task_set(task).items
+    assert [(item.options, item.right) for item in items] == [
+        ((" <greet>", " <leave>"), 0),
+        ((" <greet>", " <leave>"), 1),
+    ]
+    items = load_task_set(replace(task, options="more")).items
+    assert [(item.options, item.right) for item in items] == [
+        ((" <greet>", " <leave>"), 0),
+        ((" <leave>", " <stay>"), 0),
+    ]
+    plain = write(tmp_path / "b.jsonl", [{"prompt": "q", "completion": " yes"}])
+    (item,) = load_task_set(TaskConfig(name="x", data=plain, kind="choice", options=["no", "yes"])).items
+    assert (item.options, item.right) == ((" no", " yes"), 1)
+    faults = {
+        "is none of the options": ["no", "perhaps"],
+        "list of two options or more": ["yes"],
+        "an option stands twice": ["yes", "no", "yes"],
+        "no column 'wher' for the options": "wher",
+    }
+    for fault, options in faults.items():
+        with pytest.raises(DataError, match=fault):
+            load_task_set(TaskConfig(name="x", data=plain, kind="choice", options=options))
+
+
+def test_shots_come_before_the_prompt(prices: TaskConfig) -> None:
+    task = replace(prices, shots=2)
+    tasks = load_task_set(task, seed=1)
+    assert len(tasks.shots) == 2
+    base = Encoder(tiny_tokenizer())
+    first, second = tasks.shots
+    asked = tasks.asked(base)[0]
+    assert asked.prompt == (f"{first.prompt}{first.completion}\n\n{second.prompt}{second.completion}\n\n"
+                            f"set 1 costs $")  # fmt: skip
+    assert base.tokenizer.decode(base.prompt(asked)) == "<|bos|>" + asked.prompt
+    chat = Encoder(tiny_tokenizer(add_bos=False, chat_template=CHAT))
+    text = chat.tokenizer.decode(chat.prompt(tasks.asked(chat)[0]))
+    assert text == (f"<user>{first.prompt}<|eos|><assistant>{first.completion}<|eos|><user>{second.prompt}<|eos|>"
+                    f"<assistant>{second.completion}<|eos|><user>set 1 costs $<|eos|><assistant>")  # fmt: skip
+    with pytest.raises(DataError, match="shots need training examples"):
+        load_task_set(replace(task, train=None))
+    with pytest.raises(DataError, match="too few training examples"):
+        load_task_set(replace(task, shots=4))
+    with pytest.raises(DataError, match="too few training examples"):
+        load_task_set(replace(task, train=task.data))  # never an item of the test set
