@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="halfbyte",
-        description="Fine-tune an open model in half a byte a weight, on the machine you have, and prove it got better.",
+        description="Fine-tune an open model in half a byte a weight on the machine you have; prove it got better.",
         epilog="Start with: halfbyte demo",
     )
     parser.add_argument("--version", action="version", version=f"halfbyte {__version__}")

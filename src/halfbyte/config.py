@@ -288,13 +288,15 @@ def resolve_paths(cls: type, values: dict[str, Any], base: Path) -> None:
             resolve_paths(typing.cast(type, hints[item.name]), value, base)
         elif item.metadata.get("path") and isinstance(value, str) and value:
             path = Path(value).expanduser()
-            looks_local = item.name == "out" or value.startswith((".", "~", "/")) or "*" in value
+            looks_local = (
+                item.name == "out" or value.startswith((".", "~", "/")) or any(letter in value for letter in "*?[")
+            )
             looks_local = looks_local or path.suffix.lower() in _DATA_SUFFIXES
             if looks_local or (base / path).exists():
                 values[item.name] = str(path if path.is_absolute() else (base / path))
 
 
-_DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".yaml", ".yml"}
+_DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml"}
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -55,7 +55,7 @@ def _f32(value: float) -> float:
 
 
 def _dynamic_code() -> tuple[float, ...]:
-    """The signed 8-bit dynamic table: 0, 1, and in decade i of 10^-6..10^0 the midpoints of 2^i equal steps of [0.1, 1].
+    """The signed 8-bit dynamic table: 0, 1, and in decade i of 10^-6..10^0 the midpoints of 2^i steps of [0.1, 1].
 
     Every operation is rounded to float32 as torch does it, so that the table equals bitsandbytes' to the bit.
     """

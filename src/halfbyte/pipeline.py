@@ -98,7 +98,14 @@ def pack_model(model: str, out: Path, weights: Weights, revision: str | None, co
     checkpoint = open_checkpoint(model, revision)
     with _bytes_bar(console) as progress:
         report = pack(checkpoint, out, weights, progress=progress)
-    console.print(report.describe(), markup=False)
+    if report.already:
+        console.print(f"{out} holds this checkpoint in {weights} already: nothing was done", markup=False)
+        return
+    memory = f", peak memory {report.peak_bytes / 1e9:.2f} GB" if report.peak_bytes else ""
+    console.print(f"{out}: {report.nbytes:,} bytes in {report.seconds:.1f} s{memory}", markup=False)
+    console.print(f"{report.quantised} linear layers in {weights}: {report.quantised_nbytes:,} bytes", markup=False)
+    for left in report.left:
+        console.print(f"{left.name} stays in 16 bits: {left.nbytes:,} bytes ({left.reason})", markup=False)
 
 
 # ---------------------------------------------------------------- evaluate, compare, generate
@@ -118,7 +125,7 @@ def evaluate_model(
     console: Console,
 ) -> None:
     """`halfbyte evaluate`."""
-    from halfbyte.evaluate.render import print_result
+    from halfbyte.evaluate.show import print_result
 
     task = load_task(task_file)
     what = resolve(target, adapter, weights, revision)
@@ -133,7 +140,7 @@ def evaluate_model(
 def compare(folders: list[Path], metric: str | None, out: Path | None, as_json: bool, console: Console) -> None:
     """`halfbyte compare A B ...`: each of B ... against A."""
     from halfbyte.evaluate.compare import compare_folders
-    from halfbyte.evaluate.render import print_comparison
+    from halfbyte.evaluate.show import print_comparison
 
     if len(folders) < 2:
         raise ConfigError("a comparison needs two results", found=str(folders[0]), do="halfbyte compare A B")
@@ -154,7 +161,7 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     from halfbyte.config import DecodingConfig
     from halfbyte.data.encode import Encoder
     from halfbyte.data.template import Example
-    from halfbyte.evaluate.generate import generate
+    from halfbyte.evaluate.generate import end_tokens, generate
 
     what = resolve(options.model, options.adapter, options.weights, options.revision)
     if options.base:
@@ -168,11 +175,10 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     encoder = Encoder(model.tokenizer, chat)
     ids = encoder.prompt(Example.of_prompt(prompt))
     decoding = DecodingConfig(max_new_tokens=options.max_new_tokens, stop=options.stop)
-    started = time.perf_counter()
-    answer = generate(model, [ids], decoding, stops=encoder.stops)
-    taken = time.perf_counter() - started
-    console.print(f"{answer.tokens} tokens in {taken:.2f} s ({answer.tokens / taken:.1f} tokens/s)", style="dim")
-    return answer.texts[0]
+    made = generate(model, [ids], decoding, ends=encoder.stops | end_tokens(model))
+    speed = f", {made.tokens_per_second:.1f} tokens/s" if made.tokens_per_second else ""
+    console.print(f"{len(made.ids[0])} tokens in {made.seconds:.2f} s{speed}", style="dim")
+    return made.texts[0]
 
 
 def _load(what: Target, device: str, console: Console, adapter: bool = True) -> Any:
@@ -276,7 +282,7 @@ def _with_training_median(task: TaskConfig | None, config: RunConfig) -> TaskCon
 
 def _evaluate_once(model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int) -> None:
     """Evaluate, unless a result is there already (after an interruption)."""
-    from halfbyte.evaluate.render import print_result
+    from halfbyte.evaluate.show import print_result
 
     place = folder / "evaluations" / variant
     if (place / "result.json").is_file():
@@ -288,8 +294,9 @@ def _evaluate_once(model: Any, task: TaskConfig, folder: Path, variant: str, con
 
 def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Console, seed: int) -> None:
     """Score the tuned model and compare it with the base and, for numbers, with the constant guess."""
-    from halfbyte.evaluate.compare import compare_folders, constant_folder
-    from halfbyte.evaluate.render import print_comparison
+    from halfbyte.evaluate.compare import compare_folders
+    from halfbyte.evaluate.evaluate import constant_folder
+    from halfbyte.evaluate.show import print_comparison
 
     evaluations = folder / "evaluations"
     _evaluate_once(model, task, folder, "tuned", console, seed)
@@ -361,7 +368,10 @@ class _Planner:
             import torch
 
             return int(torch.cuda.mem_get_info(self.model.device)[0])
-        return this_machine().free_bytes
+        available = this_machine(cuda=False).available_bytes
+        if available is None:
+            raise ConfigError("this system does not say how much memory is free", where="memory", do="set memory: 8GB")
+        return available
 
     def plan_json(self, config: RunConfig) -> dict[str, Any]:
         from halfbyte.plan.ladder import plan_model
@@ -428,7 +438,7 @@ def demo(out: Path, console: Console) -> int:
     assert config.task is not None
     task = load_task(Path(config.task))
     for weights in ("bf16",):
-        what = Target(config.model, None, cast(Weights, weights), None, None)
+        what = Target(config.model, None, weights, None, None)
         _evaluate_once(_load(what, config.device, console), task, out, f"base-{weights}", console, config.seed)
     console.rule("3. Tune it in 4 bits, and prove whether it got better")
     code = tune(config, resume=False, force=False, console=console)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.data.encode import Item
-
-IGNORED = -100  # label of a token that the loss does not count
+from halfbyte.model.loss import IGNORED
 
 
 @dataclass(frozen=True)

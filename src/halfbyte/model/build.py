@@ -32,7 +32,7 @@ class _HandThrough(nn.Module):
     def forward(self, inputs_embeds: Tensor, **_: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
 
 
 @dataclass

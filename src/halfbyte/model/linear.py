@@ -107,6 +107,7 @@ class QuantLinear(nn.Module):
     `lora_A` [R, I] and `lora_B` [O, R] are fp32 parameters, or None. Inputs are [..., I] in the compute dtype.
     """
 
+    bias: Tensor | None
     lora_A: nn.Parameter | None
     lora_B: nn.Parameter | None
 
@@ -141,7 +142,7 @@ class QuantLinear(nn.Module):
         self.scaling, self.dropout = scaling, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _QuantLinearFunction.apply(
+        y = _QuantLinearFunction.apply(  # type: ignore[no-untyped-call]
             x.reshape(-1, self.in_features),
             self.frozen,
             self.bias,

@@ -58,5 +58,5 @@ def next_token_loss(hidden_BTH: Tensor, labels_BT: Tensor, head: Head) -> Tensor
         return hidden_BTH.sum() * 0.0
     hidden_NH = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])[learned]
     wants_gradient = hidden_NH.requires_grad and torch.is_grad_enabled()
-    total: Tensor = _ChunkedCrossEntropy.apply(hidden_NH, targets[learned], head, wants_gradient)
-    return total
+    arguments = (hidden_NH, targets[learned], head, wants_gradient)
+    return _ChunkedCrossEntropy.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]

@@ -79,7 +79,7 @@ def train(
         step = state.progress.step
         batches = list(step_batches(items, step, options.batch, plan.micro_batch, plan.pad_id, plan.seed))
         learned = sum(learned_tokens(batch) for batch in batches)
-        torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout's masks
+        torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)  # dropout's masks
         model.net.train()
         state.optimiser.zero_grad(set_to_none=True)
         loss = 0.0

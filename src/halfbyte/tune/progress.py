@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from halfbyte.tune.loop import StepRecord
 
-Show = Callable[[StepRecord, int], None]
+Show = Callable[[StepRecord, int | None], None]
 
 
 @contextmanager
@@ -31,18 +31,19 @@ def show_progress(console: Console, steps: int, done: int) -> Iterator[Show]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("tune", total=steps, completed=done, facts="")
 
-        def show(record: StepRecord, peak: int) -> None:
+        def show(record: StepRecord, peak: int | None) -> None:
             bar.update(task, completed=record.step, facts=_facts(record, peak))
 
         yield show
 
 
-def _facts(record: StepRecord, peak: int) -> str:
-    text = f"loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  {peak / 1e9:.2f} GB"
+def _facts(record: StepRecord, peak: int | None) -> str:
+    memory = "" if peak is None else f"  {peak / 1e9:.2f} GB"
+    text = f"loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s{memory}"
     return text if record.validation_loss is None else f"{text}  validation {record.validation_loss:.3f}"
 
 
-def _print_line(console: Console, steps: int, record: StepRecord, peak: int) -> None:
+def _print_line(console: Console, steps: int, record: StepRecord, peak: int | None) -> None:
     every = max(1, steps // 20)
     if record.step % every == 0 or record.step in (1, steps) or record.validation_loss is not None:
         console.print(f"step {record.step}/{steps}  {_facts(record, peak)}", highlight=False)

@@ -78,9 +78,10 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
             do="go on with --resume, or choose another folder: --set out=...",
         )
     before = build(RunConfig, read_yaml(stored), str(stored))
-    automatic = {"micro_batch": before.tune.micro_batch, "recompute": before.tune.recompute}
-    taken = {key: value for key, value in automatic.items() if getattr(config.tune, key) == "auto"}
-    config = dataclasses.replace(config, tune=dataclasses.replace(config.tune, **taken))
+    micro_batch = before.tune.micro_batch if config.tune.micro_batch == "auto" else config.tune.micro_batch
+    recompute = before.tune.recompute if config.tune.recompute == "auto" else config.tune.recompute
+    tune = dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute)
+    config = dataclasses.replace(config, tune=tune)
     old, new = _flat(to_dict(before)), _flat(to_dict(config))
     changed = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if key not in _FREE and old.get(key) != new[key]]
     if changed:

@@ -253,9 +253,7 @@ HALFBYTE_API void halfbyte_quantise_absmax(const float* absmax, int64_t blocks, 
             for (int64_t i = begin; i < end; ++i) {
                 const float scaled = (absmax[i] - offset) * factor;
                 const float share = (std::min(std::max(scaled, -1.0f), 1.0f) + 1.0f) * 0.5f;
-                // in double the product is exact, so the one rounding is that of a fused multiply-add in float
-                const float position = float(double(share) * 65535.0 + 0.5);
-                codes[i] = scaled == scaled ? lookup[int32_t(position) & 0xffff] : 0;
+                codes[i] = scaled == scaled ? lookup[int32_t(share * 65535.0f + 0.5f)] : 0;
             }
         }
     });
