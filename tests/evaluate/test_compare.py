@@ -132,6 +132,27 @@ def test_a_gain_in_format_alone_is_called_that(tmp_path: Path) -> None:
     json.dumps(only, allow_nan=False)
 
 
+def test_a_difference_that_few_items_make_is_not_trusted(tmp_path: Path) -> None:
+    truth = [10.0] * 150
+    far = [10.0 + 0.01 * (k % 3 - 1) for k in range(150)]
+    a = numbers(tmp_path / "a", [1e6, 2e5, 1e5, *far[3:]], truth)
+    b = numbers(tmp_path / "b", [10.0] * 150, truth)
+    found = compare_folders(a, b)
+    assert found["difference"]["high"] < 0  # the bootstrap knows no larger outlier than it saw
+    b = numbers(tmp_path / "b", [12.0, 12.0, 12.0, *[10.5] * 147], truth)
+    found = compare_folders(a, b)
+    assert found["difference"]["high"] < 0 and found["difference"]["p"] > 0.05
+    assert found["verdict"] == "no detectable difference"
+    assert any("interval and test disagree" in warning for warning in found["warnings"])
+
+
+def test_none_or_all_of_a_grouped_share_is_not_certain(tmp_path: Path) -> None:
+    groups = [f"g{k // 2}" for k in range(200)]
+    place = exact(tmp_path / "a", [False] * 200, groups=groups)
+    found = json.loads((place / "result.json").read_text())["metrics"]["exact_match"]
+    assert (found["value"], found["method"]) == (0, "wilson") and 0.03 < found["high"] < 0.04  # of 100 groups
+
+
 def test_other_metrics_can_be_asked_for(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     truth = list(generator.uniform(10, 100, size=100))

@@ -168,6 +168,41 @@ def test_the_same_answers_whatever_the_batch(prices: TaskConfig, tmp_path: Path)
     assert len(texts) == 1
 
 
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ '<|pad|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_chat_model_is_asked_through_its_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = plain_model(add_bos=False, chat_template=CHAT)
+    data = write(tmp_path / "t.jsonl", [{"prompt": "hello", "completion": "x"}])
+    asked: dict[str, Any] = {}
+
+    def generate(_: object, prompts: list[list[int]], *__: object, ends: set[int], **___: object) -> Generated:
+        asked.update(prompts=prompts, ends=ends)
+        return Generated(["x"], [[1]], ["end"], 1, 1.0, 1, 1.0)
+
+    monkeypatch.setattr("halfbyte.evaluate.generate.generate", generate)
+    evaluate_task(model, TaskConfig(name="x", data=data), tmp_path / "out", variant="x")
+    assert model.tokenizer.decode(asked["prompts"][0]) == "<user>hello<|pad|><assistant>"
+    assert asked["ends"] == {model.tokenizer.eos_token_id, model.tokenizer.pad_token_id}  # and the end of its turn
+    evaluate_task(model, TaskConfig(name="x", data=data, chat="off"), tmp_path / "out", variant="x")
+    assert model.tokenizer.decode(asked["prompts"][0]) == "hello"
+
+
+def test_the_loss_of_a_conversation_counts_every_answer(tmp_path: Path) -> None:
+    model = plain_model(add_bos=False, chat_template=CHAT)
+    turns = [{"role": role, "content": text} for role, text in
+             (("user", "hello"), ("assistant", "set"), ("user", "more"), ("assistant", "castle"))]  # fmt: skip
+    data = write(tmp_path / "t.jsonl", [{"messages": turns}] * 2)
+    evaluate_task(model, TaskConfig(name="x", data=data, kind="loss"), tmp_path / "out", variant="x")
+    line = read_evaluation(tmp_path / "out").predictions[0]
+    answers = [model.tokenizer(text + "<|pad|>", add_special_tokens=False)["input_ids"] for text in ("set", "castle")]
+    assert line["scores"]["bytes"] == len("setcastle")
+    assert line["scores"]["tokens"] == sum(map(len, answers))
+
+
 def test_what_does_not_fit_names_the_item(tmp_path: Path) -> None:
     data = write(tmp_path / "t.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a " * 300, "completion": "b"}])
     for kind in ("loss", "choice", "exact"):

@@ -28,6 +28,7 @@ def test_figures_have_units() -> None:
     assert figure(1.5, metrics["loss"]) == "1.5 nats/token"
     assert figure(None, metrics["mae"]) == "-" and interval(None, None, metrics["mae"]) == "-"
     assert interval(0.1, 0.2, metrics["within"]) == "10.0 % to 20.0 %"
+    assert interval(-1.25, 2000.4, metrics["loss"], sign=True) == "-1.25 to +2,000"
 
 
 def test_a_result_shows_every_metric_with_its_direction(tmp_path: Path) -> None:

@@ -80,10 +80,8 @@ def compare_folders(a: Path, b: Path, *, metric: str | None = None, seed: int = 
         **compared,
         "seed": seed,
     }
-    units = int(units_of(pair.a).max()) + 1
-    warnings += few_units(units)
-    if compared["difference"]["method"] == "no spread":
-        warnings.append(flat_warning(["the difference"]))
+    warnings += few_units(int(units_of(pair.a).max()) + 1)
+    warnings += _doubts(compared["difference"])
     if one.kind == "number" and metric is None:
         warnings += _both_answered(found, chosen, pair, seed)
     return dict(plain(found | {"warnings": warnings}))
@@ -155,6 +153,18 @@ def _compare(metric: Metric, pair: _Pair, seed: int) -> dict[str, Any]:
         "ties": len(gain) - wins - losses,
         "verdict": verdict(found, test, metric.better),
     }
+
+
+def _doubts(difference: dict[str, Any]) -> list[str]:
+    """What to say where the interval, or the test, can't be taken at its word."""
+    if difference["method"] == "no spread":
+        return [flat_warning(["the difference"])]
+    if difference["low"] is None:
+        return []
+    if (difference["low"] > 0 or difference["high"] < 0) == (difference["p"] < 1 - LEVEL):
+        return []
+    return ["interval and test disagree, as they do when few items make up most of the difference; no difference is"
+            " called detectable then"]  # fmt: skip
 
 
 def _gains(metric: Metric, a: Table, b: Table) -> Floats:

@@ -69,6 +69,8 @@ def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[
             found = share(round(float((metric.numerator(table) * counted).sum())), int(counted.sum()))
         else:
             found = estimate(metric.statistic(table, unit_of), seed=seed)
+            if metric.share and found.value is not None and found.method == "no spread":  # none or all of them
+                found = share(round(found.value * units), units)
         metrics[metric.name] = {
             "value": found.value,
             "low": found.low,

@@ -85,17 +85,22 @@ def figure(value: float | None, metric: Metric | None, *, sign: bool = False) ->
     """A value with its unit; shares in per cent, differences of shares in percentage points."""
     if value is None:
         return "-"
-    plus = "+" if sign else ""
-    if metric is not None and metric.share:
-        return f"{100 * value:{plus}.1f} {'pp' if sign else '%'}"
     unit = f" {metric.unit}" if metric is not None and metric.unit else ""
-    return f"{value:{plus}.4g}{unit}" if abs(value) < 1000 else f"{value:{plus},.0f}{unit}"
+    return _number(value, metric, sign) + unit
 
 
 def interval(low: float | None, high: float | None, metric: Metric | None, *, sign: bool = False) -> str:
+    """Both limits; the unit stands beside the value."""
     if low is None or high is None:
         return "-"
-    return f"{figure(low, metric, sign=sign)} to {figure(high, metric, sign=sign)}"
+    return f"{_number(low, metric, sign)} to {_number(high, metric, sign)}"
+
+
+def _number(value: float, metric: Metric | None, sign: bool) -> str:
+    plus = "+" if sign else ""
+    if metric is not None and metric.share:
+        return f"{100 * value:{plus}.1f} {'pp' if sign else '%'}"
+    return f"{value:{plus}.4g}" if abs(value) < 1000 else f"{value:{plus},.0f}"
 
 
 def _legend() -> str:
