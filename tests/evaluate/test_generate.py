@@ -7,6 +7,7 @@ from halfbyte.config import DecodingConfig
 from halfbyte.errors import CheckpointError, DataError
 from halfbyte.evaluate.generate import batches, end_tokens, generate, token_budget
 from tests.evaluate.models import plain_model
+from tests.tiny import FAMILIES
 
 TEXTS = [
     "The set of the castle",
@@ -25,7 +26,7 @@ def prompts(model) -> list[list[int]]:
     return [model.tokenizer(text)["input_ids"] for text in TEXTS]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_equals_transformers_own_greedy_decoding_one_by_one(family: str) -> None:
     model = plain_model(family)
     found = generate(model, prompts(model), LONG)
