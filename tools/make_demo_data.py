@@ -31,10 +31,14 @@ def is_test(name: str) -> bool:
 
 
 def describe(row: dict[str, str]) -> str:
-    """What is known about a set, in a line; what the table does not know is left out."""
-    parts = [f"LEGO set {row['name']}", "Theme: " + ", ".join(filter(None, (row["theme"], row["subtheme"])))]
-    parts += [_count(row[kind], kind.removesuffix("s")) for kind in ("pieces", "minifigures") if row[kind]]
-    return ". ".join([*parts, f"Year: {row['year']}"]) + "."
+    """What is known about a set, in a line; what the table does not know is left out.
+
+    The wording is one that the untuned base model continues with a price of a plausible size.
+    """
+    parts = [_count(row[kind], kind.removesuffix("s")) for kind in ("pieces", "minifigures") if row[kind]]
+    contents = " with " + " and ".join(parts) if parts else ""
+    theme = ", ".join(filter(None, (row["theme"], row["subtheme"])))
+    return f"{row['name']} is a LEGO set of {row['year']}{contents}. Theme: {theme}."
 
 
 def _count(number: str, noun: str) -> str:

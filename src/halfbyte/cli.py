@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--revision", help="branch, tag or commit of a hub model")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     evaluate.add_argument("--variant", help="name of the result's folder (default: base-WEIGHTS or tuned)")
-    evaluate.add_argument("--limit", type=int, help="only the first N items")
+    evaluate.add_argument("--limit", type=int, help="only N of the items, always the same ones")
     evaluate.add_argument("--out", type=Path, help="folder (default: runs/<task name>/evaluations/<variant>)")
 
     tune = verb(
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         "generate",
         _generate,
         "try a model, base or tuned",
-        'halfbyte generate runs/demo "LEGO set Fire Truck. Theme: City. 300 pieces. Price: $"',
+        'halfbyte generate runs/demo "Fire Truck is a LEGO set of 2015 with 300 pieces. Theme: City. Each costs $"',
     )
     generate.add_argument("model", metavar="MODEL|RUN", help="a local folder, a hub id, or the folder of a run")
     generate.add_argument("prompt", help="the text to go on from; - reads standard input")

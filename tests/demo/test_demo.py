@@ -52,10 +52,10 @@ def test_tidy_leaves_out_what_is_unknown() -> None:
         "Image_URL": "http://x/6571-1.jpg",
     }
     (made,) = tidy([row, row | {"USD_MSRP": "NA"}, row | {"USD_MSRP": "0"}])
-    assert made["description"] == "LEGO set Fire Station. Theme: Town. Year: 1999."
+    assert made["description"] == "Fire Station is a LEGO set of 1999. Theme: Town."
     assert (made["item"], made["price"], made["pieces"]) == ("6571-1", "20", "")
     (made,) = tidy([row | {"Subtheme": "Fire", "Pieces": "1", "Minifigures": "3"}])
-    assert made["description"] == "LEGO set Fire Station. Theme: Town, Fire. 1 piece. 3 minifigures. Year: 1999."
+    assert made["description"] == "Fire Station is a LEGO set of 1999 with 1 piece and 3 minifigures. Theme: Town, Fire."
 
 
 @pytest.mark.parametrize("name", ["Fire Station", "FIRE-STATION!", "  fire   station "])
@@ -79,7 +79,7 @@ def test_run_and_task_load_and_agree() -> None:
 
 def test_prompts_fit() -> None:
     tokenizer, limit = AutoTokenizer.from_pretrained(DEMO / "base"), load_run(DEMO / "run.yaml").data.max_tokens
-    texts = [f"{row['description']} Price: ${row['price']}" for side in ("train", "test") for row in rows(side)]
+    texts = [f"{row['description']} Each costs ${row['price']}" for side in ("train", "test") for row in rows(side)]
     assert max(map(len, tokenizer(texts)["input_ids"])) < limit
     answer = load_task(DEMO / "task.yaml").decoding.max_new_tokens
     assert len(tokenizer("1234.99", add_special_tokens=False)["input_ids"]) < answer

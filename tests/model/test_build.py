@@ -21,7 +21,7 @@ IDS = torch.tensor([[3, 17, 40, 9, 77, 5, 102, 31, 8, 64], [7, 7, 81, 200, 12, 9
 
 def plain(model: Model, source: Path) -> Any:
     """transformers' own model in float32, holding the very weights that `model` dequantises, adapter merged."""
-    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
+    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     for name, layer in quant_linears(model.net).items():
         net.set_submodule(name, layer.fuse(torch.float32))
     return net.eval()
@@ -83,6 +83,22 @@ def test_adapter_gradients_equal_a_plain_float32_model(family: str, folder: Path
             a_wanted = layer.scaling * layer.lora_B.detach().T @ grad
             torch.testing.assert_close(layer.lora_B.grad, b_wanted, rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(layer.lora_A.grad, a_wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt2"])
+def test_families_that_are_not_all_linear_compute_the_same_and_can_be_trained(family: str, folder: Path) -> None:
+    source = tiny_checkpoint(family, folder / "model", dtype="float32")
+    model = load_model(str(source), weights="fp32")
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(IDS).logits
+    torch.testing.assert_close(logits(model, IDS), wanted, rtol=2e-4, atol=2e-4)
+    if family == "gpt2":  # its layers are Conv1D: nothing to quantise, nothing to adapt
+        with pytest.raises(ConfigError):
+            model.add_adapter(AdapterConfig())
+        return
+    model.add_adapter(AdapterConfig(targets="attention"))
+    next_token_loss(model.hidden(IDS), IDS, model.logits).backward()
+    assert all(p.grad is not None for p in model.parameters_to_train().values())
 
 
 def test_a_mapped_model_holds_no_copy_of_its_weights(folder: Path) -> None:

@@ -26,13 +26,24 @@ from halfbyte.model.linear import QuantLinear
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
 
 
+class _Handed:
+    """A decoder's output: last hidden states, and None for whatever else a family looks for in it."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 class _HandThrough(nn.Module):
     """Stands where the decoder stood and returns the hidden states that it is given."""
 
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Handed:
+        return _Handed(inputs_embeds)
 
 
 @dataclass
