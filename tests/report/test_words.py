@@ -14,6 +14,7 @@ from halfbyte.report.words import (
     bytes_text,
     change_text,
     format_note,
+    headline,
     number_text,
     sides,
     unit_of,
@@ -27,7 +28,10 @@ def note(folder: Path) -> str:
     evidence = gather(folder)
     base, tuned = sides(evidence)
     assert base and tuned
-    return format_note(evidence, base, tuned, "mae", "$").replace("\N{NO-BREAK SPACE}", " ")
+    only, said = format_note(evidence, base, tuned, "mae", "$")
+    assert only == said.startswith("This is only")
+    assert headline(evidence, base, tuned, "mae", only)[1].startswith("A gain in format only") == only
+    return said.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def set_verdict(folder: Path, file: str, **changes: Any) -> None:
@@ -95,6 +99,15 @@ def test_comparisons_come_as_one_or_many_from_names_and_folders(tmp_path: Path) 
     (folder / "comparisons" / "again.json").write_text(json.dumps(many[1]))
     found = [(item["a"], item["b"]) for item in gather(folder).comparisons]
     assert found == [("base-nf4", "tuned"), ("base-bf16", "tuned"), ("base-bf16", "base-nf4"), ("median", "tuned")]
+
+
+def test_an_interval_that_says_nothing_is_not_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", items=12)
+    result = folder / "evaluations" / "tuned" / "result.json"
+    values = json.loads(result.read_text())
+    values["metrics"]["within"] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 12, "method": "no spread"}
+    result.write_text(json.dumps(values))
+    assert gather(folder).variants["tuned"].metric("within") == {"value": 0.0, "n": 12.0}
 
 
 def test_errors_are_told_by_size_and_side(tmp_path: Path) -> None:

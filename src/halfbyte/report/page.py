@@ -91,13 +91,13 @@ def _differing(story: Story) -> list[str]:
 
 
 def _summary(story: Story) -> Row:
-    verdict, sentence = headline(story.evidence, story.base, story.tuned, story.metric)
     found = comparison(story.evidence, story.base, story.tuned)
     leads = [f"Difference {difference_text(found, story.unit)}; {counted(found)}."] if found else []
     leads.append(against_guess(story.evidence, story.tuned, story.metric, story.unit))
-    note = ""
+    only, note = False, ""
     if story.base and story.tuned and story.metric:
-        note = format_note(story.evidence, story.base, story.tuned, story.metric, story.unit)
+        only, note = format_note(story.evidence, story.base, story.tuned, story.metric, story.unit)
+    verdict, sentence = headline(story.evidence, story.base, story.tuned, story.metric, only)
     tiles = [_score_tile(story, story.base, "base"), _score_tile(story, story.tuned, "tuned"),
              _difference_tile(story, found), _memory_tile(story.evidence)]  # fmt: skip
     return {
@@ -147,6 +147,8 @@ def _scores(story: Story) -> Row:
     """A column a variant, a row a metric, the primary one first."""
     variants = story.ordered
     names = list(dict.fromkeys(name for variant in variants for name in variant.metrics))
+    if all(variant.unanswered == 0 for variant in variants):  # then these repeat the metrics over all items
+        names = [name for name in names if not name.endswith("_answered")]
     if story.metric in names:
         names = [story.metric, *(name for name in names if name != story.metric)]
     rows = [_score_row(story, name, variants) for name in names]

@@ -201,6 +201,8 @@ def differences(rows: Sequence[tuple[str, float, float, float, str]], label: str
     _dress(axes, xlabel=label, grid="x")
     axes.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], ylim=(len(rows) - 0.5, -0.5))
     axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(_locator(4))
+    axes.xaxis.set_major_formatter(lambda value, _: number_text(value))
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     return _svg(figure, "differences-" + re.sub(r"\W+", "-", label))
 

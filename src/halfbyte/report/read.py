@@ -57,6 +57,8 @@ class Variant:
         if not isinstance(found, Mapping):
             return None
         known = {key: number for key, value in found.items() if (number := as_number(value)) is not None}
+        if found.get("method") == "no spread":  # the bootstrap's limits say nothing there
+            known = {key: number for key, number in known.items() if key not in ("low", "high")}
         return known if "value" in known else None
 
     def value(self, name: str) -> float | None:

@@ -145,8 +145,13 @@ def unit_of(variants: Sequence[Variant]) -> str:
 # Verdicts
 
 
-def headline(evidence: Evidence, base: Variant | None, tuned: Variant | None, metric: str | None) -> tuple[str, str]:
-    """(verdict, sentence): "better", "worse", "same" or "open", and what the page says first."""
+def headline(
+    evidence: Evidence, base: Variant | None, tuned: Variant | None, metric: str | None, format_only: bool = False
+) -> tuple[str, str]:
+    """(verdict, sentence): "better", "worse", "same" or "open", and what the page says first.
+
+    `format_only`: `format_note` found that the gain is nothing else.
+    """
     if not base and not tuned:
         return "open", "Nothing has been evaluated yet, so nothing is proven."
     if not base or not tuned or not metric:
@@ -158,7 +163,8 @@ def headline(evidence: Evidence, base: Variant | None, tuned: Variant | None, me
     found = comparison(evidence, base, tuned)
     if not found:
         return "open", f"{_capital(label(metric))} {change}. Whether that difference is real, no comparison says yet."
-    words = {"better": ("better", "Tuning made it better"), "worse": ("worse", "Tuning made it worse")}
+    good = "A gain in format only" if format_only else "Tuning made it better"
+    words = {"better": ("better", good), "worse": ("worse", "Tuning made it worse")}
     verdict, start = words.get(str(found.get("verdict")), ("same", "No detectable difference"))
     return verdict, f"{start}: {label(metric)} {change}{_items(tuned)}."
 
@@ -192,8 +198,8 @@ def against_guess(evidence: Evidence, tuned: Variant | None, metric: str | None,
     return f"{text}; {told}: difference {difference_text(found, unit)}."
 
 
-def format_note(evidence: Evidence, base: Variant, tuned: Variant, metric: str, unit: str) -> str:
-    """Whether the gain in a number task is one in the answers' form, in their scale, or in what is known; or "".
+def format_note(evidence: Evidence, base: Variant, tuned: Variant, metric: str, unit: str) -> tuple[bool, str]:
+    """(only, text): whether the gain in a number task is nothing but one in format, and what is to say of that, or "".
 
     Form: the base's answers without a number, or with an absurd one. Scale: a base that is worse than the constant
     guess gains the whole way down to it by learning what such a number looks like at all. A gain that is nothing else,
@@ -201,12 +207,12 @@ def format_note(evidence: Evidence, base: Variant, tuned: Variant, metric: str, 
     """
     before, after = base.value(metric), tuned.value(metric)
     if metric != "mae" or before is None or after is None or after >= before:
-        return ""
+        return False, ""
     guess = evidence.variants.get(MEDIAN)
     constant = guess.value(metric) if guess else None
     faults, scale = _faults(base), constant is not None and before > constant
     if not faults and not scale:
-        return ""
+        return False, ""
     said, only = [f"{faults[:1].upper()}{faults[1:]}."] * bool(faults), False
     if constant is not None and scale:
         versus = comparison(evidence, guess, tuned)
@@ -225,7 +231,7 @@ def format_note(evidence: Evidence, base: Variant, tuned: Variant, metric: str, 
         both = found["both_answered"]
         only = only or not both or (found.get("verdict") == "better" and both.get("verdict") != "better")
         said.append(_told_of_both(both, metric, unit) if both else "There is no item to which both gave a number.")
-    return " ".join([f"This is {'only' if only else 'partly'} a gain in format.", *said])
+    return only, " ".join([f"This is {'only' if only else 'partly'} a gain in format.", *said])
 
 
 def _faults(base: Variant) -> str:
