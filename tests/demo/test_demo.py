@@ -55,7 +55,8 @@ def test_tidy_leaves_out_what_is_unknown() -> None:
     assert made["description"] == "Fire Station is a LEGO set of 1999. Theme: Town."
     assert (made["item"], made["price"], made["pieces"]) == ("6571-1", "20", "")
     (made,) = tidy([row | {"Subtheme": "Fire", "Pieces": "1", "Minifigures": "3"}])
-    assert made["description"] == "Fire Station is a LEGO set of 1999 with 1 piece and 3 minifigures. Theme: Town, Fire."
+    text = "Fire Station is a LEGO set of 1999 with 1 piece and 3 minifigures. Theme: Town, Fire."
+    assert made["description"] == text
 
 
 @pytest.mark.parametrize("name", ["Fire Station", "FIRE-STATION!", "  fire   station "])

@@ -151,7 +151,7 @@ def scatter(
 ) -> str:
     """True (x) against answered (y), the diagonal and the constant guess. Points beyond `limits` lie on the edge."""
     colour = TUNED if kind == "tuned" else BASE
-    figure, axes = _figure(3.9)
+    figure, axes = _figure(4.5)
     if logarithmic:
         axes.set(xscale="log", yscale="log")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
@@ -181,7 +181,7 @@ def before_after(points: Sequence[tuple[float, float]], label: str) -> str:
     values = [value for point in points for value in point]
     low, high = min(values), max(values)
     margin = 0.05 * ((high - low) or 1.0)
-    figure, axes = _figure(3.9)
+    figure, axes = _figure(4.5)
     axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
     axes.plot((low - margin, high + margin), (low - margin, high + margin), color=MUTED, linewidth=1)
     axes.plot(*_columns(points), "o", color=TUNED, alpha=0.55, markersize=3.6, markeredgewidth=0)

@@ -217,15 +217,12 @@ def format_note(evidence: Evidence, base: Variant, tuned: Variant, metric: str, 
     if constant is not None and scale:
         versus = comparison(evidence, guess, tuned)
         only = versus.get("verdict") != "better" if versus else after >= constant
-        told = (
-            "and the tuned model can't be shown to do better than that"
-            if only
-            else (f"the rest, down to {value_text(metric, after, unit)}, is read from the items")
-        )
+        rest = f"; the rest, down to {value_text(metric, after, unit)}, is read from the items."
         said.append(
             f"The way from {value_text(metric, before, unit)} to {value_text(metric, constant, unit)} is learning what "
-            f"such a number looks like, which always answering the training median does, too; {told}."
-        )  # fmt: skip
+            "such a number looks like, which always answering the training median does, too"
+            + (", and the tuned model can't be shown to do better than that." if only else rest)
+        )
     found = comparison(evidence, base, tuned) or {}
     if "both_answered" in found:
         both = found["both_answered"]
