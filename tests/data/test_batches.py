@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from halfbyte.data.batches import IGNORED, collate, order, step_batches, step_items, steps_per_epoch
+from halfbyte.data.batches import IGNORED, WIDTH, collate, order, step_batches, step_items, steps_per_epoch
 from halfbyte.data.encode import Item
 
 
@@ -60,14 +60,17 @@ def test_micro_batches_are_cut_by_length_and_hold_the_items_of_the_step():
         assert first == sorted(100 * number for number in step_items(23, 1, 5, 11))
 
 
-def test_collate_pads_on_the_right():
+def test_collate_pads_on_the_right_to_one_of_few_widths():
     batch = collate([item(4, 10), item(2, 20)], pad_id=99)
-    assert batch.input_ids.tolist() == [[10, 11, 12, 13], [20, 21, 99, 99]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch.labels.tolist() == [[IGNORED, IGNORED, 12, 13], [IGNORED, 21, IGNORED, IGNORED]]
+    assert batch.input_ids.shape == (2, WIDTH)
+    assert batch.input_ids[:, :5].tolist() == [[10, 11, 12, 13, 99], [20, 21, 99, 99, 99]]
+    assert batch.attention_mask.sum(1).tolist() == [4, 2] and batch.attention_mask[1, :2].tolist() == [1, 1]
+    assert batch.labels[:, :5].tolist() == [[IGNORED, IGNORED, 12, 13, IGNORED], [IGNORED, 21, IGNORED, IGNORED, IGNORED]]
     assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.labels.dtype} == {torch.int64}
+    assert collate([item(WIDTH), item(WIDTH + 1)], pad_id=0).input_ids.shape == (2, 2 * WIDTH)
+    assert collate([item(5)], pad_id=0).input_ids.shape == (1, 5)
 
 
 def test_a_learned_token_that_equals_the_padding_is_learned():
     batch = collate([Item([1, 2, 0], [False, False, True], 2, 0, "a:1"), item(4)], pad_id=0)
-    assert batch.labels[0].tolist() == [IGNORED, IGNORED, 0, IGNORED]
+    assert batch.labels[0, :4].tolist() == [IGNORED, IGNORED, 0, IGNORED]

@@ -19,6 +19,8 @@ from torch import Tensor
 from halfbyte.data.encode import Item
 from halfbyte.model.loss import IGNORED
 
+WIDTH = 16  # tokens
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -62,8 +64,12 @@ def step_batches(items: Sequence[Item], step: int, batch: int, micro_batch: int,
 
 
 def collate(items: Sequence[Item], pad_id: int) -> Batch:
-    """One batch of `items`, padded on the right to the longest of them."""
-    shape = (len(items), max(len(item.ids) for item in items))
+    """One batch of `items`, padded on the right to the longest of them; several items to a multiple of WIDTH.
+
+    With few widths, the libraries below build and keep their code for few shapes.
+    """
+    longest = max(len(item.ids) for item in items)
+    shape = (len(items), longest if len(items) == 1 else -(-longest // WIDTH) * WIDTH)
     ids = torch.full(shape, pad_id, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, IGNORED, dtype=torch.int64)
