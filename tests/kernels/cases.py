@@ -56,7 +56,7 @@ def levels_and_bounds() -> Tensor:
     around = [bounds, *(torch.nextafter(bounds, torch.tensor(end)) for end in (-2.0, 2.0)), levels]
     rows = [torch.cat([torch.ones(1), values, torch.zeros(63 - len(values))]) for values in around]
     matrix = torch.stack(rows)
-    return torch.cat([matrix * factor for factor in (1.0, 0.7, 3.3e-5, 1.234e4, -0.1)])
+    return torch.cat([matrix * factor for factor in (1.0, 0.7, 3.3e-5, 1.234e4, -0.1, 1.7, 1 / 3)])
 
 
 class Authority:
@@ -77,7 +77,8 @@ class Authority:
     def nf4_dense(self, codes: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
         state.dtype = dtype
         with torch.compiler.set_stance("force_eager"):  # it would compile for odd widths
-            return self.functional.dequantize_4bit(codes, state).reshape(state.shape)
+            dense: Tensor = self.functional.dequantize_4bit(codes, state).reshape(state.shape)
+        return dense
 
     def int8(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and row scales."""

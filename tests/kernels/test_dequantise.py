@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from halfbyte import kernels
+from halfbyte.formats import Weights
 from halfbyte.kernels import Int8Weight, NF4Weight
 
 from .cases import DTYPES, Authority, levels_and_bounds, matrices, same_bits
@@ -61,7 +62,7 @@ def test_int8_equals_bitsandbytes(implementation: str, threads: int, stored: tor
 
 @pytest.mark.parametrize("weights", ["nf4", "nf4-single", "int8"])
 @pytest.mark.parametrize("shape", [(200, 100), (90, 13), (300, 64), (7, 9)], ids=str)
-def test_rows_are_those_of_the_whole(implementation: str, weights: str, shape: tuple[int, int]) -> None:
+def test_rows_are_those_of_the_whole(implementation: str, weights: Weights, shape: tuple[int, int]) -> None:
     packed = kernels.quantise(torch.randn(shape), weights)
     for dtype in DTYPES:
         whole = kernels.dequantise(packed, dtype)
@@ -78,7 +79,7 @@ def test_rows_beyond_the_first_chunk(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("weights", ["nf4", "int8"])
-def test_out_is_written_and_nothing_beside_it(implementation: str, weights: str) -> None:
+def test_out_is_written_and_nothing_beside_it(implementation: str, weights: Weights) -> None:
     packed = kernels.quantise(torch.randn(33, 35), weights)
     for dtype in DTYPES:
         room = torch.full((35, 35), 7.0, dtype=dtype)

@@ -5,6 +5,7 @@ import torch
 
 from halfbyte import kernels
 from halfbyte.errors import CheckpointError
+from halfbyte.formats import Weights
 from halfbyte.kernels import Int8Weight, NF4Weight
 
 
@@ -26,7 +27,7 @@ def test_parts_that_do_not_fit_are_all_named() -> None:
 
 
 @pytest.mark.parametrize("weights", ["nf4", "nf4-single", "int8"])
-def test_moving_takes_every_part_along(weights: str) -> None:
+def test_moving_takes_every_part_along(weights: Weights) -> None:
     packed = kernels.quantise(torch.randn(8, 64), weights)
     moved = packed.to("meta")
     assert moved.device.type == "meta" and moved.nbytes == packed.nbytes and moved.weights == weights

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfbyte import kernels
 from halfbyte.errors import CheckpointError
-from halfbyte.formats import packed_bytes
+from halfbyte.formats import Weights, packed_bytes
 from halfbyte.kernels import Int8Weight, NF4Weight, tables
 from halfbyte.kernels.quantise import reference
 
@@ -43,7 +43,8 @@ def test_nf4_equals_bitsandbytes(
 
 def test_nf4_at_the_bounds(implementation: str, authority: Authority) -> None:
     check_nf4(levels_and_bounds(), authority, True)
-    check_nf4(levels_and_bounds()[:-1, :-1].contiguous(), authority, True)  # ragged: divided, not multiplied
+    for row in levels_and_bounds():  # a ragged block is divided, not multiplied by a reciprocal: it shows in few blocks
+        check_nf4(row[None, :63], authority, False)
 
 
 def test_nf4_in_many_chunks_and_threads(implementation: str, threads: int, authority: Authority) -> None:
@@ -98,7 +99,7 @@ def test_int8_rounds_to_fp16_as_bitsandbytes_does(implementation: str, authority
 
 @pytest.mark.parametrize("weights", ["nf4", "nf4-single", "int8"])
 @pytest.mark.parametrize("place", [0, 64 * 100 + 5, -1], ids=["first", "inner", "last"])
-def test_nan_and_infinity_are_refused_by_name(implementation: str, weights: str, place: int) -> None:
+def test_nan_and_infinity_are_refused_by_name(implementation: str, weights: Weights, place: int) -> None:
     for dtype in DTYPES:
         for value, said in ((math.nan, "1 NaN"), (math.inf, "1 infinite"), (-math.inf, "1 infinite")):
             matrix = torch.ones(131, 99, dtype=dtype)
@@ -147,7 +148,7 @@ def test_views_and_parameters_are_taken_as_they_are_seen(implementation: str) ->
 
 
 @pytest.mark.parametrize("weights", ["nf4", "nf4-single", "int8"])
-def test_bytes_are_those_of_the_plan(weights: str) -> None:
+def test_bytes_are_those_of_the_plan(weights: Weights) -> None:
     planned = packed_bytes(weights, 37, 101)
     made = kernels.quantise(torch.randn(37, 101), weights)
     assert made.nbytes == planned.codes + planned.constants and made.weights == weights
@@ -160,7 +161,7 @@ def _anonymous_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the resident memory from /proc")
 @pytest.mark.parametrize("weights", ["nf4", "int8"])
-def test_temporary_memory_is_bounded(implementation: str, weights: str, tmp_path: Path) -> None:
+def test_temporary_memory_is_bounded(implementation: str, weights: Weights, tmp_path: Path) -> None:
     """A mapped bf16 matrix of 32 MiB: beside the result, less memory than a half of it; fp32 would be twice."""
     n = 2**24
     file = tmp_path / "weight"

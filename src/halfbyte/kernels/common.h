@@ -24,7 +24,7 @@
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HALFBYTE_X86 1
 #include <immintrin.h>
-#define HALFBYTE_AVX2 __attribute__((target("avx2")))
+#define HALFBYTE_AVX2 __attribute__((target("avx2,f16c")))
 #define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 #endif
 

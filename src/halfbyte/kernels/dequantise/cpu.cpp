@@ -52,30 +52,9 @@ void decode_portable(const Nf4& packed, int64_t first_block, int64_t last_block,
 }
 
 #ifdef HALFBYTE_X86
-// 16-bit outputs: the table's low and high bytes are looked up by a shuffle each and put together again.
-HALFBYTE_AVX2 inline void decode_block_avx2(const uint8_t* codes, const uint16_t* table, uint16_t* out) {
-    const __m128i pick = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    const __m128i front = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), pick);
-    const __m128i back = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 8)), pick);
-    const __m256i low_bytes = _mm256_broadcastsi128_si256(_mm_unpacklo_epi64(front, back));
-    const __m256i high_bytes = _mm256_broadcastsi128_si256(_mm_unpackhi_epi64(front, back));
-    const __m256i nibble = _mm256_set1_epi8(15);
-    for (int half = 0; half < 2; ++half) {  // 16 bytes, 32 weights
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes) + half);
-        const __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm256_castsi256_si128(nibble));
-        const __m128i odd = _mm_and_si128(bytes, _mm256_castsi256_si128(nibble));
-        // weights 0..7 and 16..23 in the lower halves of the lanes, so that unpacking leaves them in order
-        __m256i index = _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd));
-        index = _mm256_permute4x64_epi64(index, 0xd8);
-        const __m256i low = _mm256_shuffle_epi8(low_bytes, index), high = _mm256_shuffle_epi8(high_bytes, index);
-        auto* target = reinterpret_cast<__m256i*>(out + half * 32);
-        _mm256_storeu_si256(target, _mm256_unpacklo_epi8(low, high));
-        _mm256_storeu_si256(target + 1, _mm256_unpackhi_epi8(low, high));
-    }
-}
-HALFBYTE_AVX2 inline void decode_block_avx2(const uint8_t* codes, const float* table, float* out) {
-    const __m256 front = _mm256_loadu_ps(table), back = _mm256_loadu_ps(table + 8);
-    for (int i = 0; i < kBlock / 8; ++i) {  // 4 bytes, 8 weights
+// One block through 16 levels that are scaled, not yet rounded: levels 0..7 and 8..15.
+HALFBYTE_AVX2 inline void decode_block(const uint8_t* codes, __m256 front, __m256 back, float* out) {
+    for (int i = 0; i < kBlock / 8; ++i) {  // 4 bytes, 8 weights; the look-up uses an index's low 3 bits
         int32_t bytes;
         std::memcpy(&bytes, codes + 4 * i, 4);
         const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
@@ -85,19 +64,47 @@ HALFBYTE_AVX2 inline void decode_block_avx2(const uint8_t* codes, const float* t
                                                        _mm256_permutevar8x32_ps(back, index), is_back));
     }
 }
-HALFBYTE_INLINE const uint16_t* as_words(const bf16* p) { return reinterpret_cast<const uint16_t*>(p); }
-HALFBYTE_INLINE const uint16_t* as_words(const f16* p) { return reinterpret_cast<const uint16_t*>(p); }
-HALFBYTE_INLINE const float* as_words(const float* p) { return p; }
-HALFBYTE_INLINE uint16_t* as_words(bf16* p) { return reinterpret_cast<uint16_t*>(p); }
-HALFBYTE_INLINE uint16_t* as_words(f16* p) { return reinterpret_cast<uint16_t*>(p); }
-HALFBYTE_INLINE float* as_words(float* p) { return p; }
+
+HALFBYTE_AVX2 inline __m128i round8(__m256 values, bf16) {
+    const __m256i bits = _mm256_castps_si256(values);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
+    const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+HALFBYTE_AVX2 inline __m128i round8(__m256 values, f16) {
+    return _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// 16-bit outputs: the table's low and high bytes are looked up by a shuffle each and put together again.
+template <typename T>
+HALFBYTE_AVX2 inline void decode_block(const uint8_t* codes, __m256 front, __m256 back, T* out) {
+    const __m128i words0 = round8(front, T{}), words1 = round8(back, T{}), byte = _mm_set1_epi16(255);
+    const __m256i low_bytes = _mm256_broadcastsi128_si256(
+        _mm_packus_epi16(_mm_and_si128(words0, byte), _mm_and_si128(words1, byte)));
+    const __m256i high_bytes = _mm256_broadcastsi128_si256(
+        _mm_packus_epi16(_mm_srli_epi16(words0, 8), _mm_srli_epi16(words1, 8)));
+    for (int half = 0; half < 2; ++half) {  // 16 bytes, 32 weights
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes) + half);
+        const __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+        const __m128i odd = _mm_and_si128(bytes, _mm_set1_epi8(15));
+        // weights 0..7 and 16..23 in the lower halves of the lanes, so that unpacking leaves them in order
+        __m256i index = _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd));
+        index = _mm256_permute4x64_epi64(index, 0xd8);
+        const __m256i low = _mm256_shuffle_epi8(low_bytes, index), high = _mm256_shuffle_epi8(high_bytes, index);
+        auto* target = reinterpret_cast<__m256i*>(out + half * 32);
+        _mm256_storeu_si256(target, _mm256_unpacklo_epi8(low, high));
+        _mm256_storeu_si256(target + 1, _mm256_unpackhi_epi8(low, high));
+    }
+}
 
 template <typename T>
 HALFBYTE_AVX2 void decode_avx2(const Nf4& packed, int64_t first_block, int64_t last_block, T* out) {
+    const __m256 front = _mm256_loadu_ps(packed.levels), back = _mm256_loadu_ps(packed.levels + 8);
     for (int64_t b = first_block; b < last_block; ++b, out += kBlock) {
-        T table[16];
-        make_table(packed, b, table);
-        decode_block_avx2(packed.codes + b * (kBlock / 2), as_words(table), as_words(out));
+        const __m256 scale = _mm256_set1_ps(packed.scale(b));
+        decode_block(packed.codes + b * (kBlock / 2), _mm256_mul_ps(front, scale), _mm256_mul_ps(back, scale), out);
     }
 }
 
@@ -210,7 +217,7 @@ HALFBYTE_API int halfbyte_isa() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
         return kAvx512;
-    if (__builtin_cpu_supports("avx2")) return kAvx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return kAvx2;
 #endif
     return kPortable;
 }

@@ -169,7 +169,7 @@ int quantise_nf4(const T* weight, int64_t n, const float* bounds, uint8_t* codes
 // ---- int8 -----------------------------------------------------------------------------------------------------------
 
 template <typename T>
-HALFBYTE_INLINE int encode_row(const T* weight, int64_t columns, int8_t* codes, float* scale) {
+HALFBYTE_INLINE int encode_row(const T* __restrict weight, int64_t columns, int8_t* __restrict codes, float* scale) {
     uint32_t largest = 0;
     for (int64_t i = 0; i < columns; ++i) largest = std::max(largest, bits_of(to_float(load(weight + i))) & 0x7fffffff);
     if (largest >= kInfinity) return kNotFinite;
