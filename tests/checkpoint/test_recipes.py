@@ -85,5 +85,5 @@ def test_a_missing_expert_is_a_fault(copied: Make) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.block_sparse_moe.experts.2.w1.weight"]
     rewrite(folder, tensors)
-    with pytest.raises(CheckpointError, match="model.layers.1.mlp.experts.gate_up_proj"):
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.experts\.gate_up_proj"):
         planned(folder)
