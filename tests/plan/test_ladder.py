@@ -8,10 +8,13 @@ import time
 
 import pytest
 
+from halfbyte.checkpoint.pack import pack
+from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.errors import ConfigError
 from halfbyte.plan import catalogue
 from halfbyte.plan.ladder import gb, plan_model
 from tests.plan.conftest import write_model
+from tests.tiny import FAMILIES, tiny_checkpoint
 
 GB = 10**9
 
@@ -167,3 +170,22 @@ def test_planning_is_quick_and_imports_no_torch():
     seconds = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
     assert seconds < 1.0
+
+
+@pytest.mark.parametrize("weights", ["nf4", "nf4-single", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_is_what_packing_writes_to_the_byte(family, weights, tmp_path):
+    source, packed = tiny_checkpoint(family, tmp_path / "source"), tmp_path / "packed"
+    pack(open_checkpoint(str(source)), packed, weights)
+    plan = plan_model(str(source), weights=weights, memory=GB)
+    tensors = open_checkpoint(str(packed)).tensors
+    tables = (".quant_map", ".nested_quant_map", ".weight_format", ".quant_state.bitsandbytes__nf4")
+    held = sum(stored.nbytes for name, stored in tensors.items() if not name.endswith(tables))
+    assert plan.phases["open"].mapped_bytes == held
+    maps = sum(stored.nbytes for name, stored in tensors.items() if name.endswith("quant_map"))
+    assert plan.tables_bytes[weights.replace("-", "_")] == maps
+    states = sum(s.nbytes for name, s in tensors.items() if name.endswith(tables[2:]))
+    assert states == pytest.approx(plan.json_bytes[weights.replace("-", "_")], rel=0.05)
+    again = plan_model(str(packed), weights=weights, memory=GB)
+    assert again.packed == weights and again.phases["pack"].peak_bytes == 0
+    assert (again.weights_bytes, again.constants_bytes) == (plan.weights_bytes, plan.constants_bytes)

@@ -25,7 +25,12 @@ padding. With recomputation a layer keeps its input only (b H per token), and on
 first layers are the ones that are recomputed, since the last ones have left when the first are at work.
 
 Each formula was derived from the code and checked on small models of ten families against what autograd really saves
-(`tests/plan/test_activations.py` repeats that). Times are not modelled here.
+(`tests/plan/test_activations.py` repeats that). What torch held at its peak in a training step of four shapes was 1 %
+more to 1 % less than planned without full recomputation, and 5 to 11 % less with every layer recomputed.
+
+Assumed: what is freed goes back to the system. glibc keeps freed blocks of up to 32 MB by default, and then the
+resident peak of small shapes was 1.1 to 3.5 times the activations and logits planned; with a fixed threshold
+(M_MMAP_THRESHOLD, 64 kB) 1.03 to 1.08 times. Times are not modelled here.
 """
 
 from __future__ import annotations
