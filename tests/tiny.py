@@ -77,7 +77,7 @@ def tiny_checkpoint(
     config = AutoConfig.for_model(_TYPES.get(family, family), **{**ids, **options})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():  # norms and biases, too, so that losing one shows
                 if parameter.dim() == 1:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from halfbyte.checkpoint.mapped import Mapped
 from halfbyte.checkpoint.recipes import rename, ties
 from halfbyte.checkpoint.source import CONFIG, Checkpoint
 from halfbyte.errors import CheckpointError
+
+_building = threading.Lock()  # transformers sets torch's default dtype while it builds, and that is every thread's
 
 
 def skeleton(checkpoint: Checkpoint) -> Any:
@@ -115,7 +118,7 @@ def _build(checkpoint: Checkpoint, config: Any) -> Any:
 
     dtype = getattr(torch, checkpoint.dtype)
     try:
-        with torch.device("meta"), torch.no_grad(), _quiet():
+        with _building, torch.device("meta"), torch.no_grad(), _quiet():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         keep = kept_in_fp32(model, dtype)
         for name, parameter in model.named_parameters():
