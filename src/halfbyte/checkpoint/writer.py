@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ from halfbyte.checkpoint.source import INDEX, SINGLE
 
 FLUSH = 32_000_000  # bytes written and not yet on disk, at most
 SHARD = 5_000_000_000  # bytes of a file, at most, unless one tensor is larger
-_CHUNK = 1 << 22  # elements converted at once
+_CHUNK = 1 << 20  # elements converted at once
 
 
 @dataclass(frozen=True)
@@ -137,21 +137,19 @@ class Writer:
         file = self.files[self._file_of[name]]
         self._left.remove(name)
         if name in file.late:
-            data = b"".join(bytes(_bytes(piece)) for piece in pieces)
-            if len(data) > file.late[name].nbytes:
-                raise ValueError(f"{name} takes {len(data)} bytes, more than were set aside")
-            file.late_bytes[name] = data
+            waiting = b"".join(bytes(_bytes(piece)) for piece in pieces)
+            if len(waiting) > file.late[name].nbytes:
+                raise ValueError(f"{name} takes {len(waiting)} bytes, more than were set aside")
+            file.late_bytes[name] = waiting
             return
         entry = file.entries[name]
         offset = start = file.room + file.offsets[name]
         dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
         for piece in pieces:
-            flat = piece.reshape(-1)
-            step = _CHUNK if flat.dtype != dtype else max(1, len(flat))
-            for first in range(0, len(flat), step):
-                data_view = _bytes(flat[first : first + step].to(dtype))
-                file.write(offset, data_view)
-                offset += len(data_view)
+            for chunk in _as_dtype(piece, dtype):
+                data = _bytes(chunk)
+                file.write(offset, data)
+                offset += len(data)
         if offset - start != entry.nbytes:
             raise ValueError(f"{name}: {offset - start} bytes were written where {entry.nbytes} were announced")
 
@@ -171,6 +169,18 @@ class Writer:
         """Let go of all files, complete or not."""
         for file in self.files.values():
             file.stream.close()
+
+
+def _as_dtype(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The values as `dtype`: as they are, or converted chunk by chunk in one buffer; use each before the next."""
+    flat = tensor.reshape(-1)
+    if flat.dtype == dtype:
+        yield flat
+        return
+    buffer = torch.empty(min(_CHUNK, len(flat)), dtype=dtype)
+    for first in range(0, len(flat), _CHUNK):
+        chunk = flat[first : first + _CHUNK]
+        yield buffer[: len(chunk)].copy_(chunk)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
