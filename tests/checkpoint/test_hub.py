@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from halfbyte.checkpoint.source import _hub_error
+from halfbyte.checkpoint.hub import hub_error
 from tests.checkpoint.conftest import Make
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -194,5 +194,5 @@ def test_what_goes_wrong_is_said_in_words(
 def test_a_full_disk_and_a_cache_that_is_not_ours() -> None:
     wrapped = RuntimeError("while downloading")
     wrapped.__cause__ = OSError(28, "No space left on device")
-    assert "disk is full" in str(_hub_error("org/model", None, wrapped))
-    assert "can't be written" in str(_hub_error("org/model", None, PermissionError(13, "Permission denied")))
+    assert "disk is full" in str(hub_error("org/model", None, wrapped))
+    assert "can't be written" in str(hub_error("org/model", None, PermissionError(13, "Permission denied")))

@@ -1,0 +1,1 @@
+"""What lies on disk: opening, mapping, loading and packing checkpoints."""
