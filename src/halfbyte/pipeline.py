@@ -70,8 +70,9 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     if path.suffix in (".yaml", ".yml") or (path / "run.yaml").is_file():
         config = load_run(path / "run.yaml" if path.is_dir() else path)
         model, weights = config.model, weights or config.weights
-        rank, targets = rank or config.adapter.rank, targets or config.adapter.targets
-        options.sequence = options.sequence or config.data.max_tokens
+        rank = config.adapter.rank if rank is None else rank
+        targets = targets or config.adapter.targets
+        options.sequence = config.data.max_tokens if options.sequence is None else options.sequence
     if isinstance(targets, str) and "," in targets:
         targets = [part.strip() for part in targets.split(",") if part.strip()]
     made = plan_model(
@@ -79,8 +80,8 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         rank=rank if rank is not None else 16,
         targets=targets or "all",
         weights=weights or "nf4",
-        sequence=options.sequence or 512,
-        batch=options.batch or 1,
+        sequence=512 if options.sequence is None else options.sequence,
+        batch=1 if options.batch is None else options.batch,
         memory=parse_bytes(options.memory) if options.memory else None,
     )
     if options.json:
@@ -206,7 +207,9 @@ def _evaluate(
     seed: int = 0,
 ) -> dict[str, Any]:
     from halfbyte.evaluate.evaluate import evaluate_task
+    from halfbyte.memory import give_back
 
+    give_back()
     columns = (
         TextColumn(f"evaluate {variant}"),
         BarColumn(),
@@ -341,7 +344,7 @@ class _Planner:
             longest_tokens=self.data.counts.longest,
             memory_bytes=self._memory(config),
             # parameters, gradients, AdamW; the runtime is part of a given budget, and otherwise it is there already
-            fixed_bytes=16 * adapter + (RUNTIME_BYTES if config.memory != "auto" else 0),
+            fixed_bytes=16 * adapter + self._scratch_bytes() + (RUNTIME_BYTES if config.memory != "auto" else 0),
             dtype_bytes=self.model.dtype.itemsize,
         )
         if chosen.fits is False and not self.force:
@@ -357,6 +360,13 @@ class _Planner:
         self.console.print(f"micro-batch {micro_batch}, {recompute} layers recomputed: {chosen.reason}", markup=False)
         options = dataclasses.replace(options, micro_batch=micro_batch, recompute=recompute)
         return dataclasses.replace(config, tune=options)
+
+    def _scratch_bytes(self) -> int:
+        """Of the buffer that weights are decoded into: the largest packed layer."""
+        from halfbyte.model.adapter import quant_linears
+
+        layers = quant_linears(self.model.net).values()
+        return max(layer.in_features * layer.out_features for layer in layers) * int(self.model.dtype.itemsize)
 
     def _memory(self, config: RunConfig) -> int:
         """Bytes that the run may take."""

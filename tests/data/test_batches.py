@@ -65,7 +65,10 @@ def test_collate_pads_on_the_right_to_one_of_few_widths():
     assert batch.input_ids.shape == (2, WIDTH)
     assert batch.input_ids[:, :5].tolist() == [[10, 11, 12, 13, 99], [20, 21, 99, 99, 99]]
     assert batch.attention_mask.sum(1).tolist() == [4, 2] and batch.attention_mask[1, :2].tolist() == [1, 1]
-    assert batch.labels[:, :5].tolist() == [[IGNORED, IGNORED, 12, 13, IGNORED], [IGNORED, 21, IGNORED, IGNORED, IGNORED]]
+    assert batch.labels[:, :5].tolist() == [
+        [IGNORED, IGNORED, 12, 13, IGNORED],
+        [IGNORED, 21, IGNORED, IGNORED, IGNORED],
+    ]
     assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.labels.dtype} == {torch.int64}
     assert collate([item(WIDTH), item(WIDTH + 1)], pad_id=0).input_ids.shape == (2, 2 * WIDTH)
     assert collate([item(5)], pad_id=0).input_ids.shape == (1, 5)

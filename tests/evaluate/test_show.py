@@ -51,7 +51,7 @@ def test_a_comparison_says_its_verdict(tmp_path: Path, kind: object) -> None:
     text = printed(print_comparison, compare_folders(a, b))
     assert "better" in text and "b against a" in text and "b less a" in text
     assert ("mae ↓" if kind is numbers else "exact_match ↑") in text
-    assert ("119 that both answered" in text) == (kind is numbers)
+    assert ("119 items that both answered" in text) == (kind is numbers)
 
 
 def test_text_from_files_is_never_markup(tmp_path: Path) -> None:

@@ -34,8 +34,11 @@ def render_result(result: dict[str, Any]) -> RenderableType:
     table.add_column(f"{_PERCENT} interval", justify="right")
     table.add_column("n", justify="right")
     table.add_column("what it is")
+    all_answered = not result.get("unanswered")
     for name, found in result["metrics"].items():
         metric = known.get(name)
+        if all_answered and name.endswith("_answered"):
+            continue  # the same as over all items
         table.add_row(
             Text(f"{name} {_ARROWS.get(found['better'], '')}"),
             figure(found["value"], metric),
@@ -56,29 +59,26 @@ def render_result(result: dict[str, Any]) -> RenderableType:
 
 def render_comparison(comparison: dict[str, Any]) -> RenderableType:
     metric = next((m for m in METRICS[comparison["kind"]] if m.name == comparison["metric"]), None)
-    table = Table(
-        title=Text(f"{comparison['task']}: {comparison['b']} against {comparison['a']}"), title_justify="left"
-    )
-    for header in ("items", "metric", comparison["a"], comparison["b"], "difference", f"{_PERCENT} interval", "p",
-                   "wins / losses / ties", "verdict"):  # fmt: skip
-        table.add_column(Text(header), justify="left" if header in ("items", "metric", "verdict") else "right")
-    rows = [(f"all {comparison['n']}", comparison)]
+    title = f"{comparison['task']}: {comparison['b']} against {comparison['a']}"
+    lines = [Text(title, style="bold")]
+    rows = [(f"all {comparison['n']} items", comparison)]
     if comparison.get("both_answered"):
-        rows.append((f"{comparison['both_answered']['n']} that both answered", comparison["both_answered"]))
+        rows.append((f"the {comparison['both_answered']['n']} items that both answered", comparison["both_answered"]))
     for label, row in rows:
         found = row["difference"]
-        table.add_row(
-            label,
-            Text(f"{comparison['metric']} {_ARROWS[comparison['better']]}"),
-            figure(row["a_value"], metric),
-            figure(row["b_value"], metric),
-            figure(found["value"], metric, sign=True),
-            interval(found["low"], found["high"], metric, sign=True),
-            "-" if found["p"] is None else f"{found['p']:.2g}",
-            f"{row['wins']} / {row['losses']} / {row['ties']}",
-            Text(row["verdict"], style=_COLOURS.get(row["verdict"], "bold")),
+        change = f"{figure(row['a_value'], metric)} -> {figure(row['b_value'], metric)}"
+        p_value = "-" if found["p"] is None else f"{found['p']:.2g}"
+        change_by = figure(found["value"], metric, sign=True)
+        limits = interval(found["low"], found["high"], metric, sign=True)
+        lines.append(
+            Text.assemble(
+                f"  {comparison['metric']} {_ARROWS[comparison['better']]} over {label}: {change}\n"
+                f"  difference {change_by} ({_PERCENT} interval {limits}), p {p_value}; "
+                f"{row['wins']} wins, {row['losses']} losses, {row['ties']} ties: ",
+                (row["verdict"], _COLOURS.get(row["verdict"], "bold")),
+            )
         )
-    return Group(table, Text(f"difference: {comparison['sign']}; {_legend()}"), *_warnings(comparison))
+    return Group(*lines, Text(f"  difference: {comparison['sign']}", style="dim"), *_warnings(comparison))
 
 
 def figure(value: float | None, metric: Metric | None, *, sign: bool = False) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from halfbyte import targets
 from halfbyte.checkpoint.load import load_state
 from halfbyte.checkpoint.pack import as_weights
-from halfbyte.checkpoint.skeleton import linear_names, skeleton
+from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_names, skeleton
 from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
@@ -218,6 +218,7 @@ def assemble(net: Any, state: dict[str, Any], device: torch.device) -> torch.dty
     Every linear layer of the blocks becomes a QuantLinear, so that it can carry an adapter whatever its precision.
     """
     dtype: torch.dtype = state[_embedding_name(net)].dtype
+    wide = kept_in_fp32(net, dtype)
     for name in linear_names(net):
         linear = net.get_submodule(name)
         weight, bias = state.pop(f"{name}.weight"), state.pop(f"{name}.bias", None)
@@ -227,7 +228,8 @@ def assemble(net: Any, state: dict[str, Any], device: torch.device) -> torch.dty
     for name, tensor in state.items():
         owner, _, last = name.rpartition(".")
         module = net.get_submodule(owner)
-        tensor = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+        narrowed = tensor.is_floating_point() and name not in wide
+        tensor = tensor.to(device, dtype) if narrowed else tensor.to(device)
         if last in module._parameters:
             module._parameters[last] = nn.Parameter(tensor, requires_grad=False)
         else:

@@ -29,7 +29,7 @@ from halfbyte.data.batches import steps_per_epoch
 from halfbyte.data.dataset import TrainingData
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, TrainingError
-from halfbyte.memory import MemoryMeter
+from halfbyte.memory import MemoryMeter, give_back
 from halfbyte.model.adapter import save_adapter
 from halfbyte.model.build import Model
 from halfbyte.tune.loop import Plan, StepRecord, Stopped, train
@@ -146,6 +146,7 @@ def _train(
     )
     metrics = folder / "metrics.jsonl"
     _cut_metrics(metrics, state.progress.step)
+    give_back()
     saved = time.monotonic()
     finished, record = state.progress.step >= steps, None
     with (

@@ -1,0 +1,165 @@
+"""The command line as a newcomer meets it: help with an example, one clear error, no traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from halfbyte.cli import main
+from tests.tiny import tiny_checkpoint
+
+VERBS = ("plan", "pack", "evaluate", "tune", "compare", "report", "generate", "doctor", "demo")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "halfbyte", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint("llama", tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and f"example:\n  halfbyte {verb}" in said
+
+
+def test_help_answers_at_once() -> None:
+    best = 9.0
+    for _ in range(3):
+        started = time.perf_counter()
+        assert run("--help").returncode == 0
+        best = min(best, time.perf_counter() - started)
+    assert best < 0.3
+
+
+def test_plan_of_the_catalogue_is_exact_and_fast() -> None:
+    started = time.perf_counter()
+    done = run("plan", "llama-3.1-8b", "--lora-rank", 32, "--lora-targets", "attention", "--json")
+    assert time.perf_counter() - started < 2 and done.returncode in (0, 3)
+    plan = json.loads(done.stdout)
+    assert plan["parameters"] == 8_030_261_248 and plan["adapter_bytes"] == 109_051_904
+    assert plan["weights_bytes"]["nf4"] == 5_591_539_712
+
+
+def task_files(folder: Path, model: Path, **run_lines: str) -> Path:
+    lines = [{"prompt": f"set {i} costs $", "completion": f"{i % 9}.99", "n": i} for i in range(30)]
+    for name, part in (("train", lines[:20]), ("test", lines[20:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
+    (folder / "task.yaml").write_text("kind: number\ndata: test.jsonl\ndecoding: {max_new_tokens: 4}\n")
+    lines_of = {
+        "model": str(model),
+        "data": "{train: train.jsonl}",
+        "tune": "{max_steps: 2, batch: 4}",
+        "task": "task.yaml",
+        "out": "out",
+    } | run_lines
+    (folder / "run.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines_of.items()))
+    return folder / "run.yaml"
+
+
+def test_the_whole_way(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_yaml = task_files(folder, model)
+    assert main(["tune", str(run_yaml)]) == 0
+    out = folder / "out"
+    for name in ("run.yaml", "plan.json", "environment.json", "metrics.jsonl", "adapter/adapter_config.json",
+                 "evaluations/base-nf4/result.json", "evaluations/tuned/predictions.jsonl", "comparison.json",
+                 "comparisons/median-tuned.json", "report.html"):  # fmt: skip
+        assert (out / name).is_file(), name
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert (comparison["a"], comparison["b"], comparison["metric"]) == ("base-nf4", "tuned", "mae")
+    assert json.loads((out / "evaluations" / "tuned" / "result.json").read_text())["fallback_source"]
+    capsys.readouterr()
+
+    assert main(["tune", str(run_yaml), "--resume"]) == 0  # finished: nothing is trained again
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert main(["generate", str(out), "set 3 costs $", "--max-new-tokens", "3"]) == 0
+    assert main(["generate", str(out), "set 3 costs $", "--max-new-tokens", "3", "--base"]) == 0
+    assert main(["report", str(out)]) == 0
+    assert main(["plan", str(out)]) in (0, 3)
+    evaluations = out / "evaluations"
+    capsys.readouterr()
+    assert main(["compare", str(evaluations / "base-nf4"), str(evaluations / "tuned"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] in ("better", "worse", "no detectable difference")
+    if Path("/dev/full").exists():  # Linux's file on a disk that is always full
+        assert main(["compare", str(evaluations / "base-nf4"), str(evaluations / "tuned"), "--out", "/dev/full"]) == 1
+        assert "free some disk space" in capsys.readouterr().err
+    assert main(["evaluate", str(out), "--task", str(folder / "task.yaml"), "--out", str(folder / "again")]) == 0
+
+
+def test_pack_says_what_it_wrote_and_does_it_once(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack", str(model), str(folder / "packed")]) == 0
+    assert "linear layers in nf4" in capsys.readouterr().out
+    assert main(["pack", str(model), str(folder / "packed")]) == 0
+    assert "already" in capsys.readouterr().out
+    assert main(["generate", str(folder / "packed"), "hello", "--max-new-tokens", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["plan", "nowhere/at-all.yaml"], 2, "no such file"),
+        (["plan", "lama-3.1-8b"], 2, "llama"),
+        (["plan", "llama-3.1-8b", "--lora-targets", "w1"], 2, "q_proj"),
+        (["plan", "llama-3.1-8b", "--lora-rank", "0"], 2, "rank"),
+        (["plan", "llama-3.1-8b", "--memory", "lots"], 2, "amount of memory"),
+        (["plan", "llama-3.1-8b", "--memory", "1GB"], 3, ""),
+        (["generate", "{folder}", "hi"], 1, "config.json"),
+        (["generate", "./nowhere", "hi"], 1, "nowhere"),
+        (["generate", "{model}", "hi", "--device", "cuda"], 2, "device"),
+        (["generate", "{model}", "hi", "--device", "gpu"], 2, "unknown device"),
+        (["generate", "{model}", "hi", "--adapter", "{folder}"], 1, "adapter"),
+        (["generate", "{model}", "hi", "--max-new-tokens", "0"], 2, "at least 1"),
+        (["evaluate", "{model}", "--task", "{folder}/none.yaml"], 2, "no such file"),
+        (["compare", "{folder}"], 2, "two results"),
+        (["compare", "{folder}", "{folder}"], 1, "result.json"),
+        (["report", "{folder}"], 2, "no run"),
+        (["tune", "{folder}/none.yaml"], 2, "no such file"),
+        (["pack", "{model}", "{model}"], 1, ""),
+    ],
+)
+def test_a_mistake_is_one_clear_error(
+    arguments: list[str], code: int, said: str, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([text.format(folder=folder, model=model) for text in arguments]) == code
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    if code != 3:
+        assert error.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": "{train: none.jsonl}"}, "none.jsonl"),
+        ({"data": "{train: empty.jsonl}"}, "empty.jsonl"),
+        ({"data": "{train: train.jsonl, template: {prompt: '{nmae}', completion: '{n}'}}"}, "nmae"),
+        ({"data": "{}"}, "no training data"),
+        ({"weights": "nf5"}, "nf4-single"),
+        ({"device": "cuda"}, "device"),
+        ({"task": "none.yaml"}, "none.yaml"),
+        ({"adapter": "{targets: [w1]}"}, "q_proj"),
+        ({"memory": "8 apples"}, "amount of memory"),
+        ({"data": "{train: train.jsonl, max_tokens: 4}"}, "max_tokens"),
+    ],
+)
+def test_a_mistake_in_a_run_is_found_before_anything_is_trained(
+    changes: dict[str, str], said: str, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "empty.jsonl").write_text("")
+    assert main(["tune", str(task_files(folder, model, **changes))]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and "Traceback" not in error
+    assert not (folder / "out" / "metrics.jsonl").exists()
