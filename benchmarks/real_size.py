@@ -104,7 +104,6 @@ def run_phase(phase: str, folder: Path) -> dict[str, Any]:
 
 def _pack(folder: Path) -> dict[str, Any]:
     from halfbyte.checkpoint.pack import pack
-
     from halfbyte.checkpoint.source import open_checkpoint
 
     started = time.perf_counter()
@@ -121,9 +120,8 @@ def _open(folder: Path) -> tuple[Any, float]:
 
 
 def _generate(folder: Path) -> dict[str, Any]:
-    from halfbyte.evaluate.generate import generate
-
     from halfbyte.config import DecodingConfig
+    from halfbyte.evaluate.generate import generate
 
     model, opened = _open(folder)
     started = time.perf_counter()
@@ -171,9 +169,10 @@ def main() -> None:
     shutil.rmtree(options.folder / "nf4", ignore_errors=True)
     for phase in PHASES:
         command = [sys.executable, __file__, "--phase", phase, "--folder", str(options.folder)]
-        facts = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        facts = json.loads(done.stdout.splitlines()[-1])
         print(phase, facts, flush=True)
-        rows += [{"shape": options.shape, "phase": phase, "figure": name, "value": value} for name, value in facts.items()]
+        rows += [{"shape": options.shape, "phase": phase, "figure": key, "value": facts[key]} for key in facts]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     about = environment()
     with options.out.open("w", newline="") as file:
