@@ -14,7 +14,6 @@ import halfbyte
 PACKAGE = Path(halfbyte.__file__).parent
 STAGES = ("checkpoint", "plan", "model", "data", "tune", "evaluate", "select", "report", "export", "demo")
 BASE = {"errors", "formats", "config", "kernels", "targets", "memory", "environment"}
-TOP = {"pipeline", "cli", "__main__", "__init__"}
 
 
 def rank(module: str) -> int:

@@ -242,11 +242,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from halfbyte import pipeline
+    from halfbyte import experiment
     from halfbyte.config import load_run
 
     config = load_run(options.run, options.set)
-    return pipeline.tune(config, resume=options.resume, force=options.force, console=_console())
+    return experiment.tune(config, resume=options.resume, force=options.force, console=_console())
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -280,6 +280,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from halfbyte import pipeline
+    from halfbyte import experiment
 
-    return pipeline.demo(options.out, _console())
+    return experiment.demo(options.out, _console())
