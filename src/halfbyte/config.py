@@ -23,6 +23,10 @@ import yaml
 from halfbyte.errors import ConfigError, nearest
 from halfbyte.formats import WEIGHTS
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_BYTES = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(|[KMGT]?B|[KMGT]iB)\s*", re.IGNORECASE)
+
 T = TypeVar("T")
 Check = Callable[[Any], str | None]  # returns what is wrong, or None
 
@@ -49,6 +53,12 @@ def _number_or(word: str, low: float) -> Check:
         return f"must be a number or '{word}'" if isinstance(value, str) and value != word else _between(low)(value)
 
     return check
+
+
+def _memory(value: Any) -> str | None:
+    if value == "auto" or _BYTES.fullmatch(value):
+        return None
+    return "is no amount of memory: write auto, or e.g. 8GB, 7.5GiB or 8000000000"
 
 
 def option(default: Any, text: str, *, unit: str = "", check: Check | None = None, path: bool = False) -> Any:
@@ -127,7 +137,9 @@ class RunConfig:
     adapter: AdapterConfig = option(AdapterConfig, "the matrices that are trained")
     data: DataConfig = option(DataConfig, "what is learned")
     tune: TuneConfig = option(TuneConfig, "how it is learned")
-    memory: str = option("auto", "memory that the run may take, e.g. 8GB; auto: what is free", unit="bytes")
+    memory: str = option(
+        "auto", "memory that the run may take, e.g. 8GB; auto: what is free", unit="bytes", check=_memory
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     task: str | None = option(None, "TASK.yaml that is evaluated before and after", path=True)
     seed: int = option(0, "of everything that is random", check=_between(0, 2**63 - 1))
@@ -406,23 +418,9 @@ def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]
         )
 
 
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
-
-
 def parse_bytes(text: str) -> int:
     """'8GB' (decimal), '8GiB' (binary) or '8000000000' as bytes. Raises ConfigError."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
-    if not match or match[2].upper() not in _UNITS:
+    match = _BYTES.fullmatch(str(text))
+    if not match:
         raise ConfigError("this is no amount of memory", found=repr(text), do="write e.g. 8GB, 7.5GiB or 8000000000")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes
-from halfbyte.errors import ConfigError, DoesNotFit
+from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
+from halfbyte.errors import ConfigError, DataError, DoesNotFit
 from halfbyte.formats import Weights
-from halfbyte.pipeline import Target, evaluate, load
+from halfbyte.pipeline import Target, evaluate, load, stored_fingerprint, with_training_median
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -41,10 +41,12 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     data = load_training(config.data, model.tokenizer, config.seed)
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
+    _check_items(model, data)
     planner = _Planner(model, data, force, console)
     config = planner.choose(config)
-    task = _with_training_median(task, config)
     if task is not None:
+        task = with_training_median(task, config)
+        write_yaml(task, folder / "task.yaml")
         _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
     outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console)
     planner.show(outcome.peak_bytes, outcome.mapped_bytes)
@@ -61,25 +63,17 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     return 0
 
 
-def _with_training_median(task: TaskConfig | None, config: RunConfig) -> TaskConfig | None:
-    """A number task that names no training data takes the run's: an answer without a number counts as its median."""
-    if task is None or task.kind != "number" or task.fallback is not None or task.train is not None:
-        return task
-    from halfbyte.data.dataset import training_median
-    from halfbyte.data.template import load_examples
-
-    assert config.data.train is not None
-    return dataclasses.replace(task, fallback=training_median(load_examples(config.data.train, config.data.template)))
-
-
 def _evaluate_once(model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int) -> None:
-    """Evaluate, unless a result is there already (after an interruption)."""
+    """Evaluate, unless the very result is there already (after an interruption)."""
     from halfbyte.evaluate.show import print_result
+    from halfbyte.evaluate.tasks import load_task_set
 
     place = folder / "evaluations" / variant
-    if (place / "result.json").is_file():
+    result: dict[str, Any] = {}
+    if stored_fingerprint(place) == load_task_set(task, seed=seed).fingerprint:
         result = json.loads((place / "result.json").read_text(encoding="utf-8"))
-    else:
+    same = {"model": model.name, "weights": model.weights, "seed": seed, "variant": variant}
+    if any(result.get(key) != value for key, value in same.items()):
         result = evaluate(model, task, place, variant, console, seed=seed)
     print_result(result, console)
 
@@ -104,6 +98,28 @@ def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Conso
         print_comparison(against, console)
 
 
+def _check_items(model: Any, data: Any) -> None:
+    """Raises DataError for items that the model can't take: too long for its context, or with unknown tokens."""
+    text = model.net.config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    longest = max([*data.train, *data.validation], key=lambda item: len(item.ids))
+    if context and len(longest.ids) > context:
+        raise DataError(
+            f"an item is longer than the model's context of {context} tokens",
+            where=longest.origin,
+            found=f"{len(longest.ids)} tokens",
+            do=f"set data.max_tokens: {context}",
+        )
+    highest = max([*data.train, *data.validation], key=lambda item: max(item.ids))
+    if max(highest.ids) >= text.vocab_size:
+        raise DataError(
+            "an item holds a token that the model has no embedding for",
+            where=highest.origin,
+            found=f"token {max(highest.ids)} of {text.vocab_size}",
+            do="take that token out of the text",
+        )
+
+
 def _say_choices(model: Any, console: Console) -> None:
     from halfbyte import kernels
 
@@ -121,34 +137,32 @@ class _Planner:
 
     def choose(self, config: RunConfig) -> RunConfig:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
-        from halfbyte.plan.activations import RUNTIME_BYTES, choose, shape_info
+        from halfbyte.plan.activations import RUNTIME_BYTES, choose, shape_info, training_bytes
 
-        if "auto" not in (config.tune.micro_batch, config.tune.recompute):
-            return config
         shape = shape_info(self.model.net.config.to_dict(), rank=config.adapter.rank, targets=config.adapter.targets)
-        adapter = self.model.adapter_parameters(config.adapter)
-        chosen = choose(
-            shape,
-            batch=config.tune.batch,
-            longest_tokens=self.data.counts.longest,
-            memory_bytes=self._memory(config),
-            # parameters, gradients, AdamW; the runtime is part of a given budget, and otherwise it is there already
-            fixed_bytes=16 * adapter + self._scratch_bytes() + (RUNTIME_BYTES if config.memory != "auto" else 0),
-            dtype_bytes=self.model.dtype.itemsize,
+        longest, width = self.data.counts.longest, self.model.dtype.itemsize
+        # parameters, gradients, AdamW; the runtime is part of a given budget, and otherwise it is there already
+        fixed = 16 * self.model.adapter_parameters(config.adapter) + self._scratch_bytes()
+        fixed += RUNTIME_BYTES if config.memory != "auto" else 0
+        memory, options = self._memory(config), config.tune
+        chosen = choose(shape, batch=options.batch, longest_tokens=longest, memory_bytes=memory,
+                        fixed_bytes=fixed, dtype_bytes=width)  # fmt: skip
+        micro_batch, recompute, reason, fits = chosen.micro_batch, chosen.recompute, chosen.reason, chosen.fits
+        if (options.micro_batch, options.recompute) != ("auto", "auto") and shape.dims is not None:
+            micro_batch = chosen.micro_batch if options.micro_batch == "auto" else int(options.micro_batch)
+            layers = [int(options.recompute)] if options.recompute != "auto" else list(range(shape.layers + 1))
+            needs = {n: sum(training_bytes(shape, micro_batch, longest, min(n, shape.layers), width)) for n in layers}
+            recompute = next((n for n, need in needs.items() if need <= memory - fixed), layers[-1])
+            fits = needs[recompute] <= memory - fixed
+            room = max(0, memory - fixed)
+            reason = f"{needs[recompute] / 1e9:.2f} GB of {room / 1e9:.2f} GB for activations and loss, partly as asked"
+        if fits is False and not self.force:
+            do = "lower data.max_tokens or adapter.rank, raise memory, or start anyway with --force"
+            raise DoesNotFit("the run does not fit", where=config.out, found=reason, do=do)
+        self.console.print(f"micro-batch {micro_batch}, {recompute} layers recomputed: {reason}", markup=False)
+        return dataclasses.replace(
+            config, tune=dataclasses.replace(options, micro_batch=micro_batch, recompute=recompute)
         )
-        if chosen.fits is False and not self.force:
-            raise DoesNotFit(
-                "the run does not fit",
-                where=config.out,
-                found=chosen.reason,
-                do="lower data.max_tokens or adapter.rank, raise memory, or start anyway with --force",
-            )
-        options = config.tune
-        micro_batch = chosen.micro_batch if options.micro_batch == "auto" else options.micro_batch
-        recompute = chosen.recompute if options.recompute == "auto" else options.recompute
-        self.console.print(f"micro-batch {micro_batch}, {recompute} layers recomputed: {chosen.reason}", markup=False)
-        options = dataclasses.replace(options, micro_batch=micro_batch, recompute=recompute)
-        return dataclasses.replace(config, tune=options)
 
     def _scratch_bytes(self) -> int:
         """Of the buffer that weights are decoded into: the largest packed layer."""
@@ -183,6 +197,7 @@ class _Planner:
             sequence=self.data.counts.longest,
             batch=int(config.tune.micro_batch),
             recompute=int(config.tune.recompute),
+            memory=self._memory(config),
         )
         self.plan = made.to_json()
         return self.plan
@@ -212,9 +227,9 @@ def demo(out: Path, console: Console) -> int:
     config = load_run(DEMO / "run.yaml", [f"out={json.dumps(str(out.resolve()))}"])
     assert config.task is not None
     task = load_task(Path(config.task))
-    for weights in ("bf16",):
-        what = Target(config.model, None, weights, None, None)
-        _evaluate_once(load(what, config.device, console), task, out, f"base-{weights}", console, config.seed)
+    whole = load(Target(config.model, None, "bf16", None, None), config.device, console)
+    _evaluate_once(whole, task, out, "base-bf16", console, config.seed)
+    del whole
     console.rule("3. Tune it in 4 bits, and prove whether it got better")
     code = tune(config, resume=False, force=False, console=console)
     if code == 0:

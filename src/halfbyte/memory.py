@@ -28,7 +28,7 @@ _STATUS, _ROLLUP = Path("/proc/self/status"), Path("/proc/self/smaps_rollup")
 def give_back() -> None:
     """Return what earlier work freed to the system, so that the next phase is not charged for it."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's; other systems do without
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's; other systems do without
         ctypes.CDLL(None).malloc_trim(0)
 
 

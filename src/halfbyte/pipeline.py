@@ -14,7 +14,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from halfbyte.config import TaskConfig, load_run, load_task, parse_bytes
+from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 
@@ -40,8 +40,10 @@ def run_folder(path: Path) -> Path:
     return path
 
 
-def resolve(target: str, adapter: Path | None, weights: Weights | None, revision: str | None) -> Target:
-    """Tell a run from a model; what is named on the command line goes before what the run says."""
+def resolve(
+    target: str, adapter: Path | None, weights: Weights | None, revision: str | None, *, base: bool = False
+) -> Target:
+    """Tell a run from a model; what is named on the command line goes before what the run says. `base`: no adapter."""
     path = Path(target)
     is_run = (path / "run.yaml").is_file() or (path.is_file() and path.suffix in (".yaml", ".yml"))
     if not is_run:
@@ -49,6 +51,8 @@ def resolve(target: str, adapter: Path | None, weights: Weights | None, revision
     folder = run_folder(path)
     config = load_run(folder / "run.yaml")
     own = folder / "adapter"
+    if base:
+        return Target(config.model, config.revision, weights or cast(Weights, config.weights), None, folder)
     if adapter is None and not (own / "adapter_config.json").is_file():
         raise CheckpointError("the run has no adapter yet", where=folder, do="finish it: halfbyte tune ... --resume")
     return Target(config.model, config.revision, weights or cast(Weights, config.weights), adapter or own, folder)
@@ -60,6 +64,8 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     from halfbyte.plan.render import render_plan
 
     rank, targets, weights, model = options.lora_rank, options.lora_targets, options.weights, options.model
+    memory, batch = options.memory, options.batch
+    recompute: int | str = "auto"
     path = Path(model)
     if path.suffix in (".yaml", ".yml") or (path / "run.yaml").is_file():
         config = load_run(path / "run.yaml" if path.is_dir() else path)
@@ -67,6 +73,10 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         rank = config.adapter.rank if rank is None else rank
         targets = targets or config.adapter.targets
         options.sequence = config.data.max_tokens if options.sequence is None else options.sequence
+        memory = memory or (None if config.memory == "auto" else config.memory)
+        recompute = config.tune.recompute
+        if batch is None and config.tune.micro_batch != "auto":
+            batch = int(config.tune.micro_batch)
     if isinstance(targets, str) and "," in targets:
         targets = [part.strip() for part in targets.split(",") if part.strip()]
     made = plan_model(
@@ -75,8 +85,9 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         targets=targets or "all",
         weights=weights or "nf4",
         sequence=512 if options.sequence is None else options.sequence,
-        batch=1 if options.batch is None else options.batch,
-        memory=parse_bytes(options.memory) if options.memory else None,
+        batch=1 if batch is None else batch,
+        recompute=recompute,
+        memory=parse_bytes(memory) if memory else None,
     )
     if options.json:
         print(json.dumps(made.to_json(), indent=2))
@@ -121,12 +132,49 @@ def evaluate_model(
 
     task = load_task(task_file)
     what = resolve(target, adapter, weights, revision)
+    seed = 0
+    if what.run:  # the run's own seed and training data, so that the result compares with those that the run left
+        config = load_run(what.run / "run.yaml")
+        task, seed = with_training_median(task, config), config.seed
     model = load(what, device, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
     folder = out or (what.run or Path("runs") / task.name) / "evaluations" / name
-    result = evaluate(model, task, folder, name, console, limit=limit)
+    _spare_others(folder, task, seed, limit)
+    result = evaluate(model, task, folder, name, console, limit=limit, seed=seed)
     print_result(result, console)
     console.print(f"written to {folder}", markup=False)
+
+
+def _spare_others(folder: Path, task: TaskConfig, seed: int, limit: int | None) -> None:
+    """Raises ConfigError when `folder` holds the result of another experiment: it is not overwritten."""
+    from halfbyte.evaluate.tasks import load_task_set
+
+    there = stored_fingerprint(folder)
+    if there is not None and there != load_task_set(task, seed=seed, limit=limit).fingerprint:
+        raise ConfigError(
+            "the folder holds a result on other items, prompts or decoding",
+            where=folder,
+            do="choose another: --out FOLDER or --variant NAME",
+        )
+
+
+def stored_fingerprint(folder: Path) -> str | None:
+    """Of the evaluation in `folder`; None where there is none."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
+
+
+def with_training_median(task: TaskConfig, config: RunConfig) -> TaskConfig:
+    """A number task that names no training data takes the run's: an answer without a number counts as its median."""
+    if task.kind != "number" or task.fallback is not None or task.train is not None or not config.data.train:
+        return task
+    from halfbyte.data.dataset import training_median
+    from halfbyte.data.template import load_examples
+
+    return dataclasses.replace(task, fallback=training_median(load_examples(config.data.train, config.data.template)))
 
 
 def compare(folders: list[Path], metric: str | None, out: Path | None, as_json: bool, console: Console) -> None:
@@ -155,9 +203,7 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     from halfbyte.data.template import Example
     from halfbyte.evaluate.generate import end_tokens, generate
 
-    what = resolve(options.model, options.adapter, options.weights, options.revision)
-    if options.base:
-        what = dataclasses.replace(what, adapter=None)
+    what = resolve(options.model, options.adapter, options.weights, options.revision, base=options.base)
     if options.max_new_tokens < 1:
         raise ConfigError("--max-new-tokens must be at least 1", found=str(options.max_new_tokens))
     model = load(what, options.device, console)
@@ -173,7 +219,7 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     return made.texts[0]
 
 
-def load(what: Target, device: str, console: Console, adapter: bool = True) -> Any:
+def load(what: Target, device: str, console: Console) -> Any:
     from halfbyte.model.build import load_model
 
     with _bytes_bar(console) as progress:
@@ -181,7 +227,7 @@ def load(what: Target, device: str, console: Console, adapter: bool = True) -> A
             what.model,
             revision=what.revision,
             weights=what.weights,
-            adapter=what.adapter if adapter else None,
+            adapter=what.adapter,
             device=device,
             progress=progress,
         )

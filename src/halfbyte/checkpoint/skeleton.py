@@ -47,8 +47,9 @@ def skeleton(checkpoint: Checkpoint) -> Any:
 def linear_names(model: Any) -> list[str]:
     """The layers that are quantised, by module name: every nn.Linear but the output head and what is tied.
 
-    Only nn.Linear itself counts, no class derived from it, and no layer that transformers keeps in fp32: transformers
-    with bitsandbytes draws the line there, too, and has to find our packed weights where it looks for them.
+    Only nn.Linear itself counts, no class derived from it, and no layer that transformers keeps in fp32, so that
+    transformers with bitsandbytes finds our packed weights where it looks for them. It would pack Conv1D (GPT-2), too;
+    here that stays as it is and is named.
     """
     return [name for name, reason in linear_layers(model).items() if reason is None]
 

@@ -61,7 +61,9 @@ def evaluate_task(
     with MemoryMeter() as meter:
         began = time.perf_counter()
         tasks = load_task_set(task, seed=seed, limit=limit)
+        model.net.eval()
         asked = _ASK[task.kind](model, tasks, batch, progress)
+        _show_what_was_asked(model, tasks, asked.predictions)
         metrics, warnings = summarise(task.kind, asked.predictions, seed)
         seconds = time.perf_counter() - began
     result = {
@@ -98,6 +100,14 @@ def _frame(tasks: TaskSet, variant: str, seed: int) -> Result:
         "fallback": tasks.fallback,
         "fallback_source": tasks.fallback_source,
     }
+
+
+def _show_what_was_asked(model: Model, tasks: TaskSet, predictions: list[Prediction]) -> None:
+    """Where shots or a chat template stand around the item's own prompt, the whole is what the predictions show."""
+    encoder = Encoder(model.tokenizer, tasks.task.chat)
+    if tasks.shots or encoder.chat:
+        for line, ids in zip(predictions, encoder.prompts(tasks.asked(encoder)), strict=True):
+            line["prompt"] = model.tokenizer.decode(ids)
 
 
 def _unanswered(predictions: Sequence[Prediction]) -> float:

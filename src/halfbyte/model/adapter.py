@@ -43,6 +43,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "monteclora_config": (None,),
     "arrow_config": (None,),
     "kasa_config": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # the others change the base's weights, too
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from halfbyte import targets
 from halfbyte.checkpoint.load import load_state
-from halfbyte.checkpoint.pack import as_weights
+from halfbyte.checkpoint.pack import NOTE, as_weights
 from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_names, skeleton
 from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
 from halfbyte.config import AdapterConfig
@@ -42,6 +44,11 @@ class _Handed:
 class _HandThrough(nn.Module):
     """Stands where the decoder stood and returns the hidden states that it is given."""
 
+    @property
+    def decoder(self) -> _HandThrough:
+        """OPT's head goes past its model to the decoder within."""
+        return self
+
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Handed:
         return _Handed(inputs_embeds)
 
@@ -57,12 +64,19 @@ class Model:
     dtype: torch.dtype  # of activations and of everything that is not quantised
     device: torch.device
     device_reason: str
-    fingerprint: str  # of the checkpoint
+    fingerprint: str  # of the checkpoint, or of the one that it was packed from
     path: Path  # of the checkpoint that was named
     adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
-        self._body = getattr(self.net, self.net.base_model_prefix)
+        self._body: Any = getattr(self.net, self.net.base_model_prefix, None)
+        if self._body is None or "past_key_values" not in inspect.signature(self._body.forward).parameters:
+            raise CheckpointError(
+                "this architecture is not supported: it is no decoder with a key/value cache",
+                where=self.name,
+                found=type(self.net).__name__,
+                do="take a model of another family",
+            )
         # A second view of the model whose decoder hands through: its forward is the head, whatever a family does there.
         self._head = copy.copy(self.net)
         self._head._modules = {**self.net._modules, self.net.base_model_prefix: _HandThrough()}
@@ -188,28 +202,41 @@ def load_model(
     folder with a PEFT adapter, or the configuration of a fresh one (seeded with `seed`).
     Raises CheckpointError, ConfigError.
     """
+    from transformers import GenerationConfig
+
     where, reason = choose_device(device)
     source = open_checkpoint(model, revision)
     checkpoint = as_weights(source, weights or source.weights or "nf4", progress=progress)
     net = skeleton(checkpoint)
     dtype = assemble(net, load_state(checkpoint, net), where)
     net.eval().requires_grad_(False)
+    if (source.path / "generation_config.json").is_file():
+        net.generation_config = GenerationConfig.from_pretrained(source.path)
+    fingerprint = origin(source)
     made = Model(
         net=net,
-        tokenizer=load_tokenizer(checkpoint, net.config.get_text_config().vocab_size),
+        tokenizer=load_tokenizer(source, net.config.get_text_config().vocab_size),
         name=model,
         weights=weights or source.weights or "nf4",
         dtype=dtype,
         device=where,
         device_reason=reason,
-        fingerprint=source.fingerprint,
+        fingerprint=fingerprint,
         path=source.path,
     )
     if isinstance(adapter, AdapterConfig):
         made.add_adapter(adapter, seed)
     elif adapter is not None:
-        made.adapter = load_adapter(net, Path(adapter), source.fingerprint)
+        made.adapter = load_adapter(net, Path(adapter), fingerprint)
     return made
+
+
+def origin(checkpoint: Checkpoint) -> str:
+    """The fingerprint of the checkpoint that `checkpoint` was packed from, else its own."""
+    try:
+        return str(json.loads((checkpoint.path / NOTE).read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return checkpoint.fingerprint
 
 
 def assemble(net: Any, state: dict[str, Any], device: torch.device) -> torch.dtype:
@@ -263,11 +290,11 @@ def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
             found=str(error).split("\n")[0],
             do="put tokenizer.json and tokenizer_config.json beside the model",
         ) from None
-    if len(tokenizer) > vocabulary:
+    if tokenizer.vocab_size > vocabulary:  # added tokens apart: some models carry one that they have no embedding for
         raise CheckpointError(
             "the tokenizer has more tokens than the model has embeddings",
             where=checkpoint.path,
-            found=f"{len(tokenizer)} tokens, {vocabulary} embeddings",
+            found=f"{tokenizer.vocab_size} tokens, {vocabulary} embeddings",
             do="use the tokenizer that came with this model",
         )
     return tokenizer

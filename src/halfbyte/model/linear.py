@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from halfbyte import kernels
 from halfbyte.config import AdapterConfig
+from halfbyte.errors import CheckpointError
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
 
 FrozenWeight = PackedWeight | Tensor
@@ -38,7 +39,9 @@ class _Scratch:
         size = shape[0] * shape[1]
         buffer = self._buffers.get((device, dtype))
         if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[device, dtype] = torch.empty(size, dtype=dtype, device=device)
+            with torch.inference_mode(False):  # a buffer born in inference mode could not be written while training
+                buffer = torch.empty(size, dtype=dtype, device=device)
+            self._buffers[device, dtype] = buffer
         return buffer[:size].view(shape)
 
     def clear(self) -> None:
@@ -152,6 +155,15 @@ class QuantLinear(nn.Module):
             self.dropout if self.training else 0.0,
         )
         return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Tensor:
+        """Some architectures read their layers' weights themselves; what they compute would leave the adapter out."""
+        raise CheckpointError(
+            "this architecture multiplies with a layer's weight behind the layer's back, which is not supported",
+            found=f"a linear layer of {self.out_features} x {self.in_features}",
+            do="take a model of another family",
+        )
 
     @property
     def device(self) -> torch.device:

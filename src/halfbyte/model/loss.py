@@ -43,7 +43,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
-        return kept * gradients[0].to(kept.dtype), None, None, None
+        return (kept.float() * gradients[0]).to(kept.dtype), None, None, None
 
 
 def next_token_loss(hidden_BTH: Tensor, labels_BT: Tensor, head: Head) -> Tensor:

@@ -162,7 +162,7 @@ def _from_config(folder: Path) -> Inventory:
     return Inventory(folder.resolve().name, "config", str(folder), config, tuple(tensors_from(dims)), dims, notes=notes)
 
 
-_BUFFER = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias)$")
+_BUFFER = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(^|\.)attn\.(masked_)?bias)$")
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Inventory:

@@ -150,8 +150,8 @@ def make_plan(
     mapped = _mapped(weights, weights_bytes, constants)
     fixed = {"runtime": RUNTIME_BYTES, "adapter": 4 * adapter}
     training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": _scratch(weights, linears)}
-    layers, why = _recompute(info, recompute, batch, sequence, memory_bytes, sum(training.values()))
     b = 4 if weights == "fp32" else 2
+    layers, why = _recompute(info, recompute, batch, sequence, memory_bytes, sum(training.values()), b)
     phases = {
         "pack": _packing(inventory, weights),
         "open": Phase({"runtime": RUNTIME_BYTES}, mapped),
@@ -287,7 +287,7 @@ def _evaluation(info: ShapeInfo, batch: int, sequence: int, b: int) -> dict[str,
 
 
 def _recompute(
-    info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int
+    info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int, b: int
 ) -> tuple[int, str]:
     """The number of layers to recompute, and why."""
     if isinstance(recompute, int):
@@ -298,7 +298,7 @@ def _recompute(
     if memory_bytes is None:
         return info.layers, "recomputation: every layer, because this system does not tell how much memory is free"
     for layers in range(info.layers + 1):
-        if fixed + sum(activations.training_bytes(info, batch, sequence, layers)) <= memory_bytes:
+        if fixed + sum(activations.training_bytes(info, batch, sequence, layers, b)) <= memory_bytes:
             few = "none is needed" if layers == 0 else f"{layers} of {info.layers} layers, the fewest that fit"
             return layers, f"recomputation: {few}"
     return info.layers, "recomputation: every layer, and even so the run does not fit"

@@ -12,6 +12,7 @@ adapter-last/       the last adapter
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -22,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from halfbyte.config import RunConfig, build, read_yaml, to_dict, write_yaml
@@ -83,7 +85,8 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
     tune = dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute)
     config = dataclasses.replace(config, tune=tune)
     old, new = _flat(to_dict(before)), _flat(to_dict(config))
-    changed = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if key not in _FREE and old.get(key) != new[key]]
+    keys = sorted({*old, *new} - _FREE)
+    changed = [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
     if changed:
         raise ConfigError(
             "the options differ from those the run was started with",
@@ -97,7 +100,8 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        inner = isinstance(value, dict) and key != "template"
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return flat
 
 
@@ -121,6 +125,7 @@ def run_training(
         model.add_adapter(config.adapter, config.seed)
     model.recompute(int(config.tune.recompute))
     state = State(model.parameters_to_train(), config.tune)
+    state.progress.data = fingerprint(data)
     if resume:
         _restore(state, folder, console)
     write_yaml(config, folder / "run.yaml")
@@ -159,6 +164,8 @@ def _train(
             for record in train(model, data.train, data.validation, state, options, plan, stop):
                 _note_best(model, state, record, folder, config)
                 memory = {"peak_bytes": meter.peak_bytes, "mapped_bytes": meter.mapped_bytes}
+                if meter.cuda_peak_bytes is not None:
+                    memory["cuda_peak_bytes"] = meter.cuda_peak_bytes
                 lines.write(json.dumps(_line(record) | memory) + "\n")
                 lines.flush()
                 show(record, meter.peak_bytes)
@@ -206,6 +213,14 @@ def _note_best(model: Model, state: State, record: StepRecord, folder: Path, con
     _save_adapter(model, folder / "adapter", config)
 
 
+def fingerprint(data: TrainingData) -> str:
+    """SHA-256 over the tokens of all items and what is learned of them, in their order."""
+    digest = hashlib.sha256()
+    for item in (*data.train, *data.validation):
+        digest.update(np.asarray(item.ids, dtype="<i8").tobytes() + bytes(item.learned))
+    return digest.hexdigest()
+
+
 def _save_adapter(model: Model, folder: Path, config: RunConfig) -> None:
     try:
         save_adapter(model.net, folder, config.adapter, config.model, model.fingerprint)
@@ -219,6 +234,10 @@ def _restore(state: State, folder: Path, console: Console) -> None:
         console.print("no checkpoint was written yet: the run starts at its first step")
         return
     tensors, progress, place, broken = found
+    if progress.data != state.progress.data:
+        raise TrainingError("the training data are not those that the run was started with", where=folder,
+                            found=f"items {state.progress.data[:12]}, then {progress.data[:12]}",
+                            do="put the data back, or start another run: --set out=...")  # fmt: skip
     for path in broken:
         console.print(f"[yellow]{path.name} is broken and is passed over[/]")
     state.restore(tensors, Progress(**asdict(progress)))

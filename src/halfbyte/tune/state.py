@@ -37,6 +37,7 @@ class Progress:
     best_loss: float | None = None  # lowest validation loss so far, nats a token
     best_step: int | None = None
     seconds: float = 0.0  # spent training so far
+    data: str = ""  # fingerprint of the items
 
 
 class State:
