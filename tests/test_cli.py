@@ -163,3 +163,46 @@ def test_a_mistake_in_a_run_is_found_before_anything_is_trained(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and "Traceback" not in error
     assert not (folder / "out" / "metrics.jsonl").exists()
+
+
+def test_a_run_without_validation_on_the_reference_kernels(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
+    run_yaml = task_files(folder, model, data="{train: train.jsonl, validation: 0}")
+    assert main(["tune", str(run_yaml)]) == 0
+    assert (folder / "out" / "comparison.json").is_file()
+
+
+def test_a_result_of_another_experiment_is_neither_reused_nor_overwritten(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_yaml = task_files(folder, model)
+    task = folder / "task.yaml"
+    place = folder / "out" / "evaluations" / "base-nf4"
+    assert main(["evaluate", str(model), "--task", str(task), "--limit", "3", "--out", str(place)]) == 0
+    assert main(["tune", str(run_yaml)]) == 0  # whose base is scored on all items
+    assert json.loads((place / "result.json").read_text())["items"] == 10
+    capsys.readouterr()
+    assert main(["evaluate", str(folder / "out"), "--task", str(task), "--limit", "3"]) == 2
+    assert "holds a result" in capsys.readouterr().err
+    assert main(["evaluate", str(folder / "out"), "--task", str(task)]) == 0  # the very same: done again
+    assert main(["compare", str(place), str(folder / "out" / "evaluations" / "tuned")]) == 0
+
+
+def test_what_does_not_fit_is_refused_whoever_chose_it(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_yaml = task_files(folder, model, memory="100MB")
+    assert main(["tune", str(run_yaml)]) == 3
+    assert main(["tune", str(run_yaml), "--set", "tune.micro_batch=2", "--set", "tune.recompute=1"]) == 3
+    assert "does not fit" in capsys.readouterr().err
+    assert main(["plan", str(run_yaml)]) == 3
+
+
+def test_an_item_beyond_the_context_is_named(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_yaml = task_files(folder, model)
+    long = {"prompt": "word " * 60, "completion": "1.00", "n": 1}
+    (folder / "train.jsonl").write_text((folder / "train.jsonl").read_text() + json.dumps(long) + "\n")
+    assert main(["tune", str(run_yaml)]) == 1
+    assert "context" in capsys.readouterr().err

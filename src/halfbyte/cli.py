@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", help="the text to go on from; - reads standard input")
     generate.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format")
     generate.add_argument("--base", action="store_true", help="of a run: without its adapter")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
     generate.add_argument(
         "--stop", action="append", default=[], help="end before this text (may be given several times)"
     )

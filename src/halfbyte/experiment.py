@@ -37,6 +37,7 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder)
     model = load(what, config.device, console)
+    model.targeted(config.adapter)  # a target that matches nothing is an error before the data are read
     _say_choices(model, console)
     data = load_training(config.data, model.tokenizer, config.seed)
     console.print(data.describe(), markup=False)
@@ -208,7 +209,7 @@ class _Planner:
         if peak is not None and planned is not None:
             self.console.print(
                 f"peak memory: planned {planned / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB, "
-                f"and {(mapped or 0) / 1e9:.2f} GB mapped from files"
+                f"and {(mapped or 0) / 1e9:.2f} GB mapped from files, libraries included"
             )
 
 
@@ -221,9 +222,9 @@ def demo(out: Path, console: Console) -> int:
     kept = _make_room(out)
     if kept is not None:
         console.print(f"the demo that was in {out} is now in {kept}", markup=False)
-    console.rule("1. The ladder: what the smallest Llama 3.1 weighs, and what is trained beside it")
+    console.rule("1. The ladder: what the smallest Llama 3.1 weighs")
     render_plan(plan_model("llama-3.1-8b", rank=32, targets="attention"), console)
-    console.rule("2. Out of the box: a tiny base model, asked what a LEGO set costs")
+    console.rule("2. Out of the box: what does a LEGO set cost?")
     config = load_run(DEMO / "run.yaml", [f"out={json.dumps(str(out.resolve()))}"])
     assert config.task is not None
     task = load_task(Path(config.task))

@@ -109,7 +109,8 @@ def pack_model(model: str, out: Path, weights: Weights, revision: str | None, co
         return
     memory = f", peak memory {report.peak_bytes / 1e9:.2f} GB" if report.peak_bytes else ""
     console.print(f"{out}: {report.nbytes:,} bytes in {report.seconds:.1f} s{memory}", markup=False)
-    console.print(f"{report.quantised} linear layers in {weights}: {report.quantised_nbytes:,} bytes", markup=False)
+    if report.quantised:
+        console.print(f"{report.quantised} linear layers in {weights}: {report.quantised_nbytes:,} bytes", markup=False)
     for left in report.left:
         console.print(f"{left.name} stays in 16 bits: {left.nbytes:,} bytes ({left.reason})", markup=False)
 
@@ -130,6 +131,8 @@ def evaluate_model(
     """`halfbyte evaluate`."""
     from halfbyte.evaluate.show import print_result
 
+    if limit is not None and limit < 1:
+        raise ConfigError("--limit must be at least 1", found=str(limit))
     task = load_task(task_file)
     what = resolve(target, adapter, weights, revision)
     seed = 0

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from halfbyte.checkpoint.pack import pack
+from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
-from halfbyte.model.adapter import quant_linears
+from halfbyte.model.adapter import quant_linears, save_adapter
 from halfbyte.model.build import Model, choose_device, load_model
 from halfbyte.model.loss import next_token_loss
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import FAMILIES, tiny_checkpoint, tiny_tokenizer
 
 IDS = torch.tensor([[3, 17, 40, 9, 77, 5, 102, 31, 8, 64], [7, 7, 81, 200, 12, 90, 3, 45, 6, 11]])
 
@@ -135,6 +137,32 @@ def test_a_fresh_adapter_changes_nothing_and_is_seeded(folder: Path) -> None:
     )
 
 
+def test_a_packed_copy_and_its_source_share_adapter_and_chat_template(folder: Path) -> None:
+    source = tiny_checkpoint("llama", folder / "model")
+    model = load_model(str(source), adapter=AdapterConfig(rank=2))
+    save_adapter(model.net, folder / "adapter", AdapterConfig(rank=2), "base", model.fingerprint)
+    pack(open_checkpoint(str(source)), folder / "packed", "nf4")
+    load_model(str(folder / "packed"), adapter=folder / "adapter")
+    (source / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert load_model(str(source)).tokenizer.chat_template  # the cached copy was made before
+
+
+def test_a_token_that_was_added_without_an_embedding_does_not_refuse_the_model(folder: Path) -> None:
+    source = tiny_checkpoint("llama", folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens([f"<|more{n}|>" for n in range(400)])
+    tokenizer.save_pretrained(source)
+    assert len(load_model(str(source), weights="bf16").tokenizer) > 320
+
+
+def test_a_family_without_a_key_value_cache_is_refused_by_name(folder: Path) -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=320, hidden_size=32, num_hidden_layers=1, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    with pytest.raises(CheckpointError, match="not supported"):
+        load_model(str(folder / "model"), weights="fp32")
+
+
 def test_the_device_is_chosen_with_its_reason() -> None:
     device, reason = choose_device("auto")
     assert device.type in ("cpu", "cuda") and "CUDA device" in reason
@@ -148,7 +176,7 @@ def test_the_device_is_chosen_with_its_reason() -> None:
             choose_device("cuda")
 
 
-def test_a_tokenizer_that_is_too_large_or_missing_is_an_error(folder: Path) -> None:
+def test_a_missing_tokenizer_is_an_error(folder: Path) -> None:
     source = tiny_checkpoint("llama", folder / "model")
     for file in source.glob("tokenizer*"):
         file.unlink()

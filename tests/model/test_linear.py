@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from halfbyte import kernels
 from halfbyte.config import AdapterConfig
+from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.model.linear import QuantLinear, scratch
 
@@ -128,6 +129,21 @@ def test_the_scratch_buffer_is_shared_between_layers() -> None:
     for module in (first, second):
         module(torch.randn(TOKENS, COLUMNS))
     assert [buffer.numel() for buffer in scratch._buffers.values()] == [ROWS * COLUMNS]
+
+
+def test_a_scratch_buffer_of_inference_mode_serves_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HALFBYTE_KERNELS", "reference")  # whose writes autograd sees
+    scratch.clear()
+    module = layer("nf4")
+    with torch.inference_mode():
+        module(torch.randn(TOKENS, COLUMNS))
+    module(torch.randn(TOKENS, COLUMNS, requires_grad=True)).sum().backward()
+    scratch.clear()
+
+
+def test_reading_the_weight_behind_the_layers_back_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="not supported"):
+        _ = layer("nf4").weight
 
 
 def test_fuse_gives_back_a_plain_layer() -> None:

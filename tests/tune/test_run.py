@@ -157,6 +157,18 @@ def test_a_second_run_and_a_changed_resume_are_refused(source: Path, data_file: 
         prepare_folder(dataclasses.replace(config, out=str(folder / "other")), resume=False)
 
 
+def test_a_resume_on_other_data_or_another_template_is_refused(source: Path, data_file: Path, folder: Path) -> None:
+    config = options(source, data_file, folder / "run", max_steps=1)
+    run(config)
+    template = {"prompt": "{prompt}", "completion": "{completion}"}
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, template=template))
+    with pytest.raises(ConfigError, match=r"data.template: None -> "):
+        prepare_folder(changed, resume=True)
+    data_file.write_text(data_file.read_text() + json.dumps({"prompt": "one", "completion": "more"}) + "\n")
+    with pytest.raises(TrainingError, match="not those"):
+        run(config, resume=True)
+
+
 def test_automatic_choices_are_reused_on_resume(source: Path, data_file: Path, folder: Path) -> None:
     config = options(source, data_file, folder / "run", max_steps=1)
     run(config)

@@ -361,7 +361,7 @@ def _made_beside(out: Path, need: int) -> Iterator[Path]:
             raise CheckpointError(
                 "there is not enough room on this disk",
                 where=out.parent,
-                found=f"{free / 1e9:.1f} GB free, {need / 1e9:.1f} GB needed",
+                found=f"{free / 1e6:,.0f} MB free, {need / 1e6:,.0f} MB needed",
                 do="free some space, or name a folder on another disk",
             )
         folder.mkdir()

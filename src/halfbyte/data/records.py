@@ -236,7 +236,8 @@ def _from_hub(source: str, split: str) -> list[Record]:
     except Exception as error:  # the library raises what its parts raise: OSErrors, ValueErrors, errors of the network
         text = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError("neither a file nor a hub data set of this name can be opened", where=source, found=text,
-                        do="check the path; a data set is named id, id:configuration or id:configuration:split"
+                        do="check the path; a data set is named id, id:configuration or id:configuration:split, "
+                        "and needs the network the first time (and HF_HUB_OFFLINE not set)"
                         ) from None  # fmt: skip
     records = [Record(dict(row), f"{name}:{split}:{number}") for number, row in enumerate(rows, 1)]
     if not records:

@@ -7,6 +7,7 @@ this model does not compute (DoRA, trained biases, modules saved whole, ...) is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +84,9 @@ def save_adapter(net: nn.Module, folder: Path, config: AdapterConfig, base: str,
     }
     part = folder / (WEIGHTS + ".part")
     save_file(adapter_tensors(net), part, metadata={"format": "pt", "halfbyte_base_fingerprint": fingerprint})
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o666 & ~mask)  # safetensors writes for the owner alone
     part.replace(folder / WEIGHTS)
     part = folder / (CONFIG + ".part")
     part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -132,7 +132,7 @@ class Model:
     def targeted(self, config: AdapterConfig) -> list[QuantLinear]:
         """The layers that `config` names. Raises ConfigError when a target matches nothing."""
         layers = quant_linears(self.net)
-        return [layers[name] for name in targets.select_targets(config.targets, list(layers))]
+        return [layers[name] for name in targets.select_targets(config.targets, list(layers), where="adapter.targets")]
 
     def adapter_parameters(self, config: AdapterConfig) -> int:
         """How many parameters an adapter of `config` has."""

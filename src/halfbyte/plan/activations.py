@@ -256,4 +256,5 @@ def _dims(info: ShapeInfo) -> Dimensions:
 
 
 def _amount(size: int) -> str:
-    return f"{max(size, 0) / 1e9:.2f} GB"
+    size = max(size, 0)
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

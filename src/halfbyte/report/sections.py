@@ -37,6 +37,11 @@ SAMPLES = 4  # of each kind
 
 Picture = dict[str, str]  # svg, and title: what it shows, also read aloud
 
+_MEMORY = (
+    "Planned and measured peak memory. Small models take more than planned, because the C library keeps what is freed; "
+    "what is measured of mapped files counts the program's libraries, too."
+)
+
 
 def memory(story: Story) -> Row:
     plan, evidence = story.evidence.plan or {}, story.evidence
@@ -55,11 +60,7 @@ def memory(story: Story) -> Row:
         svg = pictures.ladder(sizes, adapter, names.get(used.partition("-")[0], used))
         picture = {"svg": svg, "title": title}
     peaks = _stages(evidence, "peak_bytes")
-    compared = (
-        {"svg": pictures.memory(peaks), "title": "Planned and measured peak memory"}
-        if any(a or b for _, a, b in peaks)
-        else None
-    )
+    compared = {"svg": pictures.memory(peaks), "title": _MEMORY} if any(a or b for _, a, b in peaks) else None
     keys = ("adapter_bytes", "gradient_bytes", "optimiser_bytes")
     beside = [(key.removesuffix("_bytes"), bytes_text(plan[key])) for key in keys if plan.get(key) is not None]
     parts = evidence.phase("tune").get("parts")

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from safetensors import SafetensorError
 
 from halfbyte.config import RunConfig, build, read_yaml, to_dict, write_yaml
 from halfbyte.data.batches import steps_per_epoch
@@ -224,8 +225,9 @@ def fingerprint(data: TrainingData) -> str:
 def _save_adapter(model: Model, folder: Path, config: RunConfig) -> None:
     try:
         save_adapter(model.net, folder, config.adapter, config.model, model.fingerprint)
-    except OSError as error:
-        raise TrainingError("the adapter can't be written", where=folder, found=str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise TrainingError("the adapter can't be written", where=folder, found=str(error),
+                            do="free some disk space and go on with --resume") from error  # fmt: skip
 
 
 def _restore(state: State, folder: Path, console: Console) -> None:

@@ -100,7 +100,7 @@ class State:
                 "the checkpoint can't be written",
                 where=place,
                 found=str(error),
-                do="free some disk space and go on with --resume; the last checkpoint is whole",
+                do="free some disk space and go on with --resume; an earlier checkpoint, if there is one, is whole",
             ) from error
         for old in checkpoints(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
