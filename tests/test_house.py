@@ -50,3 +50,12 @@ def test_light_verbs_import_no_torch(arguments: list[str]) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", sorted(halfbyte.__all__))
+def test_public_names_are_there_and_documented(name: str) -> None:
+    assert getattr(halfbyte, name).__doc__
+
+
+def test_no_public_name_hides_a_stage() -> None:
+    assert not set(halfbyte.__all__) & {*STAGES, *BASE}
