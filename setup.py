@@ -8,6 +8,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 KERNELS = Path("src/halfbyte/kernels")
 
@@ -22,6 +23,13 @@ class BuildKernels(build_ext):
         msvc = self.compiler.compiler_type == "msvc"
         ext.extra_compile_args = MSVC if msvc else UNIX
         ext.extra_link_args = [] if msvc else ["-pthread"]
+        if not msvc:  # OpenMP shares torch's threads; compilers without it (Apple's) take threads of the library's own
+            arguments = ext.extra_compile_args, ext.extra_link_args
+            try:
+                ext.extra_compile_args, ext.extra_link_args = ([*flags, "-fopenmp"] for flags in arguments)
+                return super().build_extension(ext)
+            except (CompileError, LinkError):
+                ext.extra_compile_args, ext.extra_link_args = arguments
         super().build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:

@@ -24,8 +24,9 @@
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HALFBYTE_X86 1
 #include <immintrin.h>
-#define HALFBYTE_AVX2 __attribute__((target("avx2,f16c")))
-#define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define HALFBYTE_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
+#define HALFBYTE_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")))
 #endif
 
 namespace halfbyte {
@@ -34,7 +35,7 @@ constexpr int64_t kBlock = 64;         // weights that share an absmax
 constexpr int64_t kNestedBlock = 256;  // absmax values that share a nested absmax
 
 // The numbers that native.py passes.
-enum Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 enum Dtype : int { kF32 = 0, kBf16 = 1, kF16 = 2 };
 
 struct bf16 {
@@ -104,21 +105,30 @@ HALFBYTE_INLINE f16 from_float<f16>(float value) {
 }
 
 // Calls work(first, last) for parts of 0..count on up to `threads` threads, this one included; a part holds at least
-// `grain` items, because starting a thread costs some 20 microseconds. The cut changes no result.
+// `grain` items, because waking a thread costs some microseconds. The cut changes no result.
+//
+// OpenMP where the compiler has it: its runtime is then the one that torch has loaded, so the threads are torch's own.
+// Two pools would fight for the cores, since the threads of each go on spinning for a while after their work.
 template <typename Work>
 void parallel(int64_t count, int64_t grain, int threads, const Work& work) {
     const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count / grain));
+    const auto part = [&](int64_t index) { work(count * index / parts, count * (index + 1) / parts); };
+    if (parts == 1) return part(0);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(int(parts)) schedule(static, 1)
+    for (int64_t index = 0; index < parts; ++index) part(index);
+#else
     std::vector<std::thread> others;
-    for (int64_t part = 1; part < parts; ++part) {
-        const int64_t first = count * part / parts, last = count * (part + 1) / parts;
+    for (int64_t index = 1; index < parts; ++index) {
         try {
-            others.emplace_back([&work, first, last] { work(first, last); });
+            others.emplace_back(part, index);
         } catch (...) {  // no more threads to be had
-            work(first, last);
+            part(index);
         }
     }
-    work(0, count / parts);
+    part(0);
     for (auto& thread : others) thread.join();
+#endif
 }
 
 }  // namespace halfbyte

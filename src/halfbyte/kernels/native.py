@@ -20,8 +20,8 @@ from halfbyte.kernels import tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
 INTERFACE = 1  # of the library; raised together with halfbyte_interface() in dequantise/cpu.cpp
-ISAS = ("portable", "avx2", "avx512")  # by the numbers of `enum Isa` in common.h
-ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512"}
+ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of `enum Isa` in common.h
+ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512", "avx512bf16": "AVX-512 with BF16"}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
 _CPU = torch.device("cpu")
 _BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"

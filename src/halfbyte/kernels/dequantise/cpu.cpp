@@ -216,8 +216,8 @@ HALFBYTE_API int halfbyte_isa() {
 #ifdef HALFBYTE_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
-        return kAvx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return kAvx2;
+        return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return kAvx2;
 #endif
     return kPortable;
 }
