@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-NATIVE := $(wildcard src/halfbyte/kernels/*.h src/halfbyte/kernels/*/*.cpp)
+NATIVE := $(wildcard src/halfbyte/kernels/*.h src/halfbyte/kernels/*/*.h src/halfbyte/kernels/*/*.cpp)
 
 .PHONY: setup demo test lint bench clean
 

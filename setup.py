@@ -41,7 +41,7 @@ setup(
         Extension(
             "halfbyte.kernels._native",
             sources=sorted(path.as_posix() for path in KERNELS.glob("*/cpu.cpp")),
-            depends=[(KERNELS / "common.h").as_posix()],
+            depends=sorted(path.as_posix() for path in KERNELS.rglob("*.h")),
             language="c++",
             optional=True,
         )
