@@ -10,7 +10,8 @@ from halfbyte import kernels
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights
-from halfbyte.model.linear import QuantLinear, scratch
+from halfbyte.kernels.product.reference import scratch
+from halfbyte.model.linear import QuantLinear
 
 ROWS, COLUMNS, TOKENS = 48, 100, 7  # columns: no multiple of the blocksize
 

@@ -17,10 +17,25 @@ from halfbyte.kernels import native
 from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.dequantise import reference as _decode
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
+from halfbyte.kernels.product import cpu as _product
+from halfbyte.kernels.product import reference as _plain
+from halfbyte.kernels.product.reference import FrozenWeight, Pair
 from halfbyte.kernels.quantise import reference as _encode
 
-__all__ = ["Choice", "Int8Weight", "NF4Weight", "PackedWeight", "choose", "dequantise", "quantise"]
+__all__ = [
+    "Choice",
+    "Int8Weight",
+    "NF4Weight",
+    "PackedWeight",
+    "choose",
+    "dequantise",
+    "linear",
+    "linear_transposed",
+    "product_of",
+    "quantise",
+]
 
+BF16 = native.ISAS[-1]  # the instruction set whose kernels multiply any number of rows
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -98,6 +113,50 @@ def dequantise(
     else:
         _decode.dequantise_nf4(packed, first * columns, last * columns, out.view(-1))
     return out
+
+
+def linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, pair: Pair | None = None) -> Tensor:
+    """y [T, O] = x [T, I] W^T (+ bias [O]) (+ h [T, R] B^T, for pair = (h, B [O, R])), in x's dtype; no autograd.
+
+    `weight` is packed or a dense [O, I] tensor; the others have x's dtype. Sums are fp32 and rounded once where native
+    kernels run; elsewhere it is torch's product of the dequantised weight.
+    """
+    how = product_of(x, weight)
+    if how.name == "reference":
+        return _plain.linear(x, weight, bias, pair)
+    x = x.contiguous()
+    if how.isa == BF16:
+        return _product.bf16(x, weight, bias, _contiguous(pair), False)
+    y = _product.few(x, weight, bias, how.isa or "")
+    return y if pair is None else y.addmm_(pair[0], pair[1].T)
+
+
+def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None) -> Tensor:
+    """dx [T, I] = g [T, O] W (+ h [T, R] A, for pair = (h, A [R, I])), in g's dtype; otherwise as `linear`."""
+    if product_of(g, weight).isa == BF16:
+        return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True)
+    return _plain.linear_transposed(g, weight, pair)
+
+
+def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
+    """The implementation that multiplies rows `x` [T, ...] with `weight`, and why."""
+    choice = choose(x.device)
+    if choice.isa is None:
+        return choice
+    if isinstance(weight, Tensor) and (weight.dtype != torch.bfloat16 or not weight.is_contiguous()):
+        return Choice("reference", f"torch's product: the weight is dense {weight.dtype}")
+    few = len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32)
+    if x.dtype == torch.bfloat16 and choice.isa == BF16 and (few or not _product.has_amx()):
+        return choice
+    if few:
+        return Choice("cpu", choice.reason, min(choice.isa, native.ISAS[-2], key=native.ISAS.index))
+    return Choice(
+        "reference", f"torch's product of the dequantised weight: no native one for {x.dtype} on this processor"
+    )
+
+
+def _contiguous(pair: Pair | None) -> Pair | None:
+    return None if pair is None else (pair[0].contiguous(), pair[1].contiguous())
 
 
 def _refuse(weight: Tensor, weights: Weights, name: str) -> NoReturn:

@@ -26,6 +26,21 @@ struct Nf4 {
     }
 };
 
+// The scales of blocks first..first + count. The look-ups and the arithmetic apart, so that the latter is vectorised.
+HALFBYTE_INLINE void take_scales(const Nf4& packed, int64_t first, int64_t count, float* out) {
+    if (!packed.nested_absmax) {
+        std::memcpy(out, static_cast<const float*>(packed.absmax) + first, size_t(count) * sizeof(float));
+        return;
+    }
+    const auto* codes = static_cast<const uint8_t*>(packed.absmax) + first;
+    for (int64_t b = 0; b < count; ++b) out[b] = packed.dynamic[codes[b]];
+    for (int64_t b = 0; b < count;) {
+        const int64_t end = std::min(count, ((first + b) / kNestedBlock + 1) * kNestedBlock - first);
+        const float nested = load(packed.nested_absmax + (first + b) / kNestedBlock), offset = packed.offset;
+        for (; b < end; ++b) out[b] = out[b] * nested + offset;
+    }
+}
+
 template <typename T>
 HALFBYTE_INLINE void make_table(const Nf4& packed, int64_t block, T* table) {
     const float scale = packed.scale(block);

@@ -19,10 +19,10 @@ from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE
 from halfbyte.kernels import tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
-INTERFACE = 1  # of the library; raised together with halfbyte_interface() in dequantise/cpu.cpp
+INTERFACE = 2  # of the library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of `enum Isa` in common.h
 ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512", "avx512bf16": "AVX-512 with BF16"}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
 _CPU = torch.device("cpu")
 _BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"
 
@@ -33,6 +33,8 @@ _ARGUMENTS = {
     "halfbyte_quantise_int8": [_P, _I, _N, _N, _P, _P, _I, _I],
     "halfbyte_dequantise_nf4": [_P, _P, _P, c_float, _P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
+    "halfbyte_product_few": [_P, _P, _N, _P, _P, _I, _I, _I],
+    "halfbyte_product_bf16": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
 }
 
 
@@ -44,28 +46,28 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     if not found:
         return None, f"the native library was not built (no C++ compiler at installation): {_BUILD}"
     try:
-        library = ctypes.CDLL(str(found[0]))
-        interface = library.halfbyte_interface()
+        made = ctypes.CDLL(str(found[0]))
+        interface = made.halfbyte_interface()
         for name, arguments in _ARGUMENTS.items():
-            getattr(library, name).argtypes = arguments
+            getattr(made, name).argtypes = arguments
     except (OSError, AttributeError) as error:
         return None, f"the native library can't be loaded ({error}): {_BUILD}"
     if interface != INTERFACE:
         return None, f"the native library was built from other sources than these: {_BUILD}"
-    return library, ""
+    return made, ""
 
 
 @functools.cache
 def isas() -> tuple[str, ...]:
     """The instruction sets that this processor and this build have, best last; () if there is no library."""
-    library, _ = load()
-    return ISAS[: library.halfbyte_isa() + 1] if library is not None else ()
+    found, _ = load()
+    return ISAS[: found.halfbyte_isa() + 1] if found is not None else ()
 
 
-def _library() -> ctypes.CDLL:
-    library, reason = load()
-    assert library is not None, reason
-    return library
+def library() -> ctypes.CDLL:
+    found, reason = load()
+    assert found is not None, reason
+    return found
 
 
 def quantise_nf4(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
@@ -74,8 +76,8 @@ def quantise_nf4(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
     codes = torch.empty(-(-n // 2), dtype=torch.uint8, device=_CPU)
     absmax = torch.empty(-(-n // BLOCKSIZE), dtype=torch.float32, device=_CPU)
     bounds = tables.nf4_bounds(_CPU)
-    fault = _library().halfbyte_quantise_nf4(
-        weight.data_ptr(), _DTYPES[weight.dtype], n, bounds.data_ptr(), codes.data_ptr(), absmax.data_ptr(),
+    fault = library().halfbyte_quantise_nf4(
+        weight.data_ptr(), DTYPES[weight.dtype], n, bounds.data_ptr(), codes.data_ptr(), absmax.data_ptr(),
         torch.get_num_threads(), ISAS.index(isa),
     )  # fmt: skip
     return None if fault else (codes, absmax)
@@ -86,7 +88,7 @@ def quantise_absmax(absmax: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     codes = torch.empty(absmax.shape, dtype=torch.uint8, device=_CPU)
     nested = torch.empty(-(-len(absmax) // NESTED_BLOCKSIZE), dtype=torch.float32, device=_CPU)
     lookup = tables.dynamic_lookup(_CPU)
-    _library().halfbyte_quantise_absmax(
+    library().halfbyte_quantise_absmax(
         absmax.data_ptr(), len(absmax), offset, lookup.data_ptr(), codes.data_ptr(), nested.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -98,8 +100,8 @@ def quantise_int8(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.int8, device=_CPU)
     scale = torch.empty(rows, dtype=torch.float32, device=_CPU)
-    fault = _library().halfbyte_quantise_int8(
-        weight.data_ptr(), _DTYPES[weight.dtype], rows, columns, codes.data_ptr(), scale.data_ptr(),
+    fault = library().halfbyte_quantise_int8(
+        weight.data_ptr(), DTYPES[weight.dtype], rows, columns, codes.data_ptr(), scale.data_ptr(),
         torch.get_num_threads(), ISAS.index(isa),
     )  # fmt: skip
     return None if fault else (codes, scale)
@@ -108,17 +110,17 @@ def quantise_int8(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
 def dequantise_nf4(packed: NF4Weight, first: int, last: int, out: Tensor, isa: str) -> None:
     """As `dequantise.reference.dequantise_nf4`; `out` is contiguous."""
     nested = packed.nested_absmax
-    _library().halfbyte_dequantise_nf4(
+    library().halfbyte_dequantise_nf4(
         packed.codes.data_ptr(), packed.absmax.data_ptr(), None if nested is None else nested.data_ptr(),
         packed.offset or 0.0, tables.nf4_levels(_CPU).data_ptr(), tables.dynamic_levels(_CPU).data_ptr(), first, last,
-        out.data_ptr(), _DTYPES[out.dtype], torch.get_num_threads(), ISAS.index(isa),
+        out.data_ptr(), DTYPES[out.dtype], torch.get_num_threads(), ISAS.index(isa),
     )  # fmt: skip
 
 
 def dequantise_int8(packed: Int8Weight, first: int, last: int, out: Tensor, isa: str) -> None:
     """As `dequantise.reference.dequantise_int8`; `out` is contiguous."""
     columns = packed.shape[1]
-    _library().halfbyte_dequantise_int8(
+    library().halfbyte_dequantise_int8(
         packed.codes.data_ptr() + first * columns, packed.scale.data_ptr() + 4 * first, last - first, columns,
-        out.data_ptr(), _DTYPES[out.dtype], torch.get_num_threads(), ISAS.index(isa),
+        out.data_ptr(), DTYPES[out.dtype], torch.get_num_threads(), ISAS.index(isa),
     )  # fmt: skip

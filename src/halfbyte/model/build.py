@@ -23,7 +23,8 @@ from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 from halfbyte.model.adapter import load_adapter, quant_linears
-from halfbyte.model.linear import QuantLinear
+from halfbyte.model.linear import FrozenLinear, QuantLinear
+from halfbyte.model.recompute import recomputed
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
 
@@ -127,7 +128,7 @@ class Model:
         """Compute the first `count` layers again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
         for index, layer in enumerate(self.layers()):
             layer.gradient_checkpointing = index < count
-            layer._gradient_checkpointing_func = _checkpointed
+            layer._gradient_checkpointing_func = recomputed
 
     def targeted(self, config: AdapterConfig) -> list[QuantLinear]:
         """The layers that `config` names. Raises ConfigError when a target matches nothing."""
@@ -144,12 +145,6 @@ class Model:
         for layer in self.targeted(config):
             layer.add_adapter(config, generator)
         self.adapter = config
-
-
-def _checkpointed(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    from torch.utils.checkpoint import checkpoint
-
-    return checkpoint(function, *arguments, use_reentrant=False, **named)
 
 
 def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
@@ -262,6 +257,9 @@ def assemble(net: Any, state: dict[str, Any], device: torch.device) -> torch.dty
         else:
             module._buffers[last] = tensor
     net.tie_weights()
+    head = net.get_output_embeddings()
+    if type(head) is nn.Linear:
+        net.set_output_embeddings(FrozenLinear.from_base(head))
     for module in net.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.device != device:

@@ -2,9 +2,9 @@
 
     y = x W^T + bias + scaling * dropout(x) A^T B^T          (LoRA, Hu et al. 2021, arXiv:2106.09685)
 
-Method: one autograd function for the whole sum. The weight is dequantised into a scratch buffer that all layers share,
-multiplied, and forgotten; the backward pass dequantises it again. What is kept for backward is the input x, the small
-product h = dropout(x) A^T, and the packed weight itself, which is there anyway.
+Method: one autograd function for the whole sum, on the products of `halfbyte.kernels`, which never hold more than a
+part of the decoded weight and take the LoRA pair as some more steps of the contraction. What is kept for backward is
+the input x, the small product h = dropout(x) A^T, and the packed weight itself, which is there anyway.
 
 Trade-off: the weight is decoded two times a step (three with recomputation). Rejected: a plain `F.linear` over the
 dequantised weight, because autograd then keeps every layer's 16-bit copy until the backward pass, and the 4-bit model
@@ -24,41 +24,14 @@ from torch.nn import functional as F
 from halfbyte import kernels
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError
-from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
-
-FrozenWeight = PackedWeight | Tensor
-
-
-class _Scratch:
-    """One buffer a device and dtype, as large as the largest weight decoded so far."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def take(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = shape[0] * shape[1]
-        buffer = self._buffers.get((device, dtype))
-        if buffer is None or buffer.numel() < size:
-            with torch.inference_mode(False):  # a buffer born in inference mode could not be written while training
-                buffer = torch.empty(size, dtype=dtype, device=device)
-            self._buffers[device, dtype] = buffer
-        return buffer[:size].view(shape)
-
-    def clear(self) -> None:
-        self._buffers.clear()
-
-
-scratch = _Scratch()
-
-
-def decode(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
-    """`weight` as a dense [O, I] tensor. A packed one lands in the scratch buffer: use it before the next call."""
-    if isinstance(weight, Tensor):
-        return weight if weight.dtype == dtype else weight.to(dtype)
-    return kernels.dequantise(weight, dtype, out=scratch.take(weight.shape, dtype, weight.codes.device))
+from halfbyte.kernels.packed import Int8Weight, NF4Weight
+from halfbyte.kernels.product.reference import FrozenWeight, decode
+from halfbyte.model import recompute
 
 
 class _QuantLinearFunction(torch.autograd.Function):
+    """`narrow` is the LoRA pair in x's dtype, A [R, I] and scaling * B [O, R]; gradients go to the fp32 pair."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -67,40 +40,59 @@ class _QuantLinearFunction(torch.autograd.Function):
         bias: Tensor | None,
         lora_A: Tensor | None,
         lora_B: Tensor | None,
+        narrow: tuple[Tensor, Tensor] | None,
         scaling: float,
         dropout: float,
     ) -> Tensor:
-        y_TO = F.linear(x_TI, decode(weight, x_TI.dtype), bias)
         h_TR = keep_TI = None
-        if lora_A is not None and lora_B is not None:
+        if narrow is not None:
             if dropout > 0:
                 keep_TI = torch.rand(x_TI.shape, device=x_TI.device) >= dropout
-            h_TR = F.linear(_dropped(x_TI, keep_TI, dropout), lora_A.to(x_TI.dtype))
-            y_TO.addmm_(h_TR, lora_B.to(x_TI.dtype).T, alpha=scaling)
-        ctx.save_for_backward(x_TI if lora_A is not None else None, h_TR, keep_TI, lora_A, lora_B)
-        ctx.weight, ctx.dtype, ctx.scaling, ctx.dropout = weight, x_TI.dtype, scaling, dropout
-        return y_TO
+            h_TR = F.linear(_dropped(x_TI, keep_TI, dropout), narrow[0])
+        kept = (x_TI, h_TR, keep_TI) if narrow is not None else (None, None, None)
+        ctx.save_for_backward(*kept)
+        ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout = weight, narrow, scaling, dropout
+        if recompute.ends_with(sum(tensor is not None for tensor in kept)):
+            return x_TI.new_empty(1).expand(len(x_TI), weight.shape[0])  # nobody will read it
+        return kernels.linear(x_TI, weight, bias, None if narrow is None or h_TR is None else (h_TR, narrow[1]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad_TO,) = gradients
-        x_TI, h_TR, keep_TI, lora_A, lora_B = ctx.saved_tensors
-        grad_x = grad_A = grad_B = None
+        x_TI, h_TR, keep_TI = ctx.saved_tensors
+        grad_x = grad_A = grad_B = pair = None
+        if ctx.narrow is not None:
+            narrow_A, narrow_B = ctx.narrow
+            grad_h = grad_TO @ narrow_B
+            grad_B = (grad_TO.T @ h_TR).float().mul_(ctx.scaling)
+            grad_A = (grad_h.T @ _dropped(x_TI, keep_TI, ctx.dropout)).float()
+            pair = (grad_h, narrow_A) if keep_TI is None else None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_TO @ decode(ctx.weight, ctx.dtype)
-        if lora_A is not None:
-            grad_h = (grad_TO @ lora_B.to(ctx.dtype)).mul_(ctx.scaling)
-            grad_B = (grad_TO.T @ h_TR).mul_(ctx.scaling).to(lora_B.dtype)
-            grad_A = (grad_h.T @ _dropped(x_TI, keep_TI, ctx.dropout)).to(lora_A.dtype)
-            if grad_x is not None and keep_TI is None:
-                grad_x.addmm_(grad_h, lora_A.to(ctx.dtype))
-            elif grad_x is not None:
-                grad_x += _dropped(grad_h @ lora_A.to(ctx.dtype), keep_TI, ctx.dropout)
-        return grad_x, None, None, grad_A, grad_B, None, None
+            grad_x = kernels.linear_transposed(grad_TO, ctx.weight, pair)
+            if keep_TI is not None:
+                grad_x += _dropped(grad_h @ narrow_A, keep_TI, ctx.dropout)
+        return grad_x, None, None, grad_A, grad_B, None, None, None
 
 
 def _dropped(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
     return x if keep is None else x * keep / (1 - dropout)
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer without adapter whose weight [O, I] never changes: the output head."""
+
+    @classmethod
+    def from_base(cls, linear: nn.Linear) -> FrozenLinear:
+        """Share the weight and the bias of `linear`."""
+        made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        x = input.reshape(-1, self.in_features)
+        y = _QuantLinearFunction.apply(x, self.weight.detach(), bias, None, None, None, 1.0, 0.0)  # type: ignore[no-untyped-call]
+        return y.view(*input.shape[:-1], self.out_features)  # type: ignore[no-any-return]
 
 
 class QuantLinear(nn.Module):
@@ -122,6 +114,7 @@ class QuantLinear(nn.Module):
         self.register_parameter("lora_A", None)
         self.register_parameter("lora_B", None)
         self.scaling, self.dropout = 1.0, 0.0
+        self._narrow: tuple[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None  # made from what, and the pair
 
     @classmethod
     def from_base(cls, linear: nn.Linear, weight: FrozenWeight, bias: Tensor | None) -> QuantLinear:
@@ -143,6 +136,7 @@ class QuantLinear(nn.Module):
         self.lora_A = nn.Parameter(lora_A.float().contiguous())
         self.lora_B = nn.Parameter(lora_B.float().contiguous())
         self.scaling, self.dropout = scaling, dropout
+        self._narrow = None
 
     def forward(self, x: Tensor) -> Tensor:
         y = _QuantLinearFunction.apply(  # type: ignore[no-untyped-call]
@@ -151,10 +145,23 @@ class QuantLinear(nn.Module):
             self.bias,
             self.lora_A,
             self.lora_B,
+            self.narrow(x.dtype),
             self.scaling,
             self.dropout if self.training else 0.0,
         )
         return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def narrow(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """A and scaling * B in `dtype`, made anew when they have changed; None without an adapter."""
+        a, b = self.lora_A, self.lora_B
+        if a is None or b is None:
+            return None
+        of = (id(a), a._version, id(b), b._version, self.scaling, dtype)
+        if self._narrow is None or self._narrow[0] != of:
+            with torch.inference_mode(False):  # or a pair first asked for in inference mode could not be trained with
+                self._narrow = (of, (a.detach().to(dtype), (b.detach() * self.scaling).to(dtype)))
+        return self._narrow[1]
 
     @property
     def weight(self) -> Tensor:
@@ -167,7 +174,7 @@ class QuantLinear(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.frozen.device if isinstance(self.frozen, Tensor) else self.frozen.codes.device
+        return self.frozen.device
 
     def fuse(self, dtype: torch.dtype) -> nn.Linear:
         """The plain layer that computes the same: the dequantised weight with the adapter added, as `dtype`."""

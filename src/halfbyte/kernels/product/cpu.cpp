@@ -1,0 +1,171 @@
+// Products of rows with a frozen matrix: packed (NF4, int8) or dense bf16; reference.py is the specification.
+//
+// bf16.h has the method for processors with AVX512-BF16, for any number of rows. For the others there is the product
+// with few rows (decoding text is limited by reading the weights): a stretch of a row of weights is decoded to fp32 in
+// the first-level cache and multiplied with all rows of x before the next. With many rows they dequantise the matrix and
+// call torch (see __init__.py).
+#include "bf16.h"
+
+#if defined(HALFBYTE_X86)
+#include <cpuid.h>
+#endif
+
+namespace halfbyte {
+namespace {
+
+enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2 };
+
+// What native.py passes for a matrix [rows, columns]; the layout is that of `Matrix` there.
+struct MatrixArgument {
+    int64_t rows, columns;
+    const void *codes, *absmax;  // absmax: NF4's constants, or int8's scale
+    const float *nested_absmax, *levels, *dynamic;
+    float offset;
+    int32_t kind;
+
+    Nf4 nf4() const { return {static_cast<const uint8_t*>(codes), absmax, nested_absmax, offset, levels, dynamic}; }
+};
+
+// ---- few rows, any processor ------------------------------------------------------------------------------------------
+
+constexpr int64_t kStretch = 1024;  // weights decoded at once
+constexpr int64_t kRowsMost = 16;
+constexpr int kLanes = 16;  // partial sums; they make the order of summation the same everywhere
+
+// sums[r] += weights [count] * x[r] [count] for kRows rows that are `stride` apart; count is a multiple of kLanes.
+template <int kRows>
+HALFBYTE_INLINE void accumulate(const float* weights, const float* x, int64_t stride, int64_t count, float (*sums)[kLanes]) {
+    float sum[kRows][kLanes];
+    std::memcpy(sum, sums, sizeof sum);
+    for (int64_t i = 0; i < count; i += kLanes)
+        for (int r = 0; r < kRows; ++r)
+            for (int lane = 0; lane < kLanes; ++lane) sum[r][lane] += weights[i + lane] * x[r * stride + i + lane];
+    std::memcpy(sums, sum, sizeof sum);
+}
+HALFBYTE_INLINE void accumulate_rows(const float* weights, const float* x, int64_t stride, int64_t count, int64_t rows, float (*sums)[kLanes]) {
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) accumulate<4>(weights, x + r * stride, stride, count, sums + r);
+    for (; r < rows; ++r) accumulate<1>(weights, x + r * stride, stride, count, sums + r);
+}
+HALFBYTE_INLINE void widen(const bf16* values, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(load(values + i));
+}
+
+using Accumulate = void (*)(const float*, const float*, int64_t, int64_t, int64_t, float (*)[kLanes]);
+using Widen = void (*)(const bf16*, int64_t, float*);
+
+void accumulate_portable(const float* w, const float* x, int64_t stride, int64_t count, int64_t rows, float (*sums)[kLanes]) {
+    accumulate_rows(w, x, stride, count, rows, sums);
+}
+void widen_portable(const bf16* values, int64_t count, float* out) { widen(values, count, out); }
+#ifdef HALFBYTE_X86
+HALFBYTE_AVX2 void accumulate_avx2(const float* w, const float* x, int64_t stride, int64_t count, int64_t rows, float (*sums)[kLanes]) {
+    accumulate_rows(w, x, stride, count, rows, sums);
+}
+HALFBYTE_AVX2 void widen_avx2(const bf16* values, int64_t count, float* out) { widen(values, count, out); }
+HALFBYTE_AVX512 void accumulate_avx512(const float* w, const float* x, int64_t stride, int64_t count, int64_t rows, float (*sums)[kLanes]) {
+    accumulate_rows(w, x, stride, count, rows, sums);
+}
+HALFBYTE_AVX512 void widen_avx512(const bf16* values, int64_t count, float* out) { widen(values, count, out); }
+#endif
+
+struct Functions {
+    Accumulate accumulate = accumulate_portable;
+    Widen widen = widen_portable;
+    explicit Functions(int isa) {
+#ifdef HALFBYTE_X86
+        if (isa >= kAvx2) accumulate = accumulate_avx2, widen = widen_avx2;
+        if (isa >= kAvx512) accumulate = accumulate_avx512, widen = widen_avx512;
+#else
+        (void)isa;
+#endif
+    }
+};
+
+void decode_stretch(const MatrixArgument& matrix, int64_t row, int64_t begin, int64_t count, float* out, int isa, Widen widen) {
+    const int64_t first = row * matrix.columns + begin;
+    if (matrix.kind == kNf4) return decode_range(matrix.nf4(), first, first + count, out, isa);
+    if (matrix.kind == kDense) return widen(static_cast<const bf16*>(matrix.codes) + first, count, out);
+    const auto* scale = static_cast<const float*>(matrix.absmax) + row;
+    int8_decoder<float>(isa)(static_cast<const int8_t*>(matrix.codes) + first, scale, 1, count, out);
+}
+
+// x [count, columns] fp32 with rows padded to `stride` -> out [count, rows].
+template <typename T>
+void multiply_stretches(const MatrixArgument& matrix, const float* x, int64_t stride, int64_t count, const T* bias, T* out,
+                        int threads, int isa) {
+    const Functions functions(isa);
+    parallel(matrix.rows, std::max<int64_t>(1, (1 << 15) / matrix.columns), threads, [&](int64_t first, int64_t last) {
+        alignas(64) float weights[kStretch], sums[kRowsMost][kLanes];
+        for (int64_t row = first; row < last; ++row) {
+            std::memset(sums, 0, sizeof sums);
+            for (int64_t begin = 0; begin < matrix.columns; begin += kStretch) {
+                const int64_t have = std::min(kStretch, matrix.columns - begin), padded = (have + kLanes - 1) / kLanes * kLanes;
+                std::memset(weights + padded - std::min<int64_t>(padded, kLanes), 0, sizeof(float) * kLanes);
+                decode_stretch(matrix, row, begin, have, weights, isa, functions.widen);
+                functions.accumulate(weights, x + begin, stride, padded, count, sums);
+            }
+            for (int64_t r = 0; r < count; ++r) {
+                float sum = bias ? to_float(bias[row]) : 0.0f;
+                for (const float lane : sums[r]) sum += lane;
+                out[r * matrix.rows + row] = from_float<T>(sum);
+            }
+        }
+    });
+}
+
+template <typename T>
+void multiply_few_rows(const MatrixArgument& matrix, const T* x, int64_t count, const T* bias, T* out, int threads, int isa) {
+    const int64_t stride = (matrix.columns + kLanes - 1) / kLanes * kLanes;
+    std::vector<float> wide(size_t(count * stride), 0.0f);
+    for (int64_t r = 0; r < count; ++r)
+        for (int64_t i = 0; i < matrix.columns; ++i) wide[size_t(r * stride + i)] = to_float(x[r * matrix.columns + i]);
+    multiply_stretches(matrix, wide.data(), stride, count, bias, out, threads, isa);
+}
+
+}  // namespace
+}  // namespace halfbyte
+
+using namespace halfbyte;
+
+// Whether the processor multiplies bf16 tiles (Intel AMX), which libraries use and these kernels do not.
+HALFBYTE_API int halfbyte_has_amx() {
+#ifdef HALFBYTE_X86
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+#else
+    return 0;
+#endif
+}
+
+// x [count, columns], count at most 16, of type `dtype` (fp32 or bf16) -> out [count, rows]; bias [rows] or null.
+HALFBYTE_API void halfbyte_product_few(const void* matrix, const void* x, int64_t count, const void* bias, void* out,
+                                       int dtype, int threads, int isa) {
+    const auto& of = *static_cast<const MatrixArgument*>(matrix);
+    if (dtype == kBf16)
+        return multiply_few_rows(of, static_cast<const bf16*>(x), count, static_cast<const bf16*>(bias), static_cast<bf16*>(out), threads, isa);
+    multiply_few_rows(of, static_cast<const float*>(x), count, static_cast<const float*>(bias), static_cast<float*>(out), threads, isa);
+}
+
+// bf16: x [count, columns] -> out [count, rows], or with `transposed` x [count, rows] -> out [count, columns].
+// `pair` adds pair_x [count, pair_steps] times pair ([rows, pair_steps]; transposed: [pair_steps, columns]), or is null.
+// Needs AVX512-BF16.
+HALFBYTE_API void halfbyte_product_bf16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
+                                        const void* pair, int64_t pair_steps, void* out, int transposed, int threads) {
+#ifdef HALFBYTE_X86
+    const auto& of = *static_cast<const MatrixArgument*>(matrix);
+    const int64_t steps = transposed ? of.rows : of.columns, columns = transposed ? of.columns : of.rows;
+    const Task task{static_cast<const bf16*>(x), static_cast<const bf16*>(pair_x), static_cast<const bf16*>(bias), count, steps,
+                    pair ? pair_steps : 0, columns, static_cast<bf16*>(out)};
+    const DenseMatrix beside{static_cast<const bf16*>(pair), transposed ? columns : pair_steps};
+    const auto run = [&](const auto& frozen, bool blocks_in_rows) {
+        if (transposed) return multiply<true>(task, frozen, beside, blocks_in_rows, threads);
+        multiply<false>(task, frozen, beside, blocks_in_rows, threads);
+    };
+    if (of.kind == kNf4) return run(Nf4Matrix{of.nf4(), of.columns}, of.columns % kBlock == 0);
+    if (of.kind == kInt8) return run(Int8Matrix{static_cast<const int8_t*>(of.codes), static_cast<const float*>(of.absmax), of.columns}, true);
+    run(DenseMatrix{static_cast<const bf16*>(of.codes), of.columns}, true);
+#else
+    (void)matrix, (void)x, (void)count, (void)bias, (void)pair_x, (void)pair, (void)pair_steps, (void)out, (void)transposed, (void)threads;
+#endif
+}

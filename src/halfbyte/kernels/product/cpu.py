@@ -1,0 +1,93 @@
+"""The native products (cpu.cpp, bf16.h) behind ctypes. Arguments are contiguous and lie on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from halfbyte.kernels import native, tables
+from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
+
+FEW = 16  # rows that the kernels of every instruction set take
+_CPU = torch.device("cpu")
+
+
+class _Matrix(ctypes.Structure):
+    """`MatrixArgument` of cpu.cpp."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("codes", ctypes.c_void_p),
+        ("absmax", ctypes.c_void_p),
+        ("nested_absmax", ctypes.c_void_p),
+        ("levels", ctypes.c_void_p),
+        ("dynamic", ctypes.c_void_p),
+        ("offset", ctypes.c_float),
+        ("kind", ctypes.c_int32),
+    )
+
+
+def _matrix(weight: PackedWeight | Tensor) -> _Matrix:
+    """Described once for a packed weight, whose tensors never change; it points into them."""
+    if isinstance(weight, Tensor):
+        return _Matrix(rows=weight.shape[0], columns=weight.shape[1], codes=weight.data_ptr(), kind=0)
+    made: _Matrix | None = weight.__dict__.get("_matrix")
+    if made is None:
+        rows, columns = weight.shape
+        if isinstance(weight, Int8Weight):
+            made = _Matrix(
+                rows=rows, columns=columns, codes=weight.codes.data_ptr(), absmax=weight.scale.data_ptr(), kind=2
+            )
+        else:
+            made = _nf4(weight)
+        weight.__dict__["_matrix"] = made
+    return made
+
+
+def _nf4(weight: NF4Weight) -> _Matrix:
+    nested = weight.nested_absmax
+    return _Matrix(
+        rows=weight.shape[0],
+        columns=weight.shape[1],
+        codes=weight.codes.data_ptr(),
+        absmax=weight.absmax.data_ptr(),
+        nested_absmax=None if nested is None else nested.data_ptr(),
+        levels=tables.nf4_levels(_CPU).data_ptr(),
+        dynamic=tables.dynamic_levels(_CPU).data_ptr(),
+        offset=weight.offset or 0.0,
+        kind=1,
+    )
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether the processor multiplies bf16 tiles: torch's product then beats vector instructions many times over."""
+    return bool(native.library().halfbyte_has_amx())
+
+
+def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str) -> Tensor:
+    """x [T, I] W^T + bias, T at most FEW, bf16 or fp32; a dense W is bf16."""
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    native.library().halfbyte_product_few(
+        ctypes.byref(_matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
+        out.data_ptr(), native.DTYPES[x.dtype], torch.get_num_threads(), native.ISAS.index(isa),
+    )  # fmt: skip
+    return out
+
+
+def bf16(
+    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: tuple[Tensor, Tensor] | None, transposed: bool
+) -> Tensor:
+    """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; everything in bf16."""
+    out = x.new_empty(x.shape[0], weight.shape[1 if transposed else 0])
+    h, beside = (None, None) if pair is None else pair
+    native.library().halfbyte_product_bf16(
+        ctypes.byref(_matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
+        None if h is None else h.data_ptr(), None if beside is None else beside.data_ptr(),
+        0 if h is None else h.shape[1], out.data_ptr(), transposed, torch.get_num_threads(),
+    )  # fmt: skip
+    return out

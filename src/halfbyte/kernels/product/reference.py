@@ -1,0 +1,68 @@
+"""Products with a frozen matrix in plain PyTorch: the specification of `product`, and what runs where nothing else can.
+
+The matrix is decoded into a buffer that all matrices of a device and dtype share, multiplied by torch, and forgotten.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfbyte.kernels.packed import PackedWeight
+
+FrozenWeight = PackedWeight | Tensor
+Pair = tuple[Tensor, Tensor]
+TILE = 4096  # rows of a dense matrix of another dtype that are converted at once
+
+
+class _Scratch:
+    """One buffer a device and dtype, as large as the largest matrix decoded so far."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def take(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = shape[0] * shape[1]
+        buffer = self._buffers.get((device, dtype))
+        if buffer is None or buffer.numel() < size:
+            with torch.inference_mode(False):  # a buffer born in inference mode could not be written while training
+                buffer = torch.empty(size, dtype=dtype, device=device)
+            self._buffers[device, dtype] = buffer
+        return buffer[:size].view(shape)
+
+    def clear(self) -> None:
+        self._buffers.clear()
+
+
+scratch = _Scratch()
+
+
+def decode(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
+    """`weight` as a dense [O, I] tensor. A packed one lands in the scratch buffer: use it before the next call."""
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
+    from halfbyte.kernels import dequantise
+
+    return dequantise(weight, dtype, out=scratch.take(weight.shape, dtype, weight.device))
+
+
+def linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None, pair: Pair | None) -> Tensor:
+    """x [T, I] W^T (+ bias) (+ h [T, R] B^T with B [O, R])."""
+    if isinstance(weight, Tensor) and weight.dtype != x.dtype:
+        tiles = [F.linear(x, tile.to(x.dtype)) for tile in torch.split(weight, TILE)]
+        y = torch.cat(tiles, dim=1) if bias is None else torch.cat(tiles, dim=1).add_(bias)
+    else:
+        y = F.linear(x, decode(weight, x.dtype), bias)
+    return y if pair is None else y.addmm_(pair[0], pair[1].T)
+
+
+def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None) -> Tensor:
+    """g [T, O] W (+ h [T, R] A with A [R, I])."""
+    if isinstance(weight, Tensor) and weight.dtype != g.dtype:
+        x = g.new_zeros(len(g), weight.shape[1])
+        for columns, tile in zip(torch.split(g, TILE, dim=1), torch.split(weight, TILE), strict=True):
+            x.addmm_(columns, tile.to(g.dtype))
+    else:
+        x = g @ decode(weight, g.dtype)
+    return x if pair is None else x.addmm_(pair[0], pair[1])

@@ -1,0 +1,124 @@
+"""A layer whose activations are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
+
+Method: while the layer runs, every tensor that autograd wants to keep is replaced by an empty place. When the backward pass
+asks for the first of them, the layer runs once more on its inputs, and the tensors are put in their places, each until
+it has been used. The second run ends as soon as the last of them is there; a `QuantLinear` asks before
+its product whether it is (`ends_with`), so the last product of a layer, a quarter of its work in most families, is not
+done twice.
+
+Rejected: torch.utils.checkpoint, which ends the second run after that product, and asks nothing before it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Enough(Exception):
+    """All that was to be kept is there."""
+
+
+class _Active(threading.local):
+    """The second run that this thread is in."""
+
+    run: _Recomputed | None = None
+
+
+_active = _Active()
+
+
+def ends_with(saved: int) -> bool:
+    """Whether the layer that is being computed again needs no more than the next `saved` tensors that are kept."""
+    run = _active.run
+    return run is not None and run.wanted - run.collected <= saved
+
+
+class _Place:
+    """Stands in autograd's graph for a tensor, which it holds from the second run until it is used."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+
+
+class _Recomputed:
+    """One call of a layer: what it needs to be done again, and the places of the tensors that come out of that."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.function, self.arguments, self.named = function, arguments, named
+        self.places: list[weakref.ref[_Place]] = []
+        self.collected = 0
+        self.random = torch.get_rng_state()
+        self.inputs = {id(a) for a in (*arguments, *named.values()) if isinstance(a, Tensor)}
+
+    @property
+    def wanted(self) -> int:
+        return len(self.places)
+
+    def pack(self, tensor: Tensor) -> Tensor | _Place:
+        place = _Place()
+        self.places.append(weakref.ref(place))
+        return tensor if self._is_there_anyway(tensor) else place
+
+    def unpack(self, packed: Tensor | _Place) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        if packed.tensor is None:
+            self._run_again()
+        tensor, packed.tensor = packed.tensor, None
+        assert tensor is not None, "a layer kept other tensors when it was computed again"
+        return tensor
+
+    def _is_there_anyway(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.inputs or isinstance(tensor, torch.nn.Parameter)
+
+    def _collect(self, tensor: Tensor) -> None:  # handing the tensor back would tie outputs to their own graph for ever
+        place = self.places[self.collected]()
+        if place is not None:
+            place.tensor = tensor.detach()
+        self.collected += 1
+        if self.collected == self.wanted:
+            raise _Enough
+
+    def _run_again(self) -> None:
+        self.collected = 0
+        outer, _active.run = _active.run, self
+        state = torch.get_rng_state()
+        torch.set_rng_state(self.random)
+        arguments, named = [_apart(a) for a in self.arguments], {k: _apart(a) for k, a in self.named.items()}
+        try:
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._collect, _never_asked):
+                self.function(*arguments, **named)
+        except _Enough:
+            pass
+        finally:
+            _active.run = outer
+            torch.set_rng_state(state)
+
+
+def recomputed(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """`function(*arguments, **named)`, with its activations computed again in the backward pass.
+
+    The function must be deterministic but for torch's random numbers on the CPU, whose state is set back.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments, **named)
+    run = _Recomputed(function, arguments, named)
+    with torch.autograd.graph.saved_tensors_hooks(run.pack, run.unpack):
+        return function(*arguments, **named)
+
+
+def _never_asked(packed: None) -> Tensor:
+    raise AssertionError("the graph of the second run has no backward pass")
+
+
+def _apart(argument: Any) -> Any:
+    """A tensor cut from the graph that it came from; anything else as it is."""
+    return argument.detach().requires_grad_(argument.requires_grad) if isinstance(argument, Tensor) else argument
