@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import os
 import statistics
 import time
@@ -22,7 +23,9 @@ from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FIELDS = ("op", "shape", "case", "who", "figure", "turns", "least", "p25", "median", "p75", "most", "machine", "versions")
+NAMES = ("op", "shape", "case", "who", "figure")
+QUANTILES = ("least", "p25", "median", "p75", "most")
+FIELDS = (*NAMES, "turns", *QUANTILES, "machine", "versions")
 _PEER_LIBRARIES = ("bitsandbytes", "peft", "accelerate")
 
 Key = TypeVar("Key")
@@ -40,10 +43,9 @@ class Row:
     values: tuple[float, ...]
 
     def cells(self) -> dict[str, str]:
-        least, p25, median, p75, most = quantiles(self.values)
-        numbers = {"least": least, "p25": p25, "median": median, "p75": p75, "most": most}
-        return {"op": self.op, "shape": self.shape, "case": self.case, "who": self.who, "figure": self.figure,
-                "turns": str(len(self.values)), **{name: f"{value:.6g}" for name, value in numbers.items()}}  # fmt: skip
+        numbers = zip(QUANTILES, quantiles(self.values), strict=True)
+        names = {name: str(getattr(self, name)) for name in NAMES}
+        return {**names, "turns": str(len(self.values)), **{name: f"{value:.6g}" for name, value in numbers}}
 
 
 def quantiles(values: Iterable[float]) -> tuple[float, float, float, float, float]:
@@ -126,6 +128,7 @@ def results_file(options: argparse.Namespace, name: str) -> Path:
 
 
 def quiet() -> None:
-    """Keep the libraries' progress bars and advice out of the figures; call it before they are imported."""
+    """Keep the libraries' progress bars, warnings and advice off the screen; call it before they are imported."""
+    logging.disable(logging.WARNING)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
                    "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}  # fmt: skip

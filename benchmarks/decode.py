@@ -24,7 +24,7 @@ from benchmarks.common import Row, rows_of
 from benchmarks.turns import Phase, race
 
 PROMPT, NEW_TOKENS, WARM_UP = 32, 64, 8
-BATCHES = (1, 8, 32, 64)
+BATCHES = (8, 32, 64)
 RANK, TARGETS = 32, "attention"
 
 

@@ -67,7 +67,8 @@ def peer(folder: str, limit: int | None) -> Phase:
     net = peers.load(folder).eval()
 
     def answers(asked: list[str]) -> dict[int, str]:
-        order, found = sorted(range(len(asked)), key=lambda place: -len(asked[place])), {}
+        order = sorted(range(len(asked)), key=lambda place: -len(asked[place]))
+        found: dict[int, str] = {}
         for start in range(0, len(order), PEER_BATCH):
             places = order[start : start + PEER_BATCH]
             batch = tokenizer([asked[place] for place in places], return_tensors="pt", padding=True)

@@ -50,8 +50,9 @@ def ours(implementation: str, weight: Tensor) -> dict[Contender, Work]:
     def dequantise(packed: kernels.PackedWeight, dtype: torch.dtype, out: Tensor | None) -> Work:
         return lambda: kernels.dequantise(packed, dtype, out=out)
 
-    made = {("quantise", weights, who): forced(quantise(weights)) for weights in QUANTISED}
-    for weights in ("nf4", "int8"):
+    made: dict[Contender, Work] = {("quantise", weights, who): forced(quantise(weights)) for weights in QUANTISED}
+    decoded: tuple[Weights, ...] = ("nf4", "int8")
+    for weights in decoded:
         packed = kernels.quantise(weight, weights)
         for name, dtype in TYPES.items():
             out = torch.empty(weight.shape, dtype=dtype)

@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,15 +103,15 @@ def memory() -> Phase:
                "copy_bytes_per_second": buffers.copy_bytes_per_second()}  # fmt: skip
 
 
-def bytes_per_token(net: torch.nn.Module) -> int:
+def bytes_per_token(net: Any) -> int:
     """What one decoded token reads at least once: packed weights with their constants, the head, the norms.
 
     Of an embedding that is not the head, a token reads one row, which is left out.
     """
     from halfbyte.model.linear import QuantLinear
 
-    packed = sum(module.frozen.nbytes for module in net.modules() if isinstance(module, QuantLinear))
-    dense = {id(p): p.nbytes for name, p in net.named_parameters() if "lora_" not in name}
+    packed: int = sum(module.frozen.nbytes for module in net.modules() if isinstance(module, QuantLinear))
+    dense: dict[int, int] = {id(p): p.nbytes for name, p in net.named_parameters() if "lora_" not in name}
     embedding, head = net.get_input_embeddings().weight, net.get_output_embeddings().weight
     if embedding is not head:
         dense.pop(id(embedding), None)

@@ -57,11 +57,13 @@ def ours(weight: Tensor, rank: int) -> nn.Module:
 def peer(weight: Tensor, rank: int) -> Any:
     import bitsandbytes as bnb
 
-    def layer() -> nn.Module:
+    def layer() -> Any:
         made = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16,
                                  compress_statistics=True, quant_type="nf4", device="meta")  # fmt: skip
         made.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4")
-        return made.to("cpu")
+        made = made.to("cpu")  # quantises
+        assert made.weight.quant_state is not None and made.weight.dtype == torch.uint8
+        return made
 
     if not rank:
         return layer()
@@ -117,12 +119,12 @@ def distinct(size: tuple[int, int]) -> dict[str, list[Any]]:
     mine, theirs = ours(weight, 0).eval(), peer(weight, 0).eval()
     packed = mine.frozen
     assert isinstance(packed, NF4Weight) and packed.nested_absmax is not None
+    codes, absmax, nested = packed.codes, packed.absmax, packed.nested_absmax
     count = -(-DISTINCT_BYTES // packed.nbytes)
 
     def another() -> QuantLinear:
-        parts = {"codes": packed.codes.clone(), "absmax": packed.absmax.clone(),
-                 "nested_absmax": packed.nested_absmax.clone()}  # fmt: skip
-        return QuantLinear.from_base(plain(weight), dataclasses.replace(packed, **parts), None).eval()
+        parts = dataclasses.replace(packed, codes=codes.clone(), absmax=absmax.clone(), nested_absmax=nested.clone())
+        return QuantLinear.from_base(plain(weight), parts, None).eval()
 
     return {"halfbyte": [another() for _ in range(count)], "peer": [copy.deepcopy(theirs) for _ in range(count)]}
 
@@ -148,7 +150,9 @@ def decoding(rounds: int, size: tuple[int, int]) -> list[Row]:
                 if turn:
                     reads.append(memory.read_bytes_per_second())
             for who, values in speeds.items():
-                made.append(Row("rows", shape, f"{rows} rows", who, "packed_bytes_per_second", tuple(values)))
+                made.append(
+                    Row("rows", shape, f"{rows} row{'s' * (rows > 1)}", who, "packed_bytes_per_second", tuple(values))
+                )
     return [*made, Row("rows", shape, "reading alone", "limit", "bytes_per_second", tuple(reads))]
 
 

@@ -156,9 +156,7 @@ def run(options: argparse.Namespace, folder: Path) -> list[Row]:
     return made
 
 
-def budgets(
-    shape: str, folder: Path, warm_up: int, rounds: int, layers: int, limit: dict[str, Any]
-) -> list[Row]:
+def budgets(shape: str, folder: Path, warm_up: int, rounds: int, layers: int, limit: dict[str, Any]) -> list[Row]:
     """halfbyte alone, within given memory: as few layers are recomputed as its planner says."""
     rank, targets = next(iter(ADAPTERS.values()))
     made: list[Row] = []

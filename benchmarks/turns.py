@@ -29,6 +29,7 @@ from benchmarks.common import quiet
 
 Figures = Mapping[str, float]
 Phase = Iterator[Figures]
+Phases = Mapping[str, tuple[str, Mapping[str, Any]]]  # name -> "module:function" of this folder, and its arguments
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Worker:
         return figures
 
 
-def race(phases: Mapping[str, tuple[str, Mapping[str, Any]]], turns: int, *, together: bool = True) -> dict[str, Outcome]:
+def race(phases: Phases, turns: int, *, together: bool = True) -> dict[str, Outcome]:
     """Name -> what its phase reported. `together`: all processes live at once and take turns; else one after another,
     for models that do not fit beside each other."""
     outcomes: dict[str, Outcome] = {}
