@@ -93,11 +93,11 @@ def one_at_a_time(shape: str, folder: str, rounds: int) -> list[Row]:
     """A single sequence, with and without adapter."""
     large = shape == "8b"
     made: list[Row] = []
-    phases: dict[str, Any] = {"limit": ("limits:memory", {})}
+    phases: dict[str, Any] = {"limit": ("benchmarks.limits:memory", {})}
     for adapter in (False, True):
         name = f"r={RANK} on q, k, v, o" if adapter else "without adapter"
-        phases[f"peer/{name}"] = ("decode:peer", {"folder": folder, "adapter": adapter})
-        phases[f"halfbyte/{name}"] = ("decode:ours", {"folder": folder, "adapter": adapter, "batch": 1})
+        phases[f"peer/{name}"] = ("benchmarks.decode:peer", {"folder": folder, "adapter": adapter})
+        phases[f"halfbyte/{name}"] = ("benchmarks.decode:ours", {"folder": folder, "adapter": adapter, "batch": 1})
     if large:  # a second load of four minutes would only repeat what the smaller shape says of adapters
         phases.pop(f"peer/{name}")
     outcomes = race(phases, rounds, together=not large)
@@ -120,7 +120,7 @@ def several(shape: str, folder: str, rounds: int, batches: tuple[int, ...]) -> l
     made: list[Row] = []
     for batch in batches:
         arguments = {"folder": folder, "adapter": True, "batch": batch}
-        outcome = race({"halfbyte": ("decode:ours", arguments)}, rounds)["halfbyte"]
+        outcome = race({"halfbyte": ("benchmarks.decode:ours", arguments)}, rounds)["halfbyte"]
         made += rows_of("decode", shape, f"{batch} sequences, r={RANK} on q, k, v, o", "halfbyte", outcome.turns)
     return made
 

@@ -95,7 +95,9 @@ def peer(folder: str, limit: int | None) -> Phase:
 
 def compared(shape: str, case: str, folder: Path, limit: int | None, rounds: int) -> list[Row]:
     arguments = {"folder": str(folder), "limit": limit}
-    outcomes = race({"halfbyte": ("evaluate:ours", arguments), "peer": ("evaluate:peer", arguments)}, rounds)
+    outcomes = race(
+        {"halfbyte": ("benchmarks.evaluate:ours", arguments), "peer": ("benchmarks.evaluate:peer", arguments)}, rounds
+    )
     return [row for who, outcome in outcomes.items() for row in rows_of("evaluate", shape, case, who, outcome.turns)]
 
 

@@ -161,12 +161,12 @@ def main() -> None:
     made: list[Row] = []
     with shapes.checkpoints(shape, options.folder) as folder:
         where = {"folder": str(folder)}
-        outcomes = race({"limit": ("load:disk", where), "halfbyte": ("load:pack", where)}, rounds)
+        outcomes = race({"limit": ("benchmarks.load:disk", where), "halfbyte": ("benchmarks.load:pack", where)}, rounds)
         made += rows_of("pack", shape, "", "halfbyte", outcomes["halfbyte"].turns)
         made += rows_of("pack", shape, "", "limit", [{**outcomes["limit"].first, **t} for t in outcomes["limit"].turns])
-        times = [race({"": ("load:opened", where)}, 0)[""].first for _ in range(max(3, options.rounds))]
+        times = [race({"": ("benchmarks.load:opened", where)}, 0)[""].first for _ in range(max(3, options.rounds))]
         made += rows_of("open", shape, "packed checkpoint", "halfbyte", times)
-        loads = [race({"": ("load:peer", where | {"prepared": not n})}, 0)[""].first for n in range(rounds)]
+        loads = [race({"": ("benchmarks.load:peer", where | {"prepared": not n})}, 0)[""].first for n in range(rounds)]
         made += rows_of("open", shape, "bf16 checkpoint into NF4", "peer", loads)
     common.write(made, common.results_file(options, "load"))
 

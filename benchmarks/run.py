@@ -1,7 +1,7 @@
 """Everything that `make bench` measures: each benchmark in a process of its own, then docs/performance.md.
 
     python benchmarks/run.py --shape 1b
-    python benchmarks/run.py --shape 8b --folder /path/with/25GB/free
+    python benchmarks/run.py --shape 8b --folder /path/with/30GB/free
 
 The checkpoints (random weights; nothing is downloaded) are made in the folder where they are missing. Without --folder
 they go to a temporary folder and are removed at the end; what was made in a named folder stays with --keep only.

@@ -115,11 +115,11 @@ def contenders(folder: Path, rank: int, targets: str, recompute: bool, warm_up: 
     """The phases of one race: everything recomputed, or nothing."""
     common_ = {"folder": str(folder), "rank": rank, "targets": targets, "warm_up": warm_up}
     phases: dict[str, Any] = {
-        "halfbyte": ("step:ours", common_ | {"recompute": None if recompute else 0}),
-        "peer": ("step:peer", common_ | {"recompute": recompute}),
+        "halfbyte": ("benchmarks.step:ours", common_ | {"recompute": None if recompute else 0}),
+        "peer": ("benchmarks.step:peer", common_ | {"recompute": recompute}),
     }
     if bf16:
-        phases["bf16 LoRA"] = ("step:peer", common_ | {"recompute": False, "quantised": False})
+        phases["bf16 LoRA"] = ("benchmarks.step:peer", common_ | {"recompute": False, "quantised": False})
     return phases
 
 
@@ -139,19 +139,21 @@ def rows(shape: str, case: str, outcomes: Mapping[str, Outcome], layers: int, re
 def run(options: argparse.Namespace, folder: Path) -> list[Row]:
     shape, layers = options.shape, shapes.SHAPES[options.shape]["num_hidden_layers"]
     large = shape == "8b"
-    limit = {"limit": ("limits:products", {"shape": shape, "tokens": TOKENS})}
+    limit = {"limit": ("benchmarks.limits:products", {"shape": shape, "tokens": TOKENS})}
     warm_up, rounds = (1, min(2, options.rounds)) if large else (2, options.rounds)
     made: list[Row] = []
     for name, (rank, targets) in ADAPTERS.items():
         if large and targets == "all":
             continue
         for recompute in (True,) if large else (True, False):
+            case = f"{name}, {'every' if recompute else 'no'} layer recomputed"
+            if options.only not in case:
+                continue
             bf16 = not recompute and targets == "attention"
             phases = contenders(folder, rank, targets, recompute, warm_up, bf16) | limit
             outcomes = race(phases, rounds, together=not large)
-            case = f"{name}, {'every' if recompute else 'no'} layer recomputed"
             made += rows(shape, case, outcomes, layers, layers if recompute else 0)
-    if large:
+    if large and not options.only:
         made += budgets(shape, folder, warm_up, rounds, layers, limit)
     return made
 
@@ -163,13 +165,15 @@ def budgets(shape: str, folder: Path, warm_up: int, rounds: int, layers: int, li
     for name, budget in BUDGETS.items():
         count = planned_layers(folder, rank, targets, budget)
         arguments = {"folder": str(folder), "rank": rank, "targets": targets, "recompute": count, "warm_up": warm_up}
-        outcomes = race({"halfbyte": ("step:ours", arguments)} | limit, rounds, together=False)
+        outcomes = race({"halfbyte": ("benchmarks.step:ours", arguments)} | limit, rounds, together=False)
         made += rows(shape, f"{next(iter(ADAPTERS))}, within {name}", outcomes, layers, count)
     return made
 
 
 def main() -> None:
-    options = common.arguments(__doc__, rounds=3, shapes=shapes.SHAPES).parse_args()
+    parser = common.arguments(__doc__, rounds=3, shapes=shapes.SHAPES)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it, as in 'every layer'")
+    options = parser.parse_args()
     with shapes.checkpoints(options.shape, options.folder) as folder:
         made = run(options, folder)
     common.write(made, common.results_file(options, "step"))

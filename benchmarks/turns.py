@@ -29,7 +29,7 @@ from benchmarks.common import quiet
 
 Figures = Mapping[str, float]
 Phase = Iterator[Figures]
-Phases = Mapping[str, tuple[str, Mapping[str, Any]]]  # name -> "module:function" of this folder, and its arguments
+Phases = Mapping[str, tuple[str, Mapping[str, Any]]]  # name -> "module:function" and its arguments
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Outcome:
 
 
 class Worker:
-    """A phase ("module:function" of this folder) in a process of its own; the arguments are what JSON can say."""
+    """A phase ("module:function") in a process of its own; the arguments are what JSON can say."""
 
     def __init__(self, phase: str, arguments: Mapping[str, Any]) -> None:
         self.phase = phase
@@ -98,7 +98,7 @@ def serve(phase: str, arguments: dict[str, Any]) -> None:
     os.dup2(2, 1)  # whatever libraries print
     quiet()
     module, _, function = phase.partition(":")
-    turns: Phase = getattr(importlib.import_module(f"benchmarks.{module}"), function)(**arguments)
+    turns: Phase = getattr(importlib.import_module(module), function)(**arguments)
     for _ in sys.stdin:
         answers.write(json.dumps(dict(next(turns))) + "\n")
         answers.flush()
