@@ -27,7 +27,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A quarter of an hour on two cores; writes benchmarks/results/*.csv and docs/performance.md.
+# About a quarter of an hour on two cores; writes benchmarks/results/*.csv and docs/performance.md.
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py --shape 1b
 

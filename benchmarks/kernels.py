@@ -33,8 +33,8 @@ TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FRESH, REUSED = "fresh memory", "reused memory"
 
 
-def ours(implementation: str, weight: Tensor) -> dict[Contender, Work]:
-    """What `implementation` ("reference", "cpu-avx2", ...) is timed at."""
+def ours(implementation: str, weight: Tensor, reused: dict[str, Tensor]) -> dict[Contender, Work]:
+    """What `implementation` ("reference", "cpu-avx2", ...) is timed at; `reused`: buffers to dequantise into."""
     who = f"halfbyte {implementation}"
 
     def forced(work: Work) -> Work:
@@ -55,10 +55,9 @@ def ours(implementation: str, weight: Tensor) -> dict[Contender, Work]:
     for weights in decoded:
         packed = kernels.quantise(weight, weights)
         for name, dtype in TYPES.items():
-            out = torch.empty(weight.shape, dtype=dtype)
             case = f"{weights} to {name}, "
             made["dequantise", case + FRESH, who] = forced(dequantise(packed, dtype, None))
-            made["dequantise", case + REUSED, who] = forced(dequantise(packed, dtype, out))
+            made["dequantise", case + REUSED, who] = forced(dequantise(packed, dtype, reused[name]))
     return made
 
 
@@ -102,8 +101,9 @@ def main() -> None:
     copy = torch.empty_like(weight)
     work: dict[Contender, Work] = {("copy", "bf16 to bf16", "limit"): lambda: copy.copy_(weight)}
     work |= peer(weight)
+    reused = {name: torch.empty(weight.shape, dtype=dtype) for name, dtype in TYPES.items()}
     for implementation in ("reference", *(f"cpu-{isa}" for isa in native.isas())):
-        work |= ours(implementation, weight)
+        work |= ours(implementation, weight, reused)
     before = os.environ.get(VARIABLE)
     try:
         seconds = common.in_turns(work, options.rounds)

@@ -153,6 +153,7 @@ def decoding(rounds: int, size: tuple[int, int]) -> list[Row]:
                 made.append(
                     Row("rows", shape, f"{rows} row{'s' * (rows > 1)}", who, "packed_bytes_per_second", tuple(values))
                 )
+    assert len({layer.weight.data_ptr() for layer in layers["peer"]}) == len(layers["peer"])
     return [*made, Row("rows", shape, "reading alone", "limit", "bytes_per_second", tuple(reads))]
 
 
