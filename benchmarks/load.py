@@ -166,7 +166,10 @@ def main() -> None:
         made += rows_of("pack", shape, "", "limit", [{**outcomes["limit"].first, **t} for t in outcomes["limit"].turns])
         times = [race({"": ("benchmarks.load:opened", where)}, 0)[""].first for _ in range(max(3, options.rounds))]
         made += rows_of("open", shape, "packed checkpoint", "halfbyte", times)
-        loads = [race({"": ("benchmarks.load:peer", where | {"prepared": not n})}, 0)[""].first for n in range(min(2, rounds))]
+        loads = [
+            race({"": ("benchmarks.load:peer", where | {"prepared": not n})}, 0)[""].first
+            for n in range(min(2, rounds))
+        ]
         made += rows_of("open", shape, "bf16 checkpoint into NF4", "peer", loads)
     common.write(made, common.results_file(options, "load"))
 
