@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NATIVE := $(wildcard src/halfbyte/kernels/*.h src/halfbyte/kernels/*/*.h src/halfbyte/kernels/*/*.cpp)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-8b clean
 
 setup: $(READY)
 
@@ -27,8 +27,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# About a quarter of an hour on two cores; writes benchmarks/results/*.csv and docs/performance.md.
 bench: $(READY)
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/run.py --shape 1b
+
+# Half an hour, 30 GB of disk and 24 GB of memory; the checkpoint goes into FOLDER and is removed after.
+FOLDER ?= build/bench-8b
+bench-8b: $(READY)
+	$(BIN)/python benchmarks/run.py --shape 8b --folder $(FOLDER)
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info src/halfbyte/kernels/*.so
