@@ -399,23 +399,23 @@ HALFBYTE_AVX512BF16 inline __attribute__((always_inline)) void nibble_dots(const
     }
     const __m512i levels = _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(matrix.packed.levels)));
     const uint8_t* const codes = matrix.packed.codes + column * blocks * (kBlock / 2);
+    const int64_t ahead = kColumns == 1 ? 2048 : kColumns * blocks * (kBlock / 2);
     for (int64_t first = 0; first < blocks; first += 16) {
-        __m512 scales_here[kColumns];
-        for (int c = 0; c < kColumns; ++c) scales_here[c] = _mm512_load_ps(scales + c * scales_padded + first);
-        __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
         const int64_t end = std::min(blocks, first + 16);
-        for (int64_t b = first; b < end; b += 2, halves = _mm512_add_epi32(halves, _mm512_set1_epi32(2))) {
+        for (int64_t b = first; b < end; b += 2) {
             const __mmask16 there = b + 1 < blocks ? 0xffff : 0xff;
 #pragma GCC unroll 4
             for (int c = 0; c < kColumns; ++c) {
                 const uint8_t* at = codes + (c * blocks + b) * (kBlock / 2);
-                _mm_prefetch(reinterpret_cast<const char*>(at + kColumns * blocks * (kBlock / 2)), _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
                 const __m512i words = _mm512_maskz_loadu_epi32(there, at);
+                // Shifts to the right by 4, 8 and 12, as products: shifts and look-ups would wait for the same port.
                 const __m512i weights[4] = {_mm512_permutexvar_epi16(words, levels),
-                                            _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), levels),
-                                            _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), levels),
-                                            _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), levels)};
-                const __m512 scale = _mm512_permutexvar_ps(halves, scales_here[c]);
+                                            _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 12)), levels),
+                                            _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 8)), levels),
+                                            _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 4)), levels)};
+                const float* pair = scales + c * scales_padded + b;
+                const __m512 scale = _mm512_mask_broadcastss_ps(_mm512_set1_ps(pair[0]), 0xff00, _mm_load_ss(pair + 1));
 #pragma GCC unroll 8
                 for (int r = 0; r < kRows; ++r) {
                     const uint16_t* input = inputs + r * padded + b * kBlock;
@@ -451,7 +451,7 @@ HALFBYTE_AVX512BF16 void few_columns(const Task& task, const Matrix& matrix, con
 
 template <int kRows, typename Matrix>
 void multiply_few(const Task& task, const Matrix& matrix, const DenseMatrix& pair, int threads) {
-    constexpr int kColumns = kRows >= 8 ? 2 : 4;
+    constexpr int kColumns = kRows == 1 ? 1 : kRows >= 8 ? 2 : 4;  // one: the codes are read in one stream
     const auto pad = [](int64_t steps) { return (steps + 2 * kUnit - 1) / (2 * kUnit) * (2 * kUnit); };
     const int64_t padded = pad(task.steps), pair_padded = pad(task.pair_steps);
     uint16_t* const inputs = scratch<4, uint16_t>(kRows * (padded + pair_padded));
