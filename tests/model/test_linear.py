@@ -11,7 +11,7 @@ from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.kernels.product.reference import scratch
-from halfbyte.model.linear import QuantLinear
+from halfbyte.model.linear import FrozenLinear, QuantLinear
 
 ROWS, COLUMNS, TOKENS = 48, 100, 7  # columns: no multiple of the blocksize
 
@@ -124,7 +124,8 @@ def test_nothing_as_large_as_the_weight_is_kept_for_backward() -> None:
     assert sum(kept) < ROWS * COLUMNS
 
 
-def test_the_scratch_buffer_is_shared_between_layers() -> None:
+def test_the_scratch_buffer_is_shared_between_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
     scratch.clear()
     first, second = layer("nf4"), layer("int8")
     for module in (first, second):
@@ -156,3 +157,42 @@ def test_fuse_gives_back_a_plain_layer() -> None:
 def test_from_base_refuses_a_weight_of_another_shape() -> None:
     with pytest.raises(ValueError, match="48"):
         QuantLinear.from_base(nn.Linear(3, 4), torch.zeros(48, 100), None)
+
+
+def test_the_narrow_pair_follows_the_adapter() -> None:
+    module = layer("nf4")
+    assert module.lora_A is not None and module.lora_B is not None
+    first = module.narrow(torch.bfloat16)
+    assert first is not None and module.narrow(torch.bfloat16) is first
+    torch.testing.assert_close(first[1], (module.lora_B * module.scaling).bfloat16())
+    with torch.no_grad():
+        module.lora_B.add_(1)
+    changed = module.narrow(torch.bfloat16)
+    assert changed is not None
+    torch.testing.assert_close(changed[1], (module.lora_B * module.scaling).bfloat16())
+    module.set_adapter(torch.zeros(2, COLUMNS), torch.zeros(ROWS, 2), 1.0)
+    other = module.narrow(torch.bfloat16)
+    assert other is not None and other[0].shape == (2, COLUMNS)
+
+
+def test_a_pair_first_used_in_inference_mode_serves_training() -> None:
+    module = layer("nf4")
+    with torch.inference_mode():
+        module(torch.randn(TOKENS, COLUMNS))
+    module(torch.randn(TOKENS, COLUMNS, requires_grad=True)).sum().backward()
+    assert module.lora_A is not None and module.lora_A.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_linear_shares_its_weight_and_computes_in_the_inputs_dtype(dtype: torch.dtype) -> None:
+    linear = nn.Linear(COLUMNS, ROWS, dtype=torch.bfloat16)
+    frozen = FrozenLinear.from_base(linear)
+    assert frozen.weight is linear.weight
+    x = torch.randn(3, 50, COLUMNS, dtype=dtype, requires_grad=True)
+    y = frozen(x)
+    y.backward(torch.ones_like(y))
+    assert y.dtype == dtype and x.grad is not None
+    wanted = x.detach().double() @ linear.weight.double().T + linear.bias.double()
+    tight = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(y.double(), wanted, rtol=tight, atol=tight)
+    torch.testing.assert_close(x.grad[0, 0].double(), linear.weight.double().sum(0), rtol=tight, atol=tight)

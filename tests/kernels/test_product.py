@@ -1,0 +1,100 @@
+"""Products with a frozen matrix against fp64, bounded by what torch's product in the same precision makes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from halfbyte import kernels
+from halfbyte.formats import QUANTISED
+from halfbyte.kernels import native
+from halfbyte.kernels.product import cpu, reference
+from halfbyte.kernels.product.reference import FrozenWeight
+
+WEIGHTS = ["nf4", "nf4-single", "int8", "bf16"]
+# rows and columns of the matrix, rows of x: whole blocks, blocks that straddle rows, odd sizes, more than a stretch of
+# the contraction (8192) either way; more rows than are laid out at once
+SHAPES = [(64, 64, 1), (192, 128, 5), (96, 192, 16), (100, 72, 33), (129, 101, 3), (257, 130, 40), (66, 9000, 20),
+          (9000, 66, 20), (70, 64, 600)]  # fmt: skip
+
+
+def made(rows: int, columns: int, weights: str) -> FrozenWeight:
+    dense = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).bfloat16()
+    return kernels.quantise(dense, weights) if weights in QUANTISED else dense  # type: ignore[arg-type]
+
+
+def exact(weight: FrozenWeight) -> Tensor:
+    return reference.decode(weight, torch.float32).double().clone()
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    return float((value.double() - truth).abs().max())
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("rows", "columns", "count"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_are_as_good_as_torchs(
+    implementation: str, weights: str, rows: int, columns: int, count: int, dtype: torch.dtype
+) -> None:
+    weight, truth = made(rows, columns, weights), exact(made(rows, columns, weights))
+    draw = torch.Generator().manual_seed(1)
+    x, g, h, a, b, bias = (
+        torch.randn(shape, generator=draw).to(dtype)
+        for shape in [(count, columns), (count, rows), (count, 6), (6, columns), (rows, 6), (rows,)]
+    )
+    wanted = x.double() @ truth.T + bias.double() + h.double() @ b.double().T
+    floor = 1e-4 if dtype == torch.float32 else 0.0
+    allowed = 2 * error(reference.linear(x, weight, bias, (h, b)), wanted) + floor
+    assert error(kernels.linear(x, weight, bias, (h, b)), wanted) <= allowed
+    assert error(kernels.linear(x, weight), x.double() @ truth.T) <= allowed
+    wanted = g.double() @ truth + h.double() @ a.double()
+    allowed = 2 * error(reference.linear_transposed(g, weight, (h, a)), wanted) + floor
+    assert error(kernels.linear_transposed(g, weight, (h, a)), wanted) <= allowed
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 70])
+def test_neither_threads_nor_a_second_run_change_a_bit(weights: str, count: int) -> None:
+    weight, x = made(640, 512, weights), torch.randn(count, 512).bfloat16()
+    g, before = torch.randn(count, 640).bfloat16(), torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        results.append((kernels.linear(x, weight), kernels.linear_transposed(g, weight)))
+    torch.set_num_threads(before)
+    for y, dx in results[1:]:
+        assert torch.equal(y, results[0][0])
+        if native.isas() and native.isas()[-1] == kernels.BF16:
+            assert torch.equal(dx, results[0][1])
+
+
+def test_a_part_of_a_larger_tensor_is_read_where_it_lies(implementation: str) -> None:
+    weight, whole = made(64, 64, "nf4"), torch.randn(8, 128).bfloat16()
+    assert torch.equal(kernels.linear(whole[:, 64:], weight), kernels.linear(whole[:, 64:].contiguous(), weight))
+    assert torch.equal(kernels.linear(whole[::2, :64], weight), kernels.linear(whole[::2, :64].contiguous(), weight))
+
+
+def test_an_infinite_input_shows(implementation: str) -> None:
+    x = torch.ones(3, 64).bfloat16()
+    x[1, 5] = float("inf")
+    finite = kernels.linear(x, made(64, 64, "nf4")).isfinite().all(dim=1)
+    assert finite.tolist() == [True, False, True]
+
+
+def test_which_product_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, dense = made(64, 64, "nf4"), torch.randn(64, 64)
+    few, many = torch.ones(2, 64).bfloat16(), torch.ones(99, 64).bfloat16()
+    assert kernels.product_of(few.half(), weight).name == "reference"
+    assert "dense" in kernels.product_of(few, dense).reason
+    if native.isas():
+        monkeypatch.setenv("HALFBYTE_KERNELS", "cpu-portable")
+        assert kernels.product_of(few, weight).isa == "portable"
+        assert "torch's product" in kernels.product_of(many, weight).reason
+    if native.isas()[-1:] == (kernels.BF16,):
+        monkeypatch.setenv("HALFBYTE_KERNELS", "cpu")
+        assert kernels.product_of(many, weight).isa == kernels.BF16
+        monkeypatch.setattr(cpu, "has_amx", lambda: True)  # there torch's product is faster
+        assert kernels.product_of(many, weight).name == "reference"
+        assert kernels.product_of(few, weight).isa == kernels.BF16

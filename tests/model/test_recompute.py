@@ -1,0 +1,90 @@
+"""Layers that are computed again: same gradients, nothing kept, and no last product."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from halfbyte import kernels
+from halfbyte.config import AdapterConfig
+from halfbyte.model.build import load_model
+from halfbyte.model.loss import next_token_loss
+from halfbyte.model.recompute import recomputed
+
+from ..tiny import FAMILIES, tiny_checkpoint
+
+
+def gradients(model: Any, ids: Tensor, layers: int) -> tuple[Tensor, list[Tensor]]:
+    model.recompute(layers)
+    model.net.train()
+    torch.manual_seed(7)
+    loss = next_token_loss(model.hidden(ids), ids, model.logits)
+    parameters = list(model.parameters_to_train().values())
+    return loss.detach(), list(torch.autograd.grad(loss, parameters))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_every_bit_of_the_gradients_is_the_same(family: str, dropout: float, tmp_path: Path) -> None:
+    model = load_model(str(tiny_checkpoint(family, tmp_path / family)), adapter=AdapterConfig(rank=4, dropout=dropout))
+    for parameter in model.parameters_to_train().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.randint(100, (2, 24), generator=torch.Generator().manual_seed(0))
+    loss, wanted = gradients(model, ids, 0)
+    for layers in (1, len(model.layers())):
+        again, found = gradients(model, ids, layers)
+        assert torch.equal(again, loss)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_the_last_product_of_a_layer_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(str(tiny_checkpoint("llama", tmp_path / "llama")), adapter=AdapterConfig(rank=4))
+    ids = torch.randint(100, (1, 24), generator=torch.Generator().manual_seed(0))
+    products, linear = [], kernels.linear
+
+    def counted(*arguments: Any) -> Tensor:
+        products.append(arguments[1].shape)
+        return linear(*arguments)
+
+    monkeypatch.setattr(kernels, "linear", counted)
+    counts = []
+    for layers in (0, len(model.layers())):
+        products.clear()
+        gradients(model, ids, layers)
+        counts.append(len(products))
+    assert counts[1] - counts[0] == 6 * len(model.layers())  # of q, k, v, o, gate, up and down all but the last
+
+
+def test_nothing_is_left_behind() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def layer(x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x.sigmoid()  # which keeps its output
+            kept.append(weakref.ref(x))
+        return x
+
+    x = torch.randn(5, requires_grad=True)
+    gc.disable()
+    try:
+        y = recomputed(layer, x)
+        assert [ref() is None for ref in kept] == [True, True, False]
+        y.sum().backward()
+        del y
+        assert all(ref() is None for ref in kept) and len(kept) == 5  # the second run ended within the last
+    finally:
+        gc.enable()
+    once = x.detach().clone().requires_grad_()
+    layer(once).sum().backward()
+    assert x.grad is not None and once.grad is not None and torch.equal(x.grad, once.grad)
+
+
+def test_without_gradients_it_is_the_layer_itself() -> None:
+    with torch.no_grad():
+        assert recomputed(lambda x, *, y: x + y, torch.ones(2), y=1).tolist() == [2, 2]
