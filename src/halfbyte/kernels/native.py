@@ -33,6 +33,8 @@ _ARGUMENTS = {
     "halfbyte_quantise_int8": [_P, _I, _N, _N, _P, _P, _I, _I],
     "halfbyte_dequantise_nf4": [_P, _P, _P, c_float, _P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
+    "halfbyte_attention_forward": [_P, _I, _I, _I],
+    "halfbyte_attention_backward": [_P, _I, _I, _I],
 }
 
 
