@@ -81,8 +81,8 @@ def _call(q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None, l
     )  # fmt: skip
     _point(call, q=q, k=k, v=v)
     if visible is not None:
-        if visible.shape != (batch, keys) or visible.element_size() != 1 or visible.stride(1) != 1:
-            raise ValueError(f"the mask is {visible.dtype} {list(visible.shape)}, not bool {[batch, keys]}, by rows")
+        if visible.shape != (batch, keys) or visible.element_size() != 1 or not visible.is_contiguous():
+            raise ValueError(f"the mask is {visible.dtype} {list(visible.shape)}, not bool {[batch, keys]}, contiguous")
         call.visible, call.visible_by = visible.data_ptr(), visible.stride(0)
     return call
 
