@@ -11,11 +11,10 @@ namespace halfbyte {
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-// 2^x: 0 below -126.5 (so that of -infinity is 0), infinity from 127.5 on, NaN for NaN.
+// 2^x for x < 127.5: 0 below -126.5 (so that of -infinity is 0), NaN for NaN.
 HALFBYTE_INLINE float exp2_of(float x) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
-    x = x < -127.0f ? -127.0f : x;         // comparisons that let a NaN through
-    x = x > 128.0f ? 128.0f : x;
+    x = x < -127.0f ? -127.0f : x;         // a comparison that lets a NaN through
     const float shifted = x + kShift, f = x - (shifted - kShift);
     float power = 1.5353362e-4f;
     power = power * f + 1.3398875e-3f;
@@ -24,7 +23,7 @@ HALFBYTE_INLINE float exp2_of(float x) {
     power = power * f + 2.4022648e-1f;
     power = power * f + 6.9314718e-1f;
     power = power * f + 1.0f;
-    return power * from_bits((bits_of(shifted) << 23) + 0x3f800000);  // n = -127 makes the factor 0, n = 128 infinity
+    return power * from_bits((bits_of(shifted) << 23) + 0x3f800000);  // n = -127 makes the factor 0
 }
 
 // tanh(x) = sign(x) (1 - 2^-y) / (1 + 2^-y) with y = 2 |x| log2(e); an absolute error of 1e-7.

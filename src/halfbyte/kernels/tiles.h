@@ -4,15 +4,14 @@
 // of A is one group, broadcast, and may lie anywhere (`row` and `step`), so that A is also read transposed. With bf16
 // and AVX-512 BF16 a group is a pair (vdpbf16ps multiplies pairs); everywhere else elements are fp32 and a group is one
 // element. A tile of C is kept in registers over the whole of k: 6 x 64 with AVX-512 (24 accumulators of 32 registers),
-// 6 x 16 with AVX2. The sum over k has one order whatever the tiling, so that no size of a block changes a result that
-// another size gives. Rejected: a library's product; a call of one costs more than a whole tile here.
+// 6 x 16 with AVX2. The sum over k has one order whatever the tiling. Rejected: a library's product; a call of one costs more than a whole tile here.
 #pragma once
 
 #include "common.h"
 
 namespace halfbyte {
 
-constexpr int64_t kLanes = 16;  // n is a multiple of it
+constexpr int64_t kVector = 16;  // n is a multiple of it
 
 // The matrix A: the group g of row r starts at data + r * row + g * step.
 template <typename Element>
@@ -31,8 +30,8 @@ using MicroKernel = void (*)(Left<Element> a, const Element* b, int64_t b_step, 
 template <int M, int N, typename Element, typename Kernels>
 HALFBYTE_INLINE void product_by(const Kernels& kernels, Left<Element> a, const Element* b, int64_t b_step, float* c,
                                 int64_t c_row, int64_t m, int64_t n, int64_t groups, bool add, int64_t group) {
-    for (int64_t n0 = 0; n0 < n; n0 += N * kLanes) {
-        const int64_t vectors = std::min<int64_t>(N, (n - n0) / kLanes);
+    for (int64_t n0 = 0; n0 < n; n0 += N * kVector) {
+        const int64_t vectors = std::min<int64_t>(N, (n - n0) / kVector);
         for (int64_t m0 = 0; m0 < m; m0 += M) {
             const int64_t rows = std::min<int64_t>(M, m - m0);
             kernels[rows - 1][vectors - 1]({a.data + m0 * a.row, a.row, a.step}, b + n0 * group, b_step,
@@ -48,16 +47,15 @@ struct PortableTiles {
     static constexpr int64_t kGroup = 1;
     static void product(Left<float> a, const float* b, int64_t b_step, float* c, int64_t c_row, int64_t m, int64_t n,
                         int64_t groups, bool add) {
-        for (int64_t n0 = 0; n0 < n; n0 += kLanes)
+        for (int64_t n0 = 0; n0 < n; n0 += kVector)
             for (int64_t i = 0; i < m; ++i) {
                 float* out = c + i * c_row + n0;
-                float sum[kLanes];
-                for (int64_t j = 0; j < kLanes; ++j) sum[j] = add ? out[j] : 0.0f;
+                float sum[kVector] = {};
                 for (int64_t g = 0; g < groups; ++g) {
                     const float factor = a.data[i * a.row + g * a.step];
-                    for (int64_t j = 0; j < kLanes; ++j) sum[j] += factor * b[g * b_step + n0 + j];
+                    for (int64_t j = 0; j < kVector; ++j) sum[j] += factor * b[g * b_step + n0 + j];
                 }
-                std::memcpy(out, sum, sizeof sum);
+                for (int64_t j = 0; j < kVector; ++j) out[j] = add ? out[j] + sum[j] : sum[j];
             }
     }
 };
@@ -69,7 +67,7 @@ HALFBYTE_AVX2 void micro_avx2(Left<float> a, const float* b, int64_t b_step, flo
     static_assert(N == 1);
     __m256 sum[M][2];
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < 2; ++j) sum[i][j] = add ? _mm256_loadu_ps(c + i * c_row + 8 * j) : _mm256_setzero_ps();
+        for (int j = 0; j < 2; ++j) sum[i][j] = _mm256_setzero_ps();
     for (int64_t g = 0; g < groups; ++g, b += b_step) {
         const __m256 right[2] = {_mm256_loadu_ps(b), _mm256_loadu_ps(b + 8)};
         for (int i = 0; i < M; ++i) {
@@ -78,7 +76,10 @@ HALFBYTE_AVX2 void micro_avx2(Left<float> a, const float* b, int64_t b_step, flo
         }
     }
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < 2; ++j) _mm256_storeu_ps(c + i * c_row + 8 * j, sum[i][j]);
+        for (int j = 0; j < 2; ++j) {
+            float* out = c + i * c_row + 8 * j;
+            _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum[i][j]) : sum[i][j]);
+        }
 }
 
 template <int M, int N>
@@ -86,7 +87,7 @@ HALFBYTE_AVX512 void micro_avx512(Left<float> a, const float* b, int64_t b_step,
                                   int64_t groups, bool add) {
     __m512 sum[M][N];
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) sum[i][j] = add ? _mm512_loadu_ps(c + i * c_row + 16 * j) : _mm512_setzero_ps();
+        for (int j = 0; j < N; ++j) sum[i][j] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; ++g, b += b_step) {
         __m512 right[N];
         for (int j = 0; j < N; ++j) right[j] = _mm512_loadu_ps(b + 16 * j);
@@ -96,7 +97,10 @@ HALFBYTE_AVX512 void micro_avx512(Left<float> a, const float* b, int64_t b_step,
         }
     }
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) _mm512_storeu_ps(c + i * c_row + 16 * j, sum[i][j]);
+        for (int j = 0; j < N; ++j) {
+            float* out = c + i * c_row + 16 * j;
+            _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), sum[i][j]) : sum[i][j]);
+        }
 }
 
 template <int M, int N>
@@ -104,7 +108,7 @@ HALFBYTE_AVX512BF16 void micro_avx512bf16(Left<bf16> a, const bf16* b, int64_t b
                                           int64_t groups, bool add) {
     __m512 sum[M][N];
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) sum[i][j] = add ? _mm512_loadu_ps(c + i * c_row + 16 * j) : _mm512_setzero_ps();
+        for (int j = 0; j < N; ++j) sum[i][j] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; ++g, b += b_step) {
         __m512bh right[N];
         for (int j = 0; j < N; ++j) right[j] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + 32 * j));
@@ -116,7 +120,10 @@ HALFBYTE_AVX512BF16 void micro_avx512bf16(Left<bf16> a, const bf16* b, int64_t b
         }
     }
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) _mm512_storeu_ps(c + i * c_row + 16 * j, sum[i][j]);
+        for (int j = 0; j < N; ++j) {
+            float* out = c + i * c_row + 16 * j;
+            _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), sum[i][j]) : sum[i][j]);
+        }
 }
 
 #define HALFBYTE_ROW4(micro, m) {micro<m, 1>, micro<m, 2>, micro<m, 3>, micro<m, 4>}

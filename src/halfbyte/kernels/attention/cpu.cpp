@@ -18,9 +18,14 @@
 // attention), else fp32. Widths are padded with zeros to a multiple of 16 on the way into the buffers.
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "../exp.h"
 #include "../tiles.h"
+
+#ifndef HALFBYTE_APART
+#define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
+#endif
 
 namespace halfbyte {
 namespace {
@@ -62,7 +67,7 @@ struct Strip {
     HALFBYTE_INLINE Strip(const Attention& a, Range visible, int64_t b, int64_t head, int64_t index)
         : b(b), head(head), group(a.q_heads / a.heads), first(index * kRows) {
         count = std::min(kRows, a.queries * group - first);
-        lanes = (count + kLanes - 1) / kLanes * kLanes;
+        lanes = (count + kVector - 1) / kVector * kVector;
         for (int64_t r = 0; r < kRows; ++r) {
             const int64_t row = first + std::min(r, count - 1);
             newest[r] = int32_t(std::max<int64_t>(-1, std::min(a.keys - 1, row / group + a.offset)));
@@ -97,44 +102,49 @@ HALFBYTE_INLINE Element convert(T value) {
 template <typename Element, typename T>
 HALFBYTE_INLINE void copy_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
     for (int64_t r = 0; r < count; ++r, out += padded) {
-        const T* row = rows[r];
-        for (int64_t d = 0; d < width; ++d) out[d] = convert<Element>(load(row + d));
+        const T* HALFBYTE_APART row = rows[r];
+        for (int64_t d = 0; d < width; ++d) out[d] = convert<Element>(row[d]);
         for (int64_t d = width; d < padded; ++d) out[d] = Element{};
     }
 }
 
-HALFBYTE_INLINE uint32_t pair_of(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
-
-// in [count][padded] -> out [ceil(count / group)][padded][group]: a group holds consecutive rows.
-template <typename Element>
-HALFBYTE_INLINE void group_rows(const Element* in, int64_t count, int64_t padded, Element* out) {
+// As copy_rows, but [ceil(count / group)][padded][group]: a group holds consecutive rows.
+template <typename Element, typename T>
+HALFBYTE_INLINE void group_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
     if constexpr (sizeof(Element) == 4) {
-        std::memcpy(out, in, size_t(count * padded) * sizeof *in);
+        copy_rows(rows, count, width, padded, out);
     } else {
-        auto* pairs = reinterpret_cast<uint32_t*>(out);
-        for (int64_t r = 0; r + 1 < count; r += 2, in += 2 * padded, pairs += padded)
-            for (int64_t d = 0; d < padded; ++d) pairs[d] = pair_of(in[d], in[padded + d]);
-        if (count % 2)
-            for (int64_t d = 0; d < padded; ++d) pairs[d] = pair_of(in[d], Element{});
+        auto* HALFBYTE_APART pairs = reinterpret_cast<uint32_t*>(out);
+        for (int64_t r = 0; r < count; r += 2, pairs += padded) {
+            const bool single = r + 1 == count;
+            const T *HALFBYTE_APART even = rows[r], *HALFBYTE_APART odd = rows[single ? r : r + 1];
+            const uint32_t keep = single ? 0xffff : 0xffffffff;
+            for (int64_t d = 0; d < width; ++d) pairs[d] = (uint32_t(even[d].bits) | uint32_t(odd[d].bits) << 16) & keep;
+            for (int64_t d = width; d < padded; ++d) pairs[d] = 0;
+        }
     }
 }
 
 // in [count][padded] -> out [padded / group][kRows][group], zero from row `count` to row `lanes`.
 template <typename Element>
 HALFBYTE_INLINE void transpose_rows(const Element* in, int64_t count, int64_t lanes, int64_t padded, Element* out) {
-    const auto* words = reinterpret_cast<const uint32_t*>(in);
-    auto* to = reinterpret_cast<uint32_t*>(out);
+    const auto* HALFBYTE_APART words = reinterpret_cast<const uint32_t*>(in);
+    auto* HALFBYTE_APART to = reinterpret_cast<uint32_t*>(out);
     const int64_t columns = padded * int64_t(sizeof(Element)) / 4;
-    for (int64_t c = 0; c < columns; ++c)
-        for (int64_t r = 0; r < lanes; ++r) to[c * kRows + r] = r < count ? words[r * columns + c] : 0;
+    for (int64_t c = 0; c < columns; ++c) {
+        for (int64_t r = 0; r < count; ++r) to[c * kRows + r] = words[r * columns + c];
+        for (int64_t r = count; r < lanes; ++r) to[c * kRows + r] = 0;
+    }
 }
 
-// One thread's buffers, cut from one allocation.
+// The calling thread's buffers, cut from one piece of memory that it keeps for the next call.
 struct Arena {
-    std::vector<char> bytes;
     char* next;
-    explicit Arena(int64_t size) : bytes(size_t(size) + 64 * 24) {
-        next = bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64);
+    explicit Arena(int64_t size) {
+        static thread_local std::unique_ptr<char[]> memory;
+        static thread_local int64_t held = 0;
+        if (held < size) memory.reset(new char[size_t(size) + 64]), held = size;
+        next = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64);
     }
     template <typename T>
     T* take(int64_t count) {
@@ -173,79 +183,84 @@ HALFBYTE_INLINE void mask(const Attention& a, const Strip& strip, Range keys, fl
         for (int64_t r = 0; r < lanes; ++r) s[count * kRows + r] = -kInfinity;
 }
 
-// Writes the lanes of two neighbouring keys into a grouped buffer [keys / group][kRows][group].
-template <typename Element>
-HALFBYTE_INLINE void store_pair(const float* even, const float* odd, Element* out) {
-    for (int64_t r = 0; r < kLanes; ++r) {
-        if constexpr (sizeof(Element) == 4) {
-            out[r] = even[r];
-            out[kRows + r] = odd[r];
-        } else {
-            const uint32_t pair = pair_of(from_float<bf16>(even[r]), from_float<bf16>(odd[r]));
-            std::memcpy(out + 2 * r, &pair, sizeof pair);
-        }
-    }
+// Rounds to bf16; a NaN stays one, since those that arise from bf16 inputs have no bits in the lower half.
+HALFBYTE_INLINE uint32_t rounded(float value) {
+    const uint32_t bits = bits_of(value);
+    return bits + 0x7fff + (bits >> 16 & 1);
+}
+HALFBYTE_INLINE void put(float value, float* to) { *to = value; }
+HALFBYTE_INLINE void put(float value, bf16* to) { to->bits = uint16_t(rounded(value) >> 16); }
+
+// A row of two neighbouring keys into a grouped buffer: [2][kRows] for fp32, [kRows][2] for bf16.
+HALFBYTE_INLINE void put_pair(float even, float odd, int64_t r, float* to) { to[r] = even, to[kRows + r] = odd; }
+HALFBYTE_INLINE void put_pair(float even, float odd, int64_t r, bf16* to) {
+    reinterpret_cast<uint32_t*>(to)[r] = rounded(even) >> 16 | (rounded(odd) & 0xffff0000);
 }
 
-// Scores s [count][kRows] -> p [count / group][kRows][group] = 2^(s * factor - top), with the running maximum `top` and
-// sum `total` of each row; `shrink` is what the rows' sums so far were multiplied with.
+// Scores s [count][kRows], count even -> p [count / group][kRows][group] = 2^(s * factor - top), with the running
+// maximum `top` and sum `total` of each row; `shrink` is what the rows' sums so far were multiplied with.
 template <typename Element>
-HALFBYTE_INLINE void soften(const float* s, int64_t count, int64_t lanes, float factor, float* top, float* total,
-                            float* shrink, Element* p) {
-    for (int64_t r0 = 0; r0 < lanes; r0 += kLanes) {
-        float most[kLanes], sum[kLanes] = {};
-        for (int64_t r = 0; r < kLanes; ++r) most[r] = -kInfinity;
-        for (int64_t j = 0; j < count; ++j)
-            for (int64_t r = 0; r < kLanes; ++r) {
-                const float score = s[j * kRows + r0 + r];
-                most[r] = score > most[r] ? score : most[r];
-            }
-        for (int64_t r = 0; r < kLanes; ++r) {
-            const float before = top[r0 + r], now = most[r] * factor;
-            most[r] = now > before ? now : before;
-            shrink[r0 + r] = exp2_of(before - most[r]);
-            top[r0 + r] = most[r];
-        }
-        for (int64_t j = 0; j < count; j += 2) {
-            float even[kLanes], odd[kLanes];
-            const float* line = s + j * kRows + r0;
-            for (int64_t r = 0; r < kLanes; ++r) even[r] = exp2_of(line[r] * factor - most[r]);
-            for (int64_t r = 0; r < kLanes; ++r) odd[r] = exp2_of(line[kRows + r] * factor - most[r]);
-            for (int64_t r = 0; r < kLanes; ++r) sum[r] += even[r] + odd[r];
-            store_pair(even, odd, p + j * kRows + r0 * int64_t(4 / sizeof(Element)));
-        }
-        for (int64_t r = 0; r < kLanes; ++r) total[r0 + r] = total[r0 + r] * shrink[r0 + r] + sum[r];
+HALFBYTE_INLINE void soften(const float* HALFBYTE_APART s, int64_t count, int64_t lanes, float factor,
+                            float* HALFBYTE_APART top, float* HALFBYTE_APART total, float* HALFBYTE_APART shrink,
+                            Element* HALFBYTE_APART p) {
+    float most[kRows];
+    for (int64_t r = 0; r < lanes; ++r) most[r] = s[r];
+    for (int64_t j = 1; j < count; ++j)
+        for (int64_t r = 0; r < lanes; ++r) most[r] = s[j * kRows + r] > most[r] ? s[j * kRows + r] : most[r];
+    for (int64_t r = 0; r < lanes; ++r) {
+        const float now = most[r] * factor, higher = now > top[r] ? now : top[r];
+        shrink[r] = exp2_of(top[r] - higher);
+        total[r] *= shrink[r];
+        top[r] = higher;
     }
+    for (int64_t j = 0; j < count; j += 2)
+        for (int64_t r = 0; r < lanes; ++r) {
+            const float even = exp2_of(s[j * kRows + r] * factor - top[r]);
+            const float odd = exp2_of(s[(j + 1) * kRows + r] * factor - top[r]);
+            total[r] += even + odd;
+            put_pair(even, odd, r, p + j * kRows);
+        }
 }
 
 // Scores s and dP, both [count][kRows] -> P and dS = P (dP - delta), both [count][kRows], and dS once more grouped, as
 // `p` of `soften` is (fp32: the same buffer). With a soft cap dS is multiplied with its derivative.
 template <typename Element>
-HALFBYTE_INLINE void derive(const float* s, const float* d_p, int64_t count, int64_t lanes, float factor, float cap,
-                            const float* lse, const float* delta, Element* p, Element* d_s, Element* d_s_grouped) {
-    for (int64_t j = 0; j < count; j += 2)
-        for (int64_t r0 = 0; r0 < lanes; r0 += kLanes) {
-            float slope[2][kLanes];
-            for (int64_t k = 0; k < 2; ++k) {
-                const int64_t at = (j + k) * kRows + r0;
-                float chance[kLanes];
-                for (int64_t r = 0; r < kLanes; ++r) chance[r] = exp2_of(s[at + r] * factor - lse[r0 + r]);
-                for (int64_t r = 0; r < kLanes; ++r) slope[k][r] = chance[r] * (d_p[at + r] - delta[r0 + r]);
-                if (cap != 0)
-                    for (int64_t r = 0; r < kLanes; ++r) {
-                        const float bent = (s[at + r] < -cap ? -cap : s[at + r]) / cap;  // a masked score is -infinity
-                        slope[k][r] *= 1.0f - bent * bent;
-                    }
-                for (int64_t r = 0; r < kLanes; ++r) p[at + r] = from_float<Element>(chance[r]);
-                for (int64_t r = 0; r < kLanes; ++r) d_s[at + r] = from_float<Element>(slope[k][r]);
-            }
-            if constexpr (sizeof(Element) == 2) store_pair(slope[0], slope[1], d_s_grouped + j * kRows + 2 * r0);
+HALFBYTE_INLINE void derive(float* HALFBYTE_APART s, float* HALFBYTE_APART d_p, int64_t count, int64_t lanes,
+                            float factor, float cap, const float* HALFBYTE_APART lse, const float* HALFBYTE_APART delta,
+                            Element* HALFBYTE_APART p, Element* HALFBYTE_APART d_s, Element* HALFBYTE_APART d_s_grouped) {
+    for (int64_t j = 0; j < count; ++j) {
+        float *HALFBYTE_APART score = s + j * kRows, *HALFBYTE_APART slope = d_p + j * kRows;
+        for (int64_t r = 0; r < lanes; ++r) {
+            const float chance = exp2_of(score[r] * factor - lse[r]);
+            slope[r] = chance * (slope[r] - delta[r]);
+            put(chance, p + j * kRows + r);
         }
+        if (cap != 0)
+            for (int64_t r = 0; r < lanes; ++r) {
+                const float bent = (score[r] < -cap ? -cap : score[r]) / cap;  // a masked score is -infinity
+                slope[r] *= 1.0f - bent * bent;
+            }
+        for (int64_t r = 0; r < lanes; ++r) put(slope[r], d_s + j * kRows + r);
+    }
+    if constexpr (sizeof(Element) == 2)
+        for (int64_t j = 0; j < count; j += 2)
+            for (int64_t r = 0; r < lanes; ++r)
+                put_pair(d_p[j * kRows + r], d_p[(j + 1) * kRows + r], r, d_s_grouped + j * kRows);
+}
+
+// Keys as the left matrix of a product: where they lie if they can be read there, else copied into `buffer`.
+template <typename Tiles, typename T>
+HALFBYTE_INLINE Left<typename Tiles::Element> left_of(const T* const* rows, int64_t by, int64_t count, int64_t width,
+                                                      int64_t padded, typename Tiles::Element* buffer) {
+    if constexpr (std::is_same_v<T, typename Tiles::Element>)
+        if (width == padded) return {rows[0], by, Tiles::kGroup};
+    copy_rows(rows, count, width, padded, buffer);
+    return {buffer, padded, Tiles::kGroup};
 }
 
 // ---- a strip forward -------------------------------------------------------------------------------------------------
 
-HALFBYTE_INLINE int64_t padded_width(const Attention& a) { return (a.width + kLanes - 1) / kLanes * kLanes; }
+HALFBYTE_INLINE int64_t padded_width(const Attention& a) { return (a.width + kVector - 1) / kVector * kVector; }
 
 template <typename Tiles, typename T>
 HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
@@ -274,11 +289,10 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
         const Range keys{first, std::min(first + kKeys, strip.keys.last)};
         const int64_t count = keys.count(), even = (count + 1) / 2 * 2;
         point_keys(static_cast<const T*>(a.k), a.k_by, strip.b, strip.head, keys, rows);
-        copy_rows(rows, count, width, padded, keys_in);
+        const auto left = left_of<Tiles>(rows, a.k_by[2], count, width, padded, keys_in);
         point_keys(static_cast<const T*>(a.v), a.v_by, strip.b, strip.head, keys, rows);
-        copy_rows(rows, count, width, padded, staged);
-        group_rows(staged, count, padded, values);
-        Tiles::product({keys_in, padded, kGroup}, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
+        group_rows(rows, count, width, padded, values);
+        Tiles::product(left, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
         mask(a, strip, keys, s);
         soften(s, even, lanes, factor, top, total, shrink, p);
         for (int64_t r = 0; r < strip.count; ++r)
@@ -318,24 +332,25 @@ HALFBYTE_INLINE void strip_backward(const Attention& a, const Strip& strip, floa
     auto *lse = arena.take<float>(kRows), *delta = arena.take<float>(kRows);
 
     const T *rows[kRows > kKeys ? kRows : kKeys], *outs[kRows];
-    for (int64_t i = 0; i < kRows * padded; ++i) staged[i] = Element{};
+    std::memset(q_grouped, 0, size_t(kRows * padded) * sizeof(Element));
+    std::memset(d_out_grouped, 0, size_t(kRows * padded) * sizeof(Element));
     strip.point(static_cast<const T*>(a.q), a.q_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
     transpose_rows(staged, strip.count, lanes, padded, q);
-    group_rows(staged, lanes, padded, q_grouped);
+    group_rows(rows, strip.count, width, padded, q_grouped);
     strip.point(static_cast<const T*>(a.d_out), a.d_out_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
     transpose_rows(staged, strip.count, lanes, padded, d_out);
-    group_rows(staged, lanes, padded, d_out_grouped);
+    group_rows(rows, strip.count, width, padded, d_out_grouped);
     strip.point(static_cast<const T*>(a.out), a.out_by, outs);
     for (int64_t r = 0; r < kRows; ++r) {
         lse[r] = kInfinity, delta[r] = 0;  // no key, and no row: P is 0
         if (r >= strip.count) continue;
         const float stored = a.lse[(strip.b * a.q_heads + strip.q_head(r)) * a.queries + strip.position(r)];
         if (stored != -kInfinity) lse[r] = stored * kLog2E;
-        float sums[kLanes] = {};
-        for (int64_t d = 0; d < width; ++d) sums[d % kLanes] += to_float(load(rows[r] + d)) * to_float(load(outs[r] + d));
-        for (int64_t l = 0; l < kLanes; ++l) delta[r] += sums[l];
+        float sums[kVector] = {};
+        for (int64_t d = 0; d < width; ++d) sums[d % kVector] += to_float(rows[r][d]) * to_float(outs[r][d]);
+        for (int64_t l = 0; l < kVector; ++l) delta[r] += sums[l];
     }
     for (int64_t i = 0; i < strip.count * padded; ++i) d_q[i] = 0;
 
@@ -344,12 +359,12 @@ HALFBYTE_INLINE void strip_backward(const Attention& a, const Strip& strip, floa
         const Range keys{first, std::min(first + kKeys, strip.keys.last)};
         const int64_t count = keys.count(), even = (count + 1) / 2 * 2;
         point_keys(static_cast<const T*>(a.k), a.k_by, strip.b, strip.head, keys, rows);
-        copy_rows(rows, count, width, padded, keys_in);
-        group_rows(keys_in, count, padded, keys_grouped);
+        const auto left_k = left_of<Tiles>(rows, a.k_by[2], count, width, padded, keys_in);
+        group_rows(rows, count, width, padded, keys_grouped);
         point_keys(static_cast<const T*>(a.v), a.v_by, strip.b, strip.head, keys, rows);
-        copy_rows(rows, count, width, padded, values);
-        Tiles::product({keys_in, padded, kGroup}, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
-        Tiles::product({values, padded, kGroup}, d_out, kRows * kGroup, d_p, kRows, count, lanes, padded / kGroup, false);
+        const auto left_v = left_of<Tiles>(rows, a.v_by[2], count, width, padded, values);
+        Tiles::product(left_k, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
+        Tiles::product(left_v, d_out, kRows * kGroup, d_p, kRows, count, lanes, padded / kGroup, false);
         mask(a, strip, keys, s);
         if (count % 2)
             for (int64_t r = 0; r < lanes; ++r) d_p[count * kRows + r] = 0;
