@@ -112,8 +112,12 @@ def test_no_mask_of_queries_times_keys_is_made(folder: Path, monkeypatch: pytest
     ours, _ = two("gemma3", folder)
     seen: list[Any] = []
     kernel = attention.cpu.forward
-    monkeypatch.setattr(attention.cpu, "forward", lambda q, k, v, form, *a, **n: (seen.append((form.window, *a)), kernel(
-        q, k, v, form, *a, **n))[1])  # fmt: skip
+
+    def noted(q: Tensor, k: Tensor, v: Tensor, form: Any, mask: Tensor | None, **named: Any) -> Any:
+        seen.append((form.window, mask))
+        return kernel(q, k, v, form, mask, **named)
+
+    monkeypatch.setattr(attention.cpu, "forward", noted)
     with torch.no_grad():
         ours(input_ids=IDS, attention_mask=torch.ones_like(IDS))
         ours(input_ids=IDS, attention_mask=padding("left"))

@@ -1,7 +1,7 @@
-"""Attention in plain PyTorch: the specification of the native kernels, and what the tests and benchmarks compare with.
+"""Attention in plain PyTorch: the specification of the native kernels, and what tests compare them with.
 
-Legend: B batch, H query heads, G key/value heads (H is a multiple of G; query head h reads key/value head h // (H / G)),
-Q queries, K keys, D width of a head.
+Legend: B batch, H query heads, G key/value heads (query head h reads key/value head h // (H / G)), Q queries, K keys,
+D width of a head.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None 
 def backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, form: Form, visible: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, given that of `out`; those of k and v are summed over the queries that share them."""
+    """The gradients of q, k and v, given that of `out`; k's and v's are summed over the queries."""
     wide_d, wide_q, wide_k, wide_v, wide_out = _wide(d_out, q, k, v, out)
     split = (k.shape[1], -1)
     wide_d, wide_q = wide_d.unflatten(1, split), wide_q.unflatten(1, split)
