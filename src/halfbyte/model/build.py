@@ -21,8 +21,10 @@ from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
+from halfbyte.kernels.choice import Choice
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 from halfbyte.model.adapter import load_adapter, quant_linears
+from halfbyte.model.attention import use_attention
 from halfbyte.model.linear import FrozenLinear, QuantLinear
 from halfbyte.model.recompute import recomputed
 
@@ -68,6 +70,7 @@ class Model:
     fingerprint: str  # of the checkpoint, or of the one that it was packed from
     path: Path  # of the checkpoint that was named
     adapter: AdapterConfig | None = None
+    attention: Choice | None = None  # transformers' name of it, and why; None: as transformers chose
 
     def __post_init__(self) -> None:
         self._body: Any = getattr(self.net, self.net.base_model_prefix, None)
@@ -218,6 +221,7 @@ def load_model(
         device_reason=reason,
         fingerprint=fingerprint,
         path=source.path,
+        attention=use_attention(net, where),
     )
     if isinstance(adapter, AdapterConfig):
         made.add_adapter(adapter, seed)

@@ -1,0 +1,93 @@
+"""The native attention by ctypes; the signatures are those of reference.py."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from halfbyte.kernels import native
+from halfbyte.kernels.attention.reference import Form
+
+_TENSORS = ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")
+
+
+class _Attention(ctypes.Structure):
+    """`struct Attention` of cpu.cpp."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("q", "k", "v", "out", "d_out", "write", "d_q", "d_k", "d_v", "lse", "visible")),
+        *((f"{name}_by", c_int64 * 3) for name in _TENSORS),
+        ("visible_by", c_int64),
+        *((name, c_int64) for name in ("batch", "q_heads", "heads", "queries", "keys", "width", "offset", "window")),
+        ("scale", c_float),
+        ("cap", c_float),
+    )
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None = None, *, isa: str
+) -> tuple[Tensor, Tensor]:
+    """As `reference.forward`. The result lies in memory as [B, Q, H, D], as the next projection wants it."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    out = torch.empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), dtype=q.dtype).transpose(1, 2)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32)
+    call = _call(q, k, v, form, visible, lse)
+    _point(call, out=out)
+    call.write = call.out
+    native.library().halfbyte_attention_forward(ctypes.byref(call), *_how(q, isa))
+    return out, lse
+
+
+def backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, form: Form,
+    visible: Tensor | None = None, *, isa: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `reference.backward`; the gradients lie in memory as their tensors do."""
+    d_out, q, k, v, out = _rows(d_out), _rows(q), _rows(k), _rows(v), _rows(out)
+    d_q, d_k, d_v = _like(q), _like(k), _like(v)
+    call = _call(q, k, v, form, visible, lse)
+    _point(call, out=out, d_out=d_out, d_q=d_q, d_k=d_k, d_v=d_v)
+    native.library().halfbyte_attention_backward(ctypes.byref(call), *_how(q, isa))
+    return d_q, d_k, d_v
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """`tensor`, copied if its last dimension is not contiguous."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Empty, laid out as `tensor`; contiguous where that has gaps or shares memory."""
+    return _rows(torch.empty_like(tensor))
+
+
+def _how(q: Tensor, isa: str) -> tuple[int, int, int]:
+    return native.DTYPES[q.dtype], torch.get_num_threads(), native.ISAS.index(isa)
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None, lse: Tensor) -> _Attention:
+    batch, q_heads, queries, width = q.shape
+    heads, keys = k.shape[1], k.shape[2]
+    if k.shape != (batch, heads, keys, width) or v.shape != k.shape or q_heads % heads or not keys:
+        raise ValueError(f"these shapes do not fit together: {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in native.DTYPES:
+        raise ValueError(f"these types do not fit together: {q.dtype}, {k.dtype}, {v.dtype}")
+    call = _Attention(
+        lse=lse.data_ptr(), batch=batch, q_heads=q_heads, heads=heads, queries=queries, keys=keys, width=width,
+        offset=form.offset, window=form.window, scale=form.scale, cap=form.cap,
+    )  # fmt: skip
+    _point(call, q=q, k=k, v=v)
+    if visible is not None:
+        if visible.shape != (batch, keys) or visible.element_size() != 1 or not visible.is_contiguous():
+            raise ValueError(f"the mask is {visible.dtype} {list(visible.shape)}, not bool {[batch, keys]}, contiguous")
+        call.visible, call.visible_by = visible.data_ptr(), visible.stride(0)
+    return call
+
+
+def _point(call: _Attention, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        setattr(call, name, tensor.data_ptr())
+        setattr(call, f"{name}_by", (c_int64 * 3)(*tensor.stride()[:3]))

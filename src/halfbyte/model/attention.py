@@ -1,0 +1,189 @@
+"""Which attention a model computes with, and the native one behind transformers' own interfaces for attention.
+
+Under the name "halfbyte" two functions are registered: one makes no mask of [batch, 1, queries, keys] but notes what
+defines it (`Visible`); the other calls the kernels with that note. What a call asks for beyond them (a mask of another
+kind, dropout, keys and values of different widths) goes to transformers' function for "sdpa", with the mask that it
+would have had; what that could not compute either is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import CheckpointError
+from halfbyte.kernels.attention import cpu
+from halfbyte.kernels.attention.reference import Form
+from halfbyte.kernels.choice import Choice, choose
+
+NAME = "halfbyte"
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+_LAYERS = {"full_attention", "sliding_attention"}
+_BEYOND = ("s_aux", "position_bias", "head_mask")  # they change the result, and no function here knows them
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Which keys a query sees: those up to its own, `window` of them (0: all), without the padding."""
+
+    offset: int  # of the first query's key
+    window: int
+    padding: Tensor | None  # bool [batch, keys], False where padding is
+    dense: Callable[[], Tensor | None]  # the mask that "sdpa" takes
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, form: Form, padding: Tensor | None, isa: str) -> Tensor:
+        out, lse = cpu.forward(q, k, v, form, padding, isa=isa)
+        ctx.save_for_backward(q, k, v, out, lse, padding)
+        ctx.form, ctx.isa = form, isa
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Any:
+        q, k, v, out, lse, padding = ctx.saved_tensors
+        return *cpu.backward(d_out, q, k, v, out, lse, ctx.form, padding, isa=ctx.isa), None, None, None
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Visible | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: query [B, H, Q, D], key and value [B, G, K, D] -> [B, Q, H, D].
+
+    Raises CheckpointError for a kind of attention that neither the kernels nor "sdpa" compute.
+    """
+    beyond = [name for name in _BEYOND if others.get(name) is not None]
+    if beyond:
+        raise CheckpointError("this model's attention is not covered", found=", ".join(beyond),
+                              do='call net.set_attn_implementation("eager")')  # fmt: skip
+    isa = choose(query.device).isa
+    same = query.dtype == key.dtype == value.dtype and key.shape == value.shape
+    if isa is None or dropout or not same or not isinstance(attention_mask, Visible):
+        from transformers import AttentionInterface
+
+        dense = attention_mask.dense() if isinstance(attention_mask, Visible) else attention_mask
+        made: tuple[Tensor, None] = AttentionInterface()["sdpa"](
+            module, query, key, value, dense, scaling=scaling, dropout=dropout, softcap=softcap, **others
+        )
+        return made
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    form = Form(scale, attention_mask.offset, attention_mask.window, softcap or 0.0)
+    padding = attention_mask.padding
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        out: Tensor = _Attention.apply(query, key, value, form, padding, isa)
+    else:
+        out, _ = cpu.forward(query, key, value, form, padding, isa=isa)
+    return out.transpose(1, 2), None
+
+
+def describe(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    **others: Any,
+) -> Visible | Tensor | None:
+    """What stands for a mask, as transformers' mask functions are called; another mask than ours as "sdpa" has it."""
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    function = mask_function or causal_mask_function
+
+    def dense() -> Tensor | None:
+        mask: Tensor | None = sdpa_mask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
+            mask_function=function, attention_mask=attention_mask, **others,
+        )  # fmt: skip
+        return mask
+
+    window = _window(function)
+    if window is None:
+        return dense()
+    padding = None
+    if attention_mask is not None:
+        padding = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
+        missing = kv_length - padding.shape[1]
+        padding = torch.nn.functional.pad(padding, (0, missing)) if missing else padding.contiguous()
+        padding = None if bool(padding.all()) else padding
+    return Visible(int(q_offset) - int(kv_offset), window, padding, dense)
+
+
+def _window(function: Callable[..., Any]) -> int | None:
+    """The window of transformers' causal mask `function` (0: it has none), or None if it is another mask.
+
+    What it is made of can be read from its closures only; what does not look as expected is taken for another mask.
+    """
+    from transformers.masking_utils import causal_mask_function
+
+    if function is causal_mask_function:
+        return 0
+    parts = _closure(function).get("mask_functions", ())
+    if len(parts) != 2 or parts[1] is not causal_mask_function:
+        return None
+    if not getattr(parts[0], "__qualname__", "").startswith("sliding_window_overlay."):
+        return None
+    window = _closure(parts[0]).get("sliding_window")
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def _closure(function: Callable[..., Any]) -> dict[str, Any]:
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    return {} if code is None else {n: c.cell_contents for n, c in zip(code.co_freevars, cells or (), strict=True)}
+
+
+def use_attention(net: Any, device: torch.device) -> Choice:
+    """Let `net` compute with the native attention where it can, and say why."""
+    kernels = choose(device)
+    kept = str(net.config.get_text_config()._attn_implementation)
+    reason = kernels.reason if kernels.isa is None else _uncovered(net)
+    if reason:
+        return Choice(kept, reason)
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, describe)
+    net.set_attn_implementation(NAME)
+    return Choice(NAME, kernels.reason, kernels.isa)
+
+
+def _uncovered(net: Any) -> str:
+    """Why the attention of `net` is not covered; empty if it is."""
+    config = net.config
+    dropouts = [name for name in _DROPOUTS if getattr(config, name, None)]
+    layers = set(getattr(config, "layer_types", None) or ()) - _LAYERS
+    capped = getattr(config, "attn_logit_softcapping", None)
+    if not getattr(net, "_supports_attention_backend", False):
+        return "this family does not compute attention through transformers' interface"
+    if config.sub_configs:
+        return "a model of several parts (images, sound) may mask otherwise"
+    if config.is_encoder_decoder or not getattr(config, "is_causal", True):
+        return "this model's attention is not causal"
+    if layers:
+        return f"its layers are of kinds that are not covered: {', '.join(sorted(layers))}"
+    if any(name.rpartition(".")[2] in ("sinks", "sink") for name, _ in net.named_parameters()):
+        return "its attention has sinks"
+    if getattr(config, "alibi", False):
+        return "its attention has biases by distance"
+    if getattr(config, "kv_lora_rank", None):
+        return "its keys and values are of different widths"
+    if dropouts:
+        return f"its attention drops out in training ({dropouts[0]})"
+    if not getattr(net, "_supports_sdpa", False) and not capped:
+        return "this family's attention is its own"
+    return ""
