@@ -33,6 +33,11 @@ _ARGUMENTS = {
     "halfbyte_quantise_int8": [_P, _I, _N, _N, _P, _P, _I, _I],
     "halfbyte_dequantise_nf4": [_P, _P, _P, c_float, _P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
+    "halfbyte_rms_norm": [_P, _P, _N, _N, c_float, c_float, _I, _P, _P, _I, _I, _I],
+    "halfbyte_rms_norm_backward": [_P, _P, _P, _P, _N, _N, c_float, _P, _I, _I, _I],
+    "halfbyte_gate": [_P, _P, _N, _N, _N, _P, _I, _I, _I, _I],
+    "halfbyte_gate_backward": [_P, _P, _P, _N, _N, _N, _P, _P, _I, _I, _I, _I],
+    "halfbyte_cross_entropy": [_P, _P, _N, _N, _I, _P, _I, _I, _I],
 }
 
 
