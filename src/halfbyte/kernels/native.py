@@ -73,6 +73,9 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+library, DTYPES = _library, _DTYPES  # for the wrappers that stand beside their op
+
+
 def quantise_nf4(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
     """As `quantise.reference.quantise_nf4`."""
     n = weight.numel()

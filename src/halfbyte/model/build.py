@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 from halfbyte.model.adapter import load_adapter, quant_linears
+from halfbyte.model.blocks import Replacement, replace_parts
 from halfbyte.model.linear import QuantLinear
+from halfbyte.model.loss import Head, LinearHead
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
 
@@ -67,6 +69,7 @@ class Model:
     fingerprint: str  # of the checkpoint, or of the one that it was packed from
     path: Path  # of the checkpoint that was named
     adapter: AdapterConfig | None = None
+    replaced: list[Replacement] = field(default_factory=list)  # the parts that halfbyte computes itself, and which not
 
     def __post_init__(self) -> None:
         self._body: Any = getattr(self.net, self.net.base_model_prefix, None)
@@ -80,6 +83,7 @@ class Model:
         # A second view of the model whose decoder hands through: its forward is the head, whatever a family does there.
         self._head = copy.copy(self.net)
         self._head._modules = {**self.net._modules, self.net.base_model_prefix: _HandThrough()}
+        self._head_is_linear: bool | None = None
 
     def hidden(
         self,
@@ -106,6 +110,24 @@ class Model:
         """Logits [..., V] of hidden states [..., H], by the model's own head with its soft caps and scales."""
         logits = self._head(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
         return logits.view(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    @property
+    def head(self) -> Head:
+        """The head for the loss: a LinearHead where it is one (tried once, on hidden states of a length that would
+        bring every soft cap and scale to light), else `logits`."""
+        embedding = self.net.get_output_embeddings()
+        if self._head_is_linear is None:
+            self._head_is_linear = isinstance(embedding, nn.Linear) and self._agrees(embedding)
+        return LinearHead(embedding.weight) if self._head_is_linear else self.logits
+
+    @torch.no_grad()
+    def _agrees(self, embedding: nn.Linear) -> bool:
+        """Whether the head gives the bits of `embedding` alone."""
+        if embedding.bias is not None:
+            return False
+        hidden = 50 * torch.randn(2, embedding.in_features, generator=torch.Generator().manual_seed(0))
+        hidden = hidden.to(embedding.weight.device, embedding.weight.dtype)
+        return torch.equal(self.logits(hidden), LinearHead(embedding.weight)(hidden))
 
     def new_cache(self) -> Any:
         """An empty key/value cache of the kind that this family needs."""
@@ -210,6 +232,7 @@ def load_model(
     net = skeleton(checkpoint)
     dtype = assemble(net, load_state(checkpoint, net), where)
     net.eval().requires_grad_(False)
+    replaced = replace_parts(net, where)
     if (source.path / "generation_config.json").is_file():
         net.generation_config = GenerationConfig.from_pretrained(source.path)
     fingerprint = origin(source)
@@ -223,6 +246,7 @@ def load_model(
         device_reason=reason,
         fingerprint=fingerprint,
         path=source.path,
+        replaced=replaced,
     )
     if isinstance(adapter, AdapterConfig):
         made.add_adapter(adapter, seed)
