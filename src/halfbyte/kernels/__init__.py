@@ -115,19 +115,25 @@ def dequantise(
     return out
 
 
-def linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, pair: Pair | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, pair: Pair | None = None, out: Tensor | None = None
+) -> Tensor:
     """y [T, O] = x [T, I] W^T (+ bias [O]) (+ h [T, R] B^T, for pair = (h, B [O, R])), in x's dtype; no autograd.
+
+    `out`, if given, is written and returned: contiguous [T, O] of x's dtype, and not in the reference's scratch buffer
+    unless `weight` is dense.
 
     `weight` is packed or a dense [O, I] tensor; the others have x's dtype. Sums are fp32 and rounded once where native
     kernels run; elsewhere it is torch's product of the dequantised weight.
     """
     how = product_of(x, weight)
     if how.name == "reference":
-        return _plain.linear(x, weight, bias, pair)
+        y = _plain.linear(x, weight, bias, pair)
+        return y if out is None else out.copy_(y)
     x = x.contiguous()
     if how.isa == BF16:
-        return _product.bf16(x, weight, bias, _contiguous(pair), False)
-    y = _product.few(x, weight, bias, how.isa or "")
+        return _product.bf16(x, weight, bias, _contiguous(pair), False, out)
+    y = _product.few(x, weight, bias, how.isa or "", out)
     return y if pair is None else y.addmm_(pair[0], pair[1].T)
 
 

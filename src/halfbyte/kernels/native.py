@@ -37,6 +37,11 @@ _ARGUMENTS = {
     "halfbyte_product_bf16": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
     "halfbyte_attention_forward": [_P, _I, _I, _I],
     "halfbyte_attention_backward": [_P, _I, _I, _I],
+    "halfbyte_rms_norm": [_P, _P, _N, _N, c_float, c_float, _I, _P, _P, _I, _I, _I],
+    "halfbyte_rms_norm_backward": [_P, _P, _P, _P, _N, _N, c_float, _P, _I, _I, _I],
+    "halfbyte_gate": [_P, _P, _N, _N, _N, _P, _I, _I, _I, _I],
+    "halfbyte_gate_backward": [_P, _P, _P, _N, _N, _N, _P, _P, _I, _I, _I, _I],
+    "halfbyte_cross_entropy": [_P, _P, _N, _N, _I, _P, _I, _I, _I],
 }
 
 

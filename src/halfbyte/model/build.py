@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from halfbyte.kernels.choice import Choice
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 from halfbyte.model.adapter import load_adapter, quant_linears
 from halfbyte.model.attention import use_attention
+from halfbyte.model.blocks import Replacement, replace_parts
 from halfbyte.model.linear import FrozenLinear, QuantLinear
+from halfbyte.model.loss import Head, LinearHead
 from halfbyte.model.recompute import recomputed
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
@@ -71,6 +73,7 @@ class Model:
     path: Path  # of the checkpoint that was named
     adapter: AdapterConfig | None = None
     attention: Choice | None = None  # transformers' name of it, and why; None: as transformers chose
+    replaced: list[Replacement] = field(default_factory=list)  # the parts that halfbyte computes itself, and which not
 
     def __post_init__(self) -> None:
         self._body: Any = getattr(self.net, self.net.base_model_prefix, None)
@@ -84,6 +87,7 @@ class Model:
         # A second view of the model whose decoder hands through: its forward is the head, whatever a family does there.
         self._head = copy.copy(self.net)
         self._head._modules = {**self.net._modules, self.net.base_model_prefix: _HandThrough()}
+        self._head_is_linear: bool | None = None
 
     def hidden(
         self,
@@ -110,6 +114,24 @@ class Model:
         """Logits [..., V] of hidden states [..., H], by the model's own head with its soft caps and scales."""
         logits = self._head(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
         return logits.view(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    @property
+    def head(self) -> Head:
+        """The head for the loss: a LinearHead where it is one (tried once, on hidden states of a length that would
+        bring every soft cap and scale to light), else `logits`."""
+        embedding = self.net.get_output_embeddings()
+        if self._head_is_linear is None:
+            self._head_is_linear = isinstance(embedding, nn.Linear) and self._agrees(embedding)
+        return LinearHead(embedding.weight) if self._head_is_linear else self.logits
+
+    @torch.no_grad()
+    def _agrees(self, embedding: nn.Linear) -> bool:
+        """Whether the head gives the bits of `embedding` alone."""
+        if embedding.bias is not None:
+            return False
+        hidden = 50 * torch.randn(2, embedding.in_features, generator=torch.Generator().manual_seed(0))
+        hidden = hidden.to(embedding.weight.device, embedding.weight.dtype)
+        return torch.equal(self.logits(hidden), LinearHead(embedding.weight)(hidden))
 
     def new_cache(self) -> Any:
         """An empty key/value cache of the kind that this family needs."""
@@ -208,6 +230,7 @@ def load_model(
     net = skeleton(checkpoint)
     dtype = assemble(net, load_state(checkpoint, net), where)
     net.eval().requires_grad_(False)
+    replaced = replace_parts(net, where)
     if (source.path / "generation_config.json").is_file():
         net.generation_config = GenerationConfig.from_pretrained(source.path)
     fingerprint = origin(source)
@@ -222,6 +245,7 @@ def load_model(
         fingerprint=fingerprint,
         path=source.path,
         attention=use_attention(net, where),
+        replaced=replaced,
     )
     if isinstance(adapter, AdapterConfig):
         made.add_adapter(adapter, seed)

@@ -1,9 +1,9 @@
 """A layer whose activations are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
 
-Method: while the layer runs, every tensor that autograd wants to keep is replaced by an empty place. When the backward pass
-asks for the first of them, the layer runs once more on its inputs, and the tensors are put in their places, each until
-it has been used. The second run ends as soon as the last of them is there; a `QuantLinear` asks before
-its product whether it is (`ends_with`), so the last product of a layer, a quarter of its work in most families, is not
+Method: while the layer runs, every tensor that autograd wants to keep is replaced by an empty place. When the backward
+pass asks for the first of them, the layer runs once more on its inputs, and the tensors are put in their places, each
+until it has been used. The second run ends as soon as the last of them is there; a `QuantLinear` asks before its
+product whether it is (`ends_with`), so the last product of a layer, a quarter of its work in most families, is not
 done twice.
 
 Rejected: torch.utils.checkpoint, which ends the second run after that product, and asks nothing before it.

@@ -128,7 +128,7 @@ def batch_loss(model: Model, batch: Batch) -> Tensor:
     ids, mask = batch.input_ids.to(model.device), batch.attention_mask
     padded = bool((mask == 0).any())
     hidden = model.hidden(ids, mask.to(model.device) if padded else None)
-    return next_token_loss(hidden, batch.labels.to(model.device), model.logits)
+    return next_token_loss(hidden, batch.labels.to(model.device), model.head)
 
 
 def learned_tokens(batch: Batch) -> int:

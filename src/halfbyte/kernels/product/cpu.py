@@ -69,9 +69,9 @@ def has_amx() -> bool:
     return bool(native.library().halfbyte_has_amx())
 
 
-def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str) -> Tensor:
+def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str, out: Tensor | None) -> Tensor:
     """x [T, I] W^T + bias, T at most FEW, bf16 or fp32; a dense W is bf16."""
-    out = x.new_empty(x.shape[0], weight.shape[0])
+    out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
     native.library().halfbyte_product_few(
         ctypes.byref(_matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
         out.data_ptr(), native.DTYPES[x.dtype], torch.get_num_threads(), native.ISAS.index(isa),
@@ -80,10 +80,15 @@ def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str)
 
 
 def bf16(
-    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: tuple[Tensor, Tensor] | None, transposed: bool
+    x: Tensor,
+    weight: PackedWeight | Tensor,
+    bias: Tensor | None,
+    pair: tuple[Tensor, Tensor] | None,
+    transposed: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; everything in bf16."""
-    out = x.new_empty(x.shape[0], weight.shape[1 if transposed else 0])
+    out = x.new_empty(x.shape[0], weight.shape[1 if transposed else 0]) if out is None else out
     h, beside = (None, None) if pair is None else pair
     native.library().halfbyte_product_bf16(
         ctypes.byref(_matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),

@@ -1,0 +1,34 @@
+"""Cross-entropy of rows of logits, which are overwritten by their gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfbyte.kernels.cross_entropy import cpu, reference
+from halfbyte.kernels.fused import native_isa
+
+__all__ = ["cross_entropy"]
+
+
+@torch.no_grad()
+def cross_entropy(logits: Tensor, targets: Tensor, *, gradient: bool) -> Tensor:
+    """The cross-entropy in nats of each row, fp64 [N]; `logits` [N, V] of any floating type, `targets` int64 [N].
+
+    With `gradient`, `logits` becomes the gradient of the sum of the losses, in its own type; it must then be nobody
+    else's. Native on the CPU for contiguous bf16 and fp32; sums in fp32 and fp64. Raises ValueError for shapes that do
+    not fit together and for targets outside 0 .. V - 1.
+    """
+    if logits.ndim != 2 or targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"logits {list(logits.shape)} and targets {targets.dtype} {list(targets.shape)} do not fit")
+    if logits.device != targets.device:
+        raise ValueError(f"logits are on {logits.device}, targets on {targets.device}")
+    if not len(targets):
+        return torch.zeros(0, dtype=torch.float64, device=logits.device)
+    isa = native_isa(logits) if logits.is_contiguous() else None
+    if isa is None:
+        return reference.cross_entropy(logits, targets, gradient)
+    low, high = targets.aminmax()
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"targets from {int(low)} to {int(high)} for {logits.shape[1]} logits")
+    return cpu.cross_entropy(logits, targets.contiguous(), gradient, isa)

@@ -1,0 +1,273 @@
+"""The parts of transformers' blocks that halfbyte computes itself: RMSNorm and the gated MLP.
+
+Method: no list of families. A module that looks like such a part is tried: its own forward and ours get the same
+random input, in fp32 and in bf16, and only if they agree is it replaced. So a family that was never heard of is
+covered if it computes the same, and one that changes its mind in a later version of transformers is found out. What
+looks like such a part and is not replaced is named with the reason, and runs unchanged.
+
+Rejected: a table of class names, which is wrong as soon as a class changes and says nothing of new ones; assigning
+into transformers' classes, which changes models that are not ours.
+
+A replaced module has the children and parameters of the old one under the same names, so that adapters and checkpoints
+find their keys.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from halfbyte.kernels.choice import choose
+from halfbyte.kernels.fused import DTYPES
+from halfbyte.kernels.gate import ACTS, Act, gated, gated_halves
+from halfbyte.kernels.norm import STYLES, Style, rms_norm
+from halfbyte.model.linear import QuantLinear
+
+# Rounding: outputs may differ by an ulp of bf16 and, in fp32, by what a sum in another order makes.
+_CLOSE = {torch.bfloat16: {"rtol": 2**-7, "atol": 1e-5}, torch.float32: {"rtol": 2e-6, "atol": 1e-6}}
+_EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
+_ROWS, _WIDE, _NARROW = 5, 12, 6  # of the inputs and layers that an MLP is tried with
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What became of the modules of one class. `reason` says why not, and is empty where they were replaced."""
+
+    kind: str  # the class
+    count: int
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.kind}: " + (f"unchanged, {self.reason}" if self.reason else "replaced")
+
+
+class RMSNorm(nn.Module):
+    """`kernels.norm.rms_norm` as a module: [..., H] -> [..., H]."""
+
+    weight: nn.Parameter
+
+    def __init__(self, weight: nn.Parameter, eps: float, style: Style) -> None:
+        super().__init__()
+        self.register_parameter("weight", weight)
+        self.eps, self.style = eps, style
+
+    @classmethod
+    def from_base(cls, norm: nn.Module, style: Style) -> RMSNorm:
+        """What `norm` computes if `style` is its style. Raises ValueError for a module that is no RMSNorm."""
+        eps, weight = _epsilon(norm), norm._parameters.get("weight")
+        if eps is None or weight is None:
+            raise ValueError(f"{type(norm).__name__} has no weight or no epsilon")
+        return cls(weight, eps, style)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps, self.style)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}, {self.style}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of a gated MLP's layers. A fused projection is both `gate` and `up`; `gate_first` is then its order."""
+
+    gate: str
+    up: str
+    down: str
+    act: Act
+    gate_first: bool = True
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)), or with the two in one layer: [..., H] -> [..., H]."""
+
+    def __init__(self, children: dict[str, nn.Module], layout: Layout) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+        self.layout = layout
+
+    @classmethod
+    def from_base(cls, mlp: nn.Module, layout: Layout) -> GatedMLP:
+        """What `mlp` computes if `layout` is its layout. Raises ValueError when it has no such layers."""
+        children = dict(mlp.named_children())
+        missing = {layout.gate, layout.up, layout.down} - set(children)
+        if missing:
+            raise ValueError(f"{type(mlp).__name__} has no {', '.join(sorted(missing))}")
+        return cls(children, layout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers, layout = self._modules, self.layout
+        gate, down = layers[layout.gate], layers[layout.down]
+        assert gate is not None and down is not None
+        if layout.up == layout.gate:
+            return down(gated_halves(gate(x), layout.act, gate_first=layout.gate_first))  # type: ignore[no-any-return]
+        up = layers[layout.up]
+        assert up is not None
+        return down(gated(gate(x), up(x), layout.act))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return self.layout.act
+
+
+def replace_parts(net: nn.Module, device: torch.device) -> list[Replacement]:
+    """Replace in `net` what can be replaced where native code runs on `device`; a line for each class looked at."""
+    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    for name, module in net.named_modules():
+        if _looks_like_norm(module) or _looks_like_mlp(module):
+            found.setdefault(type(module).__name__, []).append((name, module))
+    choice = choose(device)
+    if choice.isa is None:
+        return [Replacement(kind, len(modules), choice.reason) for kind, modules in found.items()]
+    return [_replace_class(net, kind, modules) for kind, modules in found.items()]
+
+
+def _replace_class(net: nn.Module, kind: str, modules: list[tuple[str, nn.Module]]) -> Replacement:
+    """Replace the modules of one class, all or none. What is tried once for a class is tried again where
+    instances differ in more than their weights."""
+    made: dict[str, nn.Module] = {}
+    tried: dict[Any, Style | Layout | None] = {}
+    for name, module in modules:
+        traits = _traits(module)
+        if traits not in tried:
+            tried[traits] = _style_of(module) if _looks_like_norm(module) else _layout_of(module)
+        fit = tried[traits]
+        if fit is None:
+            return Replacement(kind, len(modules), "it computes something else")
+        made[name] = GatedMLP.from_base(module, fit) if isinstance(fit, Layout) else RMSNorm.from_base(module, fit)
+    for name, module in made.items():
+        net.set_submodule(name, module.train(net.get_submodule(name).training))
+    return Replacement(kind, len(modules))
+
+
+def _traits(module: nn.Module) -> tuple[Any, ...]:
+    """All that tells instances of one class apart but their weights: plain attributes, and the children's kinds."""
+    plain = {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+    plain.pop("layer_idx", None)
+    children = tuple((name, type(child).__name__) for name, child in module.named_children())
+    return type(module), tuple(sorted(plain.items())), children
+
+
+# ---- norms ----------------------------------------------------------------------------------------------------------
+
+
+def _looks_like_norm(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    alone = not module._modules and not module._buffers and len(module._parameters) == 1
+    normlike = "Norm" in type(module).__name__ and _epsilon(module) is not None
+    return alone and normlike and not isinstance(module, RMSNorm) and weight is not None and weight.ndim == 1
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    return next((value for name in _EPS_NAMES if isinstance(value := getattr(module, name, None), float)), None)
+
+
+def _style_of(norm: nn.Module) -> Style | None:
+    """The style in which `norm` computes what we compute."""
+    width = norm.weight.shape[0]
+    make = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(_ROWS, width, generator=make) * 3, torch.randn(width, generator=make)
+
+    def agrees(style: Style) -> bool:
+        for dtype in DTYPES:
+            theirs = _copied(norm)
+            theirs._parameters = {"weight": nn.Parameter(weight.to(dtype), requires_grad=False)}
+            if not _agree(theirs, RMSNorm.from_base(theirs, style), x.to(dtype)):
+                return False
+        return True
+
+    return next((style for style in STYLES if agrees(style)), None)
+
+
+# ---- gated MLPs -----------------------------------------------------------------------------------------------------
+
+
+def _looks_like_mlp(module: nn.Module) -> bool:
+    """Two or three QuantLinear layers, at most an activation beside them, and nothing of its own."""
+    children = list(module.children())
+    layers = [child for child in children if isinstance(child, QuantLinear)]
+    others = [child for child in children if not isinstance(child, QuantLinear)]
+    plain = not module._parameters and not module._buffers and not isinstance(module, GatedMLP)
+    if not plain or len(layers) not in (2, 3) or len(others) > 1 or any(True for o in others for _ in o.children()):
+        return False
+    return bool(list(_layouts(module)))
+
+
+def _layouts(module: nn.Module) -> Iterator[Layout]:
+    """Every layout that the shapes of its layers allow."""
+    layers = {name: child for name, child in module.named_children() if isinstance(child, QuantLinear)}
+    for act, names in itertools.product(ACTS, itertools.permutations(layers)):
+        first, down = layers[names[0]], layers[names[-1]]
+        fused = len(names) == 2
+        inner = first.out_features // 2 if fused else first.out_features
+        if down.in_features != inner or down.out_features != first.in_features:
+            continue
+        if fused and first.out_features % 2 == 0:
+            yield from (Layout(names[0], names[0], names[1], act, gate_first) for gate_first in (True, False))
+        elif not fused and layers[names[1]].frozen.shape == first.frozen.shape:
+            yield Layout(*names, act)  # type: ignore[misc]
+
+
+def _layout_of(mlp: nn.Module) -> Layout | None:
+    """The layout in which `mlp` computes what we compute, tried with small layers in the place of its own."""
+    if len(inspect.signature(mlp.forward).parameters) != 1:
+        return None
+    x = torch.randn(_ROWS, _NARROW, generator=torch.Generator().manual_seed(0)) * 2
+
+    def agrees(layout: Layout) -> bool:
+        for dtype in DTYPES:
+            theirs = _copied(mlp)
+            theirs._modules = dict(mlp._modules) | _small_layers(layout, dtype)
+            if not _agree(theirs, GatedMLP.from_base(theirs, layout), x.to(dtype)):
+                return False
+        return True
+
+    return next((layout for layout in _layouts(mlp) if agrees(layout)), None)
+
+
+def _small_layers(layout: Layout, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Random layers; down is the identity where it can be, so that an error of ours is not lost in a sum."""
+    make = torch.Generator().manual_seed(1)
+    layers: dict[str, nn.Module] = {}
+    for name in dict.fromkeys((layout.gate, layout.up)):
+        width = 2 * _WIDE if layout.gate == layout.up else _WIDE
+        layers[name] = _Small(torch.randn(width, _NARROW, generator=make).to(dtype))
+    return layers | {layout.down: _Small(torch.eye(_WIDE, dtype=dtype))}
+
+
+class _Small(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+# ---- trying ---------------------------------------------------------------------------------------------------------
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A module of the same class and attributes, in eval mode, whose children and parameters can be exchanged."""
+    made = copy.copy(module)
+    made.training = False
+    return made
+
+
+@torch.no_grad()
+def _agree(theirs: Callable[[Tensor], Any], ours: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether both give the same on `x`, to rounding."""
+    try:
+        wanted = theirs(x)
+    except Exception:  # it wants other inputs than such a part gets: then it is none
+        return False
+    got = ours(x)
+    same_kind = isinstance(wanted, Tensor) and wanted.shape == got.shape and wanted.dtype == got.dtype
+    return same_kind and torch.allclose(got.float(), wanted.float(), **_CLOSE[x.dtype])
