@@ -107,11 +107,11 @@ class Model:
         logits = self._head(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
         return logits.view(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
 
-    def new_cache(self) -> Any:
-        """An empty key/value cache of the kind that this family needs."""
-        from transformers import DynamicCache
+    def new_cache(self, capacity: int | None = None) -> Any:
+        """An empty key/value cache of the kind that this family needs, with room for `capacity` tokens a row."""
+        from halfbyte.model.cache import new_cache
 
-        return DynamicCache(config=self.net.config)
+        return new_cache(self.net.config, capacity)
 
     def parameters_to_train(self) -> dict[str, nn.Parameter]:
         """The adapter's matrices by name."""
