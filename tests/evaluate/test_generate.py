@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from halfbyte.config import DecodingConfig
 from halfbyte.errors import CheckpointError, DataError
-from halfbyte.evaluate.generate import batches, end_tokens, generate, token_budget
+from halfbyte.evaluate.generate import _largest, batches, end_tokens, generate, prefill, token_budget
 from tests.evaluate.models import plain_model
 from tests.tiny import FAMILIES
 
@@ -26,9 +29,12 @@ def prompts(model) -> list[list[int]]:
     return [model.tokenizer(text)["input_ids"] for text in TEXTS]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_equals_transformers_own_greedy_decoding_one_by_one(family: str) -> None:
-    model = plain_model(family)
+UNREACHED = [(family, {"sliding_window": 200}) for family in ("mistral", "gemma2")]  # so these layers are reserved, too
+
+
+@pytest.mark.parametrize("family, options", [*((family, {}) for family in FAMILIES), *UNREACHED])
+def test_equals_transformers_own_greedy_decoding_one_by_one(family: str, options: dict[str, int]) -> None:
+    model = plain_model(family, **options)
     found = generate(model, prompts(model), LONG)
     for prompt, new, why in zip(prompts(model), found.ids, found.ended, strict=True):
         whole = model.net.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0].tolist()
@@ -38,7 +44,7 @@ def test_equals_transformers_own_greedy_decoding_one_by_one(family: str) -> None
         assert why == ("end" if theirs[-1] in ends else "length")
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_answers_do_not_depend_on_batch_padding_or_order(family: str) -> None:
     model = plain_model(family)
     asked = prompts(model)
@@ -49,8 +55,68 @@ def test_answers_do_not_depend_on_batch_padding_or_order(family: str) -> None:
     assert generate(model, [asked[i] for i in order], LONG, batch=3).ids == [alone[i] for i in order]
 
 
-def test_rows_that_end_early_leave_the_others_alone() -> None:
-    model = plain_model("mistral")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_do_not_depend_on_the_pieces_of_the_prompt(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = plain_model(family)
+    asked = prompts(model)
+    whole = generate(model, asked, LONG).ids
+    widths: list[int] = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, *rest: (widths.append(ids.shape[1]), hidden(ids, *rest))[1])
+    for tokens in (24, 1):  # 3 columns of all 8 prompts, 1 column
+        monkeypatch.setattr("halfbyte.evaluate.generate._AT_ONCE", {"cpu": tokens})
+        assert generate(model, asked, LONG).ids == whole
+        assert max(widths) == max(1, tokens // 8)
+        widths.clear()
+
+
+@pytest.mark.parametrize("rope, widths", [("default", [2048, 2048, 904]), ("dynamic", [5000])])
+def test_a_prompt_stays_whole_where_positions_depend_on_its_length(rope: str, widths: list[int]) -> None:
+    config = LlamaConfig(rope_parameters={"rope_type": rope, "factor": 2.0, "rope_theta": 10000.0})
+    seen: list[int] = []
+
+    class Watched:
+        net, device = SimpleNamespace(config=config), torch.device("cpu")
+
+        def hidden(self, ids: torch.Tensor, *_: object) -> torch.Tensor:
+            seen.append(ids.shape[1])
+            return torch.zeros(*ids.shape, 4)
+
+    ids = torch.zeros(1, 5000, dtype=torch.long)
+    prefill(Watched(), ids, None, ids, None)
+    assert seen == widths
+
+
+def test_a_mask_is_made_only_where_something_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = plain_model()
+    masks: list[bool] = []
+    hidden = model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda ids, mask, *rest: (masks.append(mask is not None), hidden(ids, mask, *rest))[1]
+    )
+    generate(model, [[5, 6, 7], [8, 9, 10]], LONG, ends=[])
+    assert masks == [False] * 12
+    masks.clear()
+    first = generate(model, [[5, 6, 7], [8, 9]], DecodingConfig(max_new_tokens=1), ends=[]).ids[1][0]
+    assert masks == [True]
+    masks.clear()
+    generate(model, [[5, 6, 7], [8, 9]], LONG, ends=[first])  # the padded row ends at once
+    assert masks[:2] == [True, False]
+
+
+@pytest.mark.parametrize("vocabulary", [320, 2 * 2048, 997])  # one block, two, and none that fits
+def test_the_largest_logit_is_the_first_of_equals(vocabulary: int) -> None:
+    logits = torch.randint(0, 50, (7, vocabulary), generator=torch.Generator().manual_seed(1)).bfloat16()
+    best, place = _largest(logits)
+    assert torch.equal(best, logits.amax(dim=1))
+    assert place.tolist() == [row.tolist().index(row.max().item()) for row in logits]
+    logits[3, 100] = torch.nan
+    assert _largest(logits)[0].isnan().tolist() == [row == 3 for row in range(7)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_end_early_leave_the_others_alone(family: str) -> None:
+    model = plain_model(family)
     asked = prompts(model)
     alone = generate(model, asked, LONG, batch=1)
     ends = {new[k] for k, new in enumerate(alone.ids) if k < 6}  # most rows now end, each at another step
@@ -60,7 +126,8 @@ def test_rows_that_end_early_leave_the_others_alone() -> None:
         assert new == whole[:place]
         assert why == ("length" if place is None else "end")
     assert found.ended.count("end") > 1
-    assert len({len(new) for new in found.ids}) > 2
+    for batch in (1, 3):
+        assert generate(model, asked, LONG, ends=ends, batch=batch).ids == found.ids
 
 
 def test_an_answer_ends_before_the_first_stop_string() -> None:

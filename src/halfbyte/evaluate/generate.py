@@ -1,9 +1,10 @@
-"""Greedy decoding in batches, with transformers' cache.
+"""Greedy decoding in batches, with a cache that is reserved once a batch (`halfbyte.model.cache`).
 
 Prompts are sorted by length (the longest first: what does not fit fails at once) and cut into batches by a budget of
 cached tokens. A batch is padded on the LEFT, so that all rows decode in the same column, with position ids that count
-from each row's first token. One prefill, then a token at a time; only the last position goes through the output head.
-Rows that ended are dropped from the cache once they are half of it.
+from each row's first token; where nothing is padded, there is no mask. The prompts go through the model in pieces of
+some columns, so that the activations of long ones stay small, and then one token at a time; only the last position
+goes through the output head. A row that ended leaves the batch at once, and the last row moves into its place.
 
 An answer ends at an end token, before the first stop string (matched on decoded text, since a stop may lie across or
 within tokens), or at `max_new_tokens`. Answers do not depend on batch size, padding or order up to rounding: in fp32
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from halfbyte.config import DecodingConfig
 from halfbyte.errors import CheckpointError, DataError
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]  # prompts done, prompts in all
 _CACHE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # keys and values of one batch
 _MOST_TOKENS, _MOST_ROWS = 16384, 128
+_AT_ONCE = {"cpu": 2048}  # tokens in one forward; more give the products nothing but take memory
+_BY_LENGTH = {"dynamic", "longrope"}  # position embeddings that depend on the longest position of a forward
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,15 @@ def token_budget(model: Model) -> int:
     return max(512, min(_MOST_TOKENS, _CACHE_BYTES.get(model.device.type, 2**29) // bytes_per_token))
 
 
-def batches(lengths: Sequence[int], extra: int, batch: int | str, model: Model) -> Iterator[list[int]]:
-    """Indices of the items of each batch, the longest items first. An item takes its length and `extra` tokens."""
+def batches(
+    lengths: Sequence[int], extra: int, batch: int | str, model: Model, *, budget: int | None = None
+) -> Iterator[list[int]]:
+    """Indices of the items of each batch, the longest items first. An item takes its length and `extra` tokens.
+
+    `budget`: tokens in a batch, by default those that the cache may hold.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    budget, at = token_budget(model), 0
+    budget, at = budget or token_budget(model), 0
     while at < len(order):
         if isinstance(batch, int):
             rows = max(1, batch)
@@ -155,46 +164,101 @@ def _decode_batch(
     model: Model, prompts: Sequence[Sequence[int]], decoding: DecodingConfig, ends: Collection[int], stops: _Stops
 ) -> tuple[list[tuple[list[int], str]], float]:
     """(new tokens, why it ended) of each prompt, and the seconds after the prefill."""
+    from halfbyte.model.cache import keep_rows
+
     new: list[list[int]] = [[] for _ in prompts]
     ended = ["length"] * len(prompts)
-    alive = [True] * len(prompts)
     rows = list(range(len(prompts)))  # the prompt that each row of the batch holds
-    cache = model.new_cache()
+    width = max(map(len, prompts))
+    cache = model.new_cache(width + decoding.max_new_tokens)
     ids, mask, positions = pad_left(prompts, model.device)
-    tokens = _next_tokens(model, model.hidden(ids, mask, positions, cache))
+    mask = F.pad(mask, (0, decoding.max_new_tokens), value=1)
+    padded = any(len(prompt) < width for prompt in prompts)
+    tokens = _next_tokens(model, prefill(model, ids, mask if padded else None, positions, cache))
     positions = positions[:, -1:]
     began = time.perf_counter()
     for step in range(decoding.max_new_tokens):
         if step:
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions + 1
-            tokens = _next_tokens(model, model.hidden(tokens[:, None], mask, positions, cache))
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if not alive[row]:
-                continue
+            seen = mask[:, : width + step] if padded else None
+            tokens = _next_tokens(model, model.hidden(tokens[:, None], seen, positions, cache)[:, -1])
+        going = []
+        for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if token in ends:
-                alive[row], ended[row] = False, "end"
+                ended[row] = "end"
                 continue
             new[row].append(token)
             if stops.found(new[row]):
-                alive[row], ended[row] = False, "stop"
-        kept = [place for place, row in enumerate(rows) if alive[row]]
-        if not kept:
+                ended[row] = "stop"
+            else:
+                going.append(place)
+        if not going:
             break
-        if 2 * len(kept) <= len(rows):
+        if len(going) < len(rows):
+            kept = _moved_up(going)
+            keep_rows(cache, kept)
             chosen = torch.tensor(kept, device=model.device)
-            cache.batch_select_indices(chosen)
-            rows = [rows[place] for place in kept]
             mask, positions, tokens = mask[chosen], positions[chosen], tokens[chosen]
+            rows = [rows[place] for place in kept]
+            padded = any(len(prompts[row]) < width for row in rows)
     return list(zip(new, ended, strict=True)), time.perf_counter() - began
 
 
+def prefill(model: Model, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+    """Hidden states [B, H] of the last column, after all of `ids` [B, T] went into the cache, some columns at a time.
+
+    `mask` has at least T columns.
+    """
+    rows, width = ids.shape
+    columns = max(1, tokens_at_once(model) // rows)
+    if _positions_by_length(model):
+        columns = width
+    for start in range(0, width, columns):
+        stop = min(width, start + columns)
+        seen = None if mask is None else mask[:, :stop]
+        hidden = model.hidden(ids[:, start:stop], seen, positions[:, start:stop], cache)
+    return hidden[:, -1]
+
+
+def tokens_at_once(model: Model) -> int:
+    """Tokens that go through the model in one forward: their activations are what takes memory beside the cache."""
+    return _AT_ONCE.get(model.device.type, _MOST_TOKENS)
+
+
+def _positions_by_length(model: Model) -> bool:
+    """Whether a prompt in pieces would get other position embeddings than the whole."""
+    rope = getattr(model.net.config.get_text_config(), "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some families: one for a layer type
+    return any(part.get("rope_type") in _BY_LENGTH for part in parts)
+
+
+def _moved_up(going: Sequence[int]) -> list[int]:
+    """The places of the rows that go on, in an order that moves few: each gap is filled from the end."""
+    staying, behind = set(going), [place for place in going if place >= len(going)]
+    return [place if place in staying else behind.pop() for place in range(len(going))]
+
+
 def _next_tokens(model: Model, hidden: Tensor) -> Tensor:
-    """The likeliest next token [B] after hidden states [B, T, H]."""
-    best, tokens = model.logits(hidden[:, -1]).max(dim=-1)
+    """The likeliest next token [B] after hidden states [B, H]."""
+    best, tokens = _largest(model.logits(hidden))
     if not bool(torch.isfinite(best).all()):
         raise not_finite(model)
     return tokens
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row of `logits` [B, V] and its place, the first of equals; NaN where there is one.
+
+    As `logits.max(dim=-1)`, which goes through a row one by one: here blocks are compared first, which is vectorised.
+    """
+    rows, vocabulary = logits.shape
+    size = next((size for size in range(2048, 31, -1) if vocabulary % size == 0), None)
+    if size is None:
+        return logits.max(dim=-1)
+    blocks = logits.view(rows, -1, size)
+    best, block = blocks.amax(dim=-1).max(dim=-1)
+    place = blocks[torch.arange(rows, device=logits.device), block].max(dim=-1).indices
+    return best, block * size + place
 
 
 def not_finite(model: Model) -> CheckpointError:

@@ -7,14 +7,21 @@ time and in fp32 through the softmax, so that tokens x vocabulary is never mater
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from halfbyte.evaluate.generate import Progress, batches, not_finite, pad_left, token_budget
+from halfbyte.evaluate.generate import (
+    Progress,
+    batches,
+    not_finite,
+    pad_left,
+    prefill,
+    token_budget,
+    tokens_at_once,
+)
 
 if TYPE_CHECKING:
     from halfbyte.model.build import Model
@@ -52,18 +59,18 @@ def option_log_likelihoods(
 def _score_options(
     model: Model, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    cache = model.new_cache()
+    from halfbyte.model.cache import chosen_rows
+
     ids, mask, positions = pad_left(prompts, model.device)
-    last = model.hidden(ids, mask, positions, cache)[:, -1]
+    cache = model.new_cache(ids.shape[1] + max(len(option) for choices in options for option in choices))
+    last = prefill(model, ids, mask if len(set(map(len, prompts))) > 1 else None, positions, cache)
     rows = [(item, option) for item, choices in enumerate(options) for option in choices]
     items = torch.tensor([item for item, _ in rows], device=model.device)
     firsts = torch.tensor([option[0] for _, option in rows], device=model.device)
     sums = _log_probabilities(model, last, items, firsts)
     longer = [row for row, (_, option) in enumerate(rows) if len(option) > 1]
-    chunks = list(_chunks(longer, rows, ids.shape[1], token_budget(model)))
-    for number, chunk in enumerate(chunks):
-        own = cache if number == len(chunks) - 1 else copy.deepcopy(cache)
-        own.batch_select_indices(items[chunk])
+    for chunk in _chunks(longer, rows, ids.shape[1], token_budget(model)):
+        own = chosen_rows(cache, items[chunk])
         sums[chunk] += _rest(model, [rows[row][1] for row in chunk], mask[items[chunk]], positions[items[chunk]], own)
     flat = iter(sums.tolist())
     return [[next(flat) for _ in choices] for choices in options]
@@ -109,12 +116,11 @@ def learned_log_likelihoods(
     found = [0.0] * len(ids)
     done = 0
     with torch.inference_mode():
-        for group in batches([len(row) for row in ids], 0, "auto", model):
+        for group in batches([len(row) for row in ids], 0, "auto", model, budget=tokens_at_once(model)):
             width = max(len(ids[item]) for item in group)
             padded = torch.tensor([[*ids[item], *[0] * (width - len(ids[item]))] for item in group])
-            mask = torch.tensor([[place < len(ids[item]) for place in range(width)] for item in group])
             counted = [[*learned[item], *[False] * (width - len(ids[item]))] for item in group]
-            hidden = model.hidden(padded.to(model.device), mask.long().to(model.device))
+            hidden = model.hidden(padded.to(model.device))  # no mask: what is padded on the right is seen by no token
             rows, columns = torch.tensor(counted)[:, 1:].nonzero(as_tuple=True)
             flat, targets = (rows * width + columns).to(model.device), padded[rows, columns + 1].to(model.device)
             scores = _log_probabilities(model, hidden.reshape(-1, hidden.shape[-1]), flat, targets)

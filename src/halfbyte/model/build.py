@@ -133,11 +133,11 @@ class Model:
         hidden = hidden.to(embedding.weight.device, embedding.weight.dtype)
         return torch.equal(self.logits(hidden), LinearHead(embedding.weight)(hidden))
 
-    def new_cache(self) -> Any:
-        """An empty key/value cache of the kind that this family needs."""
-        from transformers import DynamicCache
+    def new_cache(self, capacity: int | None = None) -> Any:
+        """An empty key/value cache of the kind that this family needs, with room for `capacity` tokens a row."""
+        from halfbyte.model.cache import new_cache
 
-        return DynamicCache(config=self.net.config)
+        return new_cache(self.net.config, capacity)
 
     def parameters_to_train(self) -> dict[str, nn.Parameter]:
         """The adapter's matrices by name."""
