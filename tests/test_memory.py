@@ -82,3 +82,25 @@ def test_neither_imports_torch() -> None:
         "assert meter.cuda_peak_bytes is None and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@linux
+def test_large_blocks_go_back_to_the_system_when_they_are_freed() -> None:
+    code = """
+import torch
+from halfbyte.memory import MemoryMeter, hold_little
+assert hold_little()
+def anonymous():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
+torch.ones(1)
+before = anonymous()
+for _ in range(3):  # after the first, glibc would keep blocks of this size
+    blocks = [torch.ones(2 << 20) for _ in range(8)]
+    del blocks[::2]
+    kept = anonymous() - before
+    del blocks
+print(kept, anonymous() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept < 4 * 8192 + 2048 and left < 2048  # kB

@@ -23,6 +23,7 @@ from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.kernels.choice import Choice
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
+from halfbyte.memory import hold_little
 from halfbyte.model.adapter import load_adapter, quant_linears
 from halfbyte.model.attention import use_attention
 from halfbyte.model.blocks import Replacement, replace_parts
@@ -225,6 +226,7 @@ def load_model(
     from transformers import GenerationConfig
 
     where, reason = choose_device(device)
+    hold_little()
     source = open_checkpoint(model, revision)
     checkpoint = as_weights(source, weights or source.weights or "nf4", progress=progress)
     net = skeleton(checkpoint)
