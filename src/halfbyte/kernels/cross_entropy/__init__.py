@@ -25,10 +25,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, gradient: bool) -> Tensor:
         raise ValueError(f"logits are on {logits.device}, targets on {targets.device}")
     if not len(targets):
         return torch.zeros(0, dtype=torch.float64, device=logits.device)
-    isa = native_isa(logits) if logits.is_contiguous() else None
-    if isa is None:
-        return reference.cross_entropy(logits, targets, gradient)
     low, high = targets.aminmax()
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(f"targets from {int(low)} to {int(high)} for {logits.shape[1]} logits")
+    isa = native_isa(logits) if logits.is_contiguous() else None
+    if isa is None:
+        return reference.cross_entropy(logits, targets, gradient)
     return cpu.cross_entropy(logits, targets.contiguous(), gradient, isa)

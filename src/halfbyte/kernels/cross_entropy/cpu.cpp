@@ -26,29 +26,29 @@ HALFBYTE_INLINE float largest_of(const T* x, int64_t columns) {
     return largest;
 }
 
-template <typename T>
-HALFBYTE_INLINE void entropy_row(T* x, int64_t columns, int64_t target, bool gradient, double* loss) {
+template <typename Has, typename T>
+HALFBYTE_INLINE void entropy_row(Has has, T* x, int64_t columns, int64_t target, bool gradient, double* loss) {
     const float largest = largest_of(x, columns), at_target = to_float(x[target]);
     double sum = 0;
     for (int64_t start = 0; start < columns; start += kSumBlock) {
         const T* block = x + start;
         sum += sum_of(std::min(kSumBlock, columns - start),
-                      [=](int64_t i) HALFBYTE_BODY { return exp_negative(to_float(block[i]) - largest); });
+                      [=](int64_t i) HALFBYTE_BODY { return exp_negative(has, to_float(block[i]) - largest); });
     }
     *loss = std::log(sum) + (double(largest) - at_target);
     if (!gradient) return;
     const float scale = float(1.0 / sum);
-    const float target_share = exp_negative(at_target - largest) * scale;
-    for (int64_t i = 0; i < columns; ++i) x[i] = from_float<T>(exp_negative(to_float(x[i]) - largest) * scale);
+    const float target_share = exp_negative(has, at_target - largest) * scale;
+    for (int64_t i = 0; i < columns; ++i) x[i] = from_float<T>(exp_negative(has, to_float(x[i]) - largest) * scale);
     x[target] = from_float<T>(target_share - 1.0f);
 }
 
 template <typename T>
 void entropy(T* logits, const int64_t* targets, int64_t rows, int64_t columns, bool gradient, double* losses,
              int threads, int isa) {
-    const auto body = [=](int64_t first, int64_t last) HALFBYTE_BODY {
+    const auto body = [=](auto has, int64_t first, int64_t last) HALFBYTE_BODY {
         for (int64_t r = first; r < last; ++r)
-            entropy_row(logits + r * columns, columns, targets[r], gradient, losses + r);
+            entropy_row(has, logits + r * columns, columns, targets[r], gradient, losses + r);
     };
     parallel(rows, 1 + (1 << 14) / columns, threads,
              [&](int64_t first, int64_t last) { for_isa(isa, body, first, last); });

@@ -17,59 +17,72 @@ struct Curve {
     float value, slope;  // act(x) and act'(x)
 };
 
-// 1 / (1 + e^-x), without overflow and without loss where it is small.
-HALFBYTE_INLINE float sigmoid(float x) {
-    const float e = exp_negative(-std::fabs(x));
-    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+struct Sigmoid {
+    float value, slope;
+};
+
+// 1 / (1 + e^-x), without overflow and without loss where it or its slope is small.
+template <typename Has>
+HALFBYTE_INLINE Sigmoid sigmoid(Has has, float x) {
+    const float e = exp_negative(has, -std::fabs(x)), inverse = 1.0f / (1.0f + e);
+    return {(x < 0.0f ? e : 1.0f) * inverse, e * inverse * inverse};
 }
 
-HALFBYTE_INLINE Curve silu(float x) {
-    const float s = sigmoid(x);
-    return {x * s, s + x * s * (1.0f - s)};
+template <typename Has>
+HALFBYTE_INLINE Curve silu(Has has, float x) {
+    const Sigmoid s = sigmoid(has, x);
+    return {x * s.value, mul_add(has, x, s.slope, s.value)};
 }
 
 // 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3); Hendrycks & Gimpel 2016, arXiv:1606.08415
-HALFBYTE_INLINE Curve gelu_tanh(float x) {
-    const float s = sigmoid(x * (1.59576912f + 0.0713548162f * (x * x)));
-    return {x * s, s + x * s * (1.0f - s) * (1.59576912f + 0.214064449f * (x * x))};
+template <typename Has>
+HALFBYTE_INLINE Curve gelu_tanh(Has has, float x) {
+    const float square = x * x;
+    const Sigmoid s = sigmoid(has, x * mul_add(has, square, 0.0713548162f, 1.59576912f));
+    const float slope = s.slope * mul_add(has, square, 0.214064449f, 1.59576912f);
+    return {x * s.value, mul_add(has, x, slope, s.value)};
 }
 
 // x Phi(x), Phi(-|x|) = erfc(z) / 2 with z = |x| / sqrt 2. erfc(z) e^(z^2) / t, t = 1 / (1 + 0.4 z), is a minimax fit
 // of degree 8 for z up to 9.3 (where erfc is below the smallest float), relative error 6e-8.
-HALFBYTE_INLINE Curve gelu(float x) {
+template <typename Has>
+HALFBYTE_INLINE Curve gelu(Has has, float x) {
     const float t = 1.0f / (1.0f + 0.282842712f * std::fabs(x));
-    const float bell = exp_negative(-0.5f * (x * x));
+    const float bell = exp_negative(has, -0.5f * (x * x));
     float p = 0.0398353878f;
-    p = p * t - 0.133336042f;
-    p = p * t + 0.0693517122f;
-    p = p * t + 0.104967573f;
-    p = p * t + 0.0678112716f;
-    p = p * t + 0.198575673f;
-    p = p * t + 0.200535087f;
-    p = p * t + 0.226636793f;
-    p = p * t + 0.2256226f;
+    p = mul_add(has, p, t, -0.133336042f);
+    p = mul_add(has, p, t, 0.0693517122f);
+    p = mul_add(has, p, t, 0.104967573f);
+    p = mul_add(has, p, t, 0.0678112716f);
+    p = mul_add(has, p, t, 0.198575673f);
+    p = mul_add(has, p, t, 0.200535087f);
+    p = mul_add(has, p, t, 0.226636793f);
+    p = mul_add(has, p, t, 0.2256226f);
     const float tail = 0.5f * (p * t * bell), below = x < 0.0f ? tail : 1.0f - tail;
     return {x * below, below + x * (0.398942280f * bell)};
 }
 
-template <int act>
-HALFBYTE_INLINE Curve curve(float x) {
-    return act == kSilu ? silu(x) : act == kGelu ? gelu(x) : gelu_tanh(x);
+template <int act, typename Has>
+HALFBYTE_INLINE Curve curve(Has has, float x) {
+    if constexpr (act == kSilu) return silu(has, x);
+    if constexpr (act == kGelu) return gelu(has, x);
+    return gelu_tanh(has, x);
 }
 
-template <typename T, int act>
-HALFBYTE_INLINE void gate_row(const T* HALFBYTE_APART gate, const T* HALFBYTE_APART up, int64_t columns,
+template <typename T, int act, typename Has>
+HALFBYTE_INLINE void gate_row(Has has, const T* HALFBYTE_APART gate, const T* HALFBYTE_APART up, int64_t columns,
                               T* HALFBYTE_APART out) {
     for (int64_t i = 0; i < columns; ++i)
-        out[i] = from_float<T>(curve<act>(to_float(gate[i])).value * to_float(up[i]));
+        out[i] = from_float<T>(curve<act>(has, to_float(gate[i])).value * to_float(up[i]));
 }
 
-template <typename T, int act>
-HALFBYTE_INLINE void backward_row(const T* HALFBYTE_APART dy, const T* HALFBYTE_APART gate, const T* HALFBYTE_APART up,
-                                  int64_t columns, T* HALFBYTE_APART dgate, T* HALFBYTE_APART dup) {
+template <typename T, int act, typename Has>
+HALFBYTE_INLINE void backward_row(Has has, const T* HALFBYTE_APART dy, const T* HALFBYTE_APART gate,
+                                  const T* HALFBYTE_APART up, int64_t columns, T* HALFBYTE_APART dgate,
+                                  T* HALFBYTE_APART dup) {
     for (int64_t i = 0; i < columns; ++i) {
         const float grad = to_float(dy[i]);
-        const Curve at = curve<act>(to_float(gate[i]));
+        const Curve at = curve<act>(has, to_float(gate[i]));
         dgate[i] = from_float<T>(grad * to_float(up[i]) * at.slope);
         dup[i] = from_float<T>(grad * at.value);
     }
@@ -77,9 +90,9 @@ HALFBYTE_INLINE void backward_row(const T* HALFBYTE_APART dy, const T* HALFBYTE_
 
 template <typename T, int act>
 void gate(const T* gate, const T* up, int64_t rows, int64_t columns, int64_t stride, T* out, int threads, int isa) {
-    const auto body = [=](int64_t first, int64_t last) HALFBYTE_BODY {
+    const auto body = [=](auto has, int64_t first, int64_t last) HALFBYTE_BODY {
         for (int64_t r = first; r < last; ++r)
-            gate_row<T, act>(gate + r * stride, up + r * stride, columns, out + r * columns);
+            gate_row<T, act>(has, gate + r * stride, up + r * stride, columns, out + r * columns);
     };
     parallel(rows, 1 + kGrain / columns, threads,
              [&](int64_t first, int64_t last) { for_isa(isa, body, first, last); });
@@ -88,10 +101,10 @@ void gate(const T* gate, const T* up, int64_t rows, int64_t columns, int64_t str
 template <typename T, int act>
 void gate_backward(const T* dy, const T* gate, const T* up, int64_t rows, int64_t columns, int64_t stride, T* dgate,
                    T* dup, int threads, int isa) {
-    const auto body = [=](int64_t first, int64_t last) HALFBYTE_BODY {
+    const auto body = [=](auto has, int64_t first, int64_t last) HALFBYTE_BODY {
         for (int64_t r = first; r < last; ++r) {
             const int64_t here = r * stride;
-            backward_row<T, act>(dy + r * columns, gate + here, up + here, columns, dgate + here, dup + here);
+            backward_row<T, act>(has, dy + r * columns, gate + here, up + here, columns, dgate + here, dup + here);
         }
     };
     parallel(rows, 1 + kGrain / columns, threads,

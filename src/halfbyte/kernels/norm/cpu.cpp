@@ -35,11 +35,11 @@ void norm(const T* x, const T* weight, int64_t rows, int64_t columns, float eps,
           float* rstd, int threads, int isa) {
     const std::vector<float> wide = widened(weight, columns, shift);
     const float* scale = wide.data();
-    const auto narrowed = [=](int64_t first, int64_t last) HALFBYTE_BODY {
+    const auto narrowed = [=](auto, int64_t first, int64_t last) HALFBYTE_BODY {
         for (int64_t r = first; r < last; ++r)
             norm_row<T, true>(x + r * columns, scale, columns, eps, y + r * columns, rstd + r);
     };
-    const auto plain = [=](int64_t first, int64_t last) HALFBYTE_BODY {
+    const auto plain = [=](auto, int64_t first, int64_t last) HALFBYTE_BODY {
         for (int64_t r = first; r < last; ++r)
             norm_row<T, false>(x + r * columns, scale, columns, eps, y + r * columns, rstd + r);
     };
@@ -66,7 +66,7 @@ void norm_backward(const T* dy, const T* x, const T* weight, const float* rstd, 
                    float shift, T* dx, int threads, int isa) {
     const std::vector<float> wide = widened(weight, columns, shift);
     const float* scale = wide.data();
-    const auto body = [=](int64_t first, int64_t last) HALFBYTE_BODY {
+    const auto body = [=](auto, int64_t first, int64_t last) HALFBYTE_BODY {
         for (int64_t r = first; r < last; ++r)
             backward_row(dy + r * columns, x + r * columns, scale, columns, rstd[r], dx + r * columns);
     };
