@@ -83,7 +83,7 @@ def specified(case: Case, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> lis
 
 
 def error(made: Tensor, wanted: Tensor) -> float:
-    return float((made.double() - wanted).abs().max() / wanted.abs().max().clamp(min=0.1))
+    return float((made.detach().double() - wanted).abs().max() / wanted.abs().max().clamp(min=0.1))
 
 
 @each_case

@@ -23,10 +23,6 @@
 #include "../exp.h"
 #include "../tiles.h"
 
-#ifndef HALFBYTE_APART
-#define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
-#endif
-
 namespace halfbyte {
 namespace {
 
@@ -90,52 +86,7 @@ HALFBYTE_INLINE void point_keys(T* base, const int64_t* by, int64_t b, int64_t h
     for (int64_t j = keys.first; j < keys.last; ++j) rows[j - keys.first] = base + b * by[0] + head * by[1] + j * by[2];
 }
 
-// ---- from tensors into buffers: elements of the products, padded with zeros ------------------------------------------
-
-template <typename Element, typename T>
-HALFBYTE_INLINE Element convert(T value) {
-    if constexpr (std::is_same_v<Element, T>) return value;
-    else return from_float<Element>(to_float(value));
-}
-
-// rows [count][width] -> out [count][padded].
-template <typename Element, typename T>
-HALFBYTE_INLINE void copy_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
-    for (int64_t r = 0; r < count; ++r, out += padded) {
-        const T* HALFBYTE_APART row = rows[r];
-        for (int64_t d = 0; d < width; ++d) out[d] = convert<Element>(row[d]);
-        for (int64_t d = width; d < padded; ++d) out[d] = Element{};
-    }
-}
-
-// As copy_rows, but [ceil(count / group)][padded][group]: a group holds consecutive rows.
-template <typename Element, typename T>
-HALFBYTE_INLINE void group_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
-    if constexpr (sizeof(Element) == 4) {
-        copy_rows(rows, count, width, padded, out);
-    } else {
-        auto* HALFBYTE_APART pairs = reinterpret_cast<uint32_t*>(out);
-        for (int64_t r = 0; r < count; r += 2, pairs += padded) {
-            const bool single = r + 1 == count;
-            const T *HALFBYTE_APART even = rows[r], *HALFBYTE_APART odd = rows[single ? r : r + 1];
-            const uint32_t keep = single ? 0xffff : 0xffffffff;
-            for (int64_t d = 0; d < width; ++d) pairs[d] = (uint32_t(even[d].bits) | uint32_t(odd[d].bits) << 16) & keep;
-            for (int64_t d = width; d < padded; ++d) pairs[d] = 0;
-        }
-    }
-}
-
-// in [count][padded] -> out [padded / group][kRows][group], zero from row `count` to row `lanes`.
-template <typename Element>
-HALFBYTE_INLINE void transpose_rows(const Element* in, int64_t count, int64_t lanes, int64_t padded, Element* out) {
-    const auto* HALFBYTE_APART words = reinterpret_cast<const uint32_t*>(in);
-    auto* HALFBYTE_APART to = reinterpret_cast<uint32_t*>(out);
-    const int64_t columns = padded * int64_t(sizeof(Element)) / 4;
-    for (int64_t c = 0; c < columns; ++c) {
-        for (int64_t r = 0; r < count; ++r) to[c * kRows + r] = words[r * columns + c];
-        for (int64_t r = count; r < lanes; ++r) to[c * kRows + r] = 0;
-    }
-}
+// ---- buffers ---------------------------------------------------------------------------------------------------------
 
 // The calling thread's buffers, cut from one piece of memory that it keeps for the next call.
 struct Arena {
@@ -248,16 +199,6 @@ HALFBYTE_INLINE void derive(float* HALFBYTE_APART s, float* HALFBYTE_APART d_p, 
                 put_pair(d_p[j * kRows + r], d_p[(j + 1) * kRows + r], r, d_s_grouped + j * kRows);
 }
 
-// Keys as the left matrix of a product: where they lie if they can be read there, else copied into `buffer`.
-template <typename Tiles, typename T>
-HALFBYTE_INLINE Left<typename Tiles::Element> left_of(const T* const* rows, int64_t by, int64_t count, int64_t width,
-                                                      int64_t padded, typename Tiles::Element* buffer) {
-    if constexpr (std::is_same_v<T, typename Tiles::Element>)
-        if (width == padded) return {rows[0], by, Tiles::kGroup};
-    copy_rows(rows, count, width, padded, buffer);
-    return {buffer, padded, Tiles::kGroup};
-}
-
 // ---- a strip forward -------------------------------------------------------------------------------------------------
 
 HALFBYTE_INLINE int64_t padded_width(const Attention& a) { return (a.width + kVector - 1) / kVector * kVector; }
@@ -280,7 +221,7 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
     const T* rows[kRows > kKeys ? kRows : kKeys];
     strip.point(static_cast<const T*>(a.q), a.q_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
-    transpose_rows(staged, strip.count, lanes, padded, q);
+    transpose_rows(staged, strip.count, lanes, padded, kRows, q);
     for (int64_t r = 0; r < kRows; ++r) top[r] = kLowest, total[r] = 0;
     for (int64_t i = 0; i < strip.count * padded; ++i) out[i] = 0;
 
@@ -290,14 +231,14 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
         const int64_t count = keys.count(), even = (count + 1) / 2 * 2;
         point_keys(static_cast<const T*>(a.k), a.k_by, strip.b, strip.head, keys, rows);
         const auto left = left_of<Tiles>(rows, a.k_by[2], count, width, padded, keys_in);
-        point_keys(static_cast<const T*>(a.v), a.v_by, strip.b, strip.head, keys, rows);
-        group_rows(rows, count, width, padded, values);
         Tiles::product(left, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
         mask(a, strip, keys, s);
         soften(s, even, lanes, factor, top, total, shrink, p);
         for (int64_t r = 0; r < strip.count; ++r)
             if (shrink[r] != 1.0f)
                 for (int64_t d = 0; d < padded; ++d) out[r * padded + d] *= shrink[r];
+        point_keys(static_cast<const T*>(a.v), a.v_by, strip.b, strip.head, keys, rows);
+        group_rows(rows, count, width, padded, values);
         Tiles::product({p, kGroup, kRows * kGroup}, values, padded * kGroup, out, padded, strip.count, padded,
                        (count + kGroup - 1) / kGroup, true);
     }
@@ -336,11 +277,11 @@ HALFBYTE_INLINE void strip_backward(const Attention& a, const Strip& strip, floa
     std::memset(d_out_grouped, 0, size_t(kRows * padded) * sizeof(Element));
     strip.point(static_cast<const T*>(a.q), a.q_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
-    transpose_rows(staged, strip.count, lanes, padded, q);
+    transpose_rows(staged, strip.count, lanes, padded, kRows, q);
     group_rows(rows, strip.count, width, padded, q_grouped);
     strip.point(static_cast<const T*>(a.d_out), a.d_out_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
-    transpose_rows(staged, strip.count, lanes, padded, d_out);
+    transpose_rows(staged, strip.count, lanes, padded, kRows, d_out);
     group_rows(rows, strip.count, width, padded, d_out_grouped);
     strip.point(static_cast<const T*>(a.out), a.out_by, outs);
     for (int64_t r = 0; r < kRows; ++r) {
