@@ -4,7 +4,8 @@
 // of A is one group, broadcast, and may lie anywhere (`row` and `step`), so that A is also read transposed. With bf16
 // and AVX-512 BF16 a group is a pair (vdpbf16ps multiplies pairs); everywhere else elements are fp32 and a group is one
 // element. A tile of C is kept in registers over the whole of k: 6 x 64 with AVX-512 (24 accumulators of 32 registers),
-// 6 x 16 with AVX2. The sum over k has one order whatever the tiling. Rejected: a library's product; a call of one costs more than a whole tile here.
+// 6 x 16 with AVX2. The sum over k has one order whatever the tiling. Rejected: a library's product; a call of one
+// costs more than a whole tile here.
 #pragma once
 
 #include "common.h"
@@ -140,8 +141,9 @@ struct Avx2Tiles {
     static constexpr int64_t kGroup = 1;
     static void product(Left<float> a, const float* b, int64_t b_step, float* c, int64_t c_row, int64_t m, int64_t n,
                         int64_t groups, bool add) {
-        static constexpr MicroKernel<float> kernels[6][1] = {{micro_avx2<1, 1>}, {micro_avx2<2, 1>}, {micro_avx2<3, 1>},
-                                                             {micro_avx2<4, 1>}, {micro_avx2<5, 1>}, {micro_avx2<6, 1>}};
+        static constexpr MicroKernel<float> kernels[6][1] = {{micro_avx2<1, 1>}, {micro_avx2<2, 1>},
+                                                             {micro_avx2<3, 1>}, {micro_avx2<4, 1>},
+                                                             {micro_avx2<5, 1>}, {micro_avx2<6, 1>}};
         product_by<6, 1>(kernels, a, b, b_step, c, c_row, m, n, groups, add, kGroup);
     }
 };
@@ -169,7 +171,7 @@ struct Avx512Bf16Tiles {
 #undef HALFBYTE_6X4
 #endif
 
-// ---- from tensors into buffers: elements of the products, padded with zeros ------------------------------------------
+// ---- from tensors into buffers: elements of the products, padded with zeros -----------------------------------------
 
 template <typename Element, typename T>
 HALFBYTE_INLINE Element convert(T value) {
@@ -198,7 +200,8 @@ HALFBYTE_INLINE void group_rows(const T* const* rows, int64_t count, int64_t wid
             const bool single = r + 1 == count;
             const T *HALFBYTE_APART even = rows[r], *HALFBYTE_APART odd = rows[single ? r : r + 1];
             const uint32_t keep = single ? 0xffff : 0xffffffff;
-            for (int64_t d = 0; d < width; ++d) pairs[d] = (uint32_t(even[d].bits) | uint32_t(odd[d].bits) << 16) & keep;
+            for (int64_t d = 0; d < width; ++d)
+                pairs[d] = (uint32_t(even[d].bits) | uint32_t(odd[d].bits) << 16) & keep;
             for (int64_t d = width; d < padded; ++d) pairs[d] = 0;
         }
     }
