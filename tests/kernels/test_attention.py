@@ -65,6 +65,7 @@ CASES = {
     "width of 1, odd keys": Case(1, 1, 1, 9, 9, 1),
     "keys beyond the last query": Case(1, 2, 1, 20, 64, 16, offset=0),
     "queries before the first key": Case(1, 2, 1, 20, 10, 16),
+    "queries after the last key, window": Case(1, 2, 1, 14, 12, 16, window=5, offset=8),
     "width of 256": Case(1, 2, 1, 40, 40, 256),
 }  # fmt: skip
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -83,7 +84,7 @@ def specified(case: Case, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> lis
 
 
 def error(made: Tensor, wanted: Tensor) -> float:
-    return float((made.double() - wanted).abs().max() / wanted.abs().max().clamp(min=0.1))
+    return float((made.detach().double() - wanted).abs().max() / wanted.abs().max().clamp(min=0.1))
 
 
 @each_case

@@ -4,10 +4,15 @@
 // of A is one group, broadcast, and may lie anywhere (`row` and `step`), so that A is also read transposed. With bf16
 // and AVX-512 BF16 a group is a pair (vdpbf16ps multiplies pairs); everywhere else elements are fp32 and a group is one
 // element. A tile of C is kept in registers over the whole of k: 6 x 64 with AVX-512 (24 accumulators of 32 registers),
-// 6 x 16 with AVX2. The sum over k has one order whatever the tiling. Rejected: a library's product; a call of one costs more than a whole tile here.
+// 6 x 16 with AVX2. The sum over k has one order whatever the tiling. Rejected: a library's product; a call of one
+// costs more than a whole tile here.
 #pragma once
 
 #include "common.h"
+
+#ifndef HALFBYTE_APART
+#define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
+#endif
 
 namespace halfbyte {
 
@@ -136,8 +141,9 @@ struct Avx2Tiles {
     static constexpr int64_t kGroup = 1;
     static void product(Left<float> a, const float* b, int64_t b_step, float* c, int64_t c_row, int64_t m, int64_t n,
                         int64_t groups, bool add) {
-        static constexpr MicroKernel<float> kernels[6][1] = {{micro_avx2<1, 1>}, {micro_avx2<2, 1>}, {micro_avx2<3, 1>},
-                                                             {micro_avx2<4, 1>}, {micro_avx2<5, 1>}, {micro_avx2<6, 1>}};
+        static constexpr MicroKernel<float> kernels[6][1] = {{micro_avx2<1, 1>}, {micro_avx2<2, 1>},
+                                                             {micro_avx2<3, 1>}, {micro_avx2<4, 1>},
+                                                             {micro_avx2<5, 1>}, {micro_avx2<6, 1>}};
         product_by<6, 1>(kernels, a, b, b_step, c, c_row, m, n, groups, add, kGroup);
     }
 };
@@ -164,5 +170,64 @@ struct Avx512Bf16Tiles {
 #undef HALFBYTE_ROW4
 #undef HALFBYTE_6X4
 #endif
+
+// ---- from tensors into buffers: elements of the products, padded with zeros -----------------------------------------
+
+template <typename Element, typename T>
+HALFBYTE_INLINE Element convert(T value) {
+    if constexpr (std::is_same_v<Element, T>) return value;
+    else return from_float<Element>(to_float(value));
+}
+
+// rows [count][width] -> out [count][padded].
+template <typename Element, typename T>
+HALFBYTE_INLINE void copy_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
+    for (int64_t r = 0; r < count; ++r, out += padded) {
+        const T* HALFBYTE_APART row = rows[r];
+        for (int64_t d = 0; d < width; ++d) out[d] = convert<Element>(row[d]);
+        for (int64_t d = width; d < padded; ++d) out[d] = Element{};
+    }
+}
+
+// As copy_rows, but [ceil(count / group)][padded][group]: a group holds consecutive rows.
+template <typename Element, typename T>
+HALFBYTE_INLINE void group_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
+    if constexpr (sizeof(Element) == 4) {
+        copy_rows(rows, count, width, padded, out);
+    } else {
+        auto* HALFBYTE_APART pairs = reinterpret_cast<uint32_t*>(out);
+        for (int64_t r = 0; r < count; r += 2, pairs += padded) {
+            const bool single = r + 1 == count;
+            const T *HALFBYTE_APART even = rows[r], *HALFBYTE_APART odd = rows[single ? r : r + 1];
+            const uint32_t keep = single ? 0xffff : 0xffffffff;
+            for (int64_t d = 0; d < width; ++d)
+                pairs[d] = (uint32_t(even[d].bits) | uint32_t(odd[d].bits) << 16) & keep;
+            for (int64_t d = width; d < padded; ++d) pairs[d] = 0;
+        }
+    }
+}
+
+// in [count][padded] -> out [padded / group][step][group], zero from row `count` to row `lanes`.
+template <typename Element>
+HALFBYTE_INLINE void transpose_rows(const Element* in, int64_t count, int64_t lanes, int64_t padded, int64_t step,
+                                    Element* out) {
+    const auto* HALFBYTE_APART words = reinterpret_cast<const uint32_t*>(in);
+    auto* HALFBYTE_APART to = reinterpret_cast<uint32_t*>(out);
+    const int64_t columns = padded * int64_t(sizeof(Element)) / 4;
+    for (int64_t c = 0; c < columns; ++c) {
+        for (int64_t r = 0; r < count; ++r) to[c * step + r] = words[r * columns + c];
+        for (int64_t r = count; r < lanes; ++r) to[c * step + r] = 0;
+    }
+}
+
+// rows [count][width], `by` apart, as a left matrix: where they lie if they can be read there, else copied to `buffer`.
+template <typename Tiles, typename T>
+HALFBYTE_INLINE Left<typename Tiles::Element> left_of(const T* const* rows, int64_t by, int64_t count, int64_t width,
+                                                      int64_t padded, typename Tiles::Element* buffer) {
+    if constexpr (std::is_same_v<T, typename Tiles::Element>)
+        if (width == padded) return {rows[0], by, Tiles::kGroup};
+    copy_rows(rows, count, width, padded, buffer);
+    return {buffer, padded, Tiles::kGroup};
+}
 
 }  // namespace halfbyte

@@ -84,7 +84,7 @@ def attend(
     form = Form(scale, attention_mask.offset, attention_mask.window, softcap or 0.0)
     padding = attention_mask.padding
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        out: Tensor = _Attention.apply(query, key, value, form, padding, isa)
+        out: Tensor = _Attention.apply(query, key, value, form, padding, isa)  # type: ignore[no-untyped-call]
     else:
         out, _ = cpu.forward(query, key, value, form, padding, isa=isa)
     return out.transpose(1, 2), None

@@ -23,10 +23,6 @@
 #include "../exp.h"
 #include "../tiles.h"
 
-#ifndef HALFBYTE_APART
-#define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
-#endif
-
 namespace halfbyte {
 namespace {
 
@@ -40,7 +36,7 @@ constexpr float kLowest = -1e30f;  // below every score, but finite: a row may s
 
 // What cpu.py passes; strides in elements, of batch, head and token; the last dimension is contiguous.
 struct Attention {
-    const void *q, *k, *v, *out, *d_out;  // q, out, d_out [batch, q_heads, queries, width]; k, v [batch, heads, keys, width]
+    const void *q, *k, *v, *out, *d_out;  // [batch, q_heads, queries, width]; k and v [batch, heads, keys, width]
     void *write, *d_q, *d_k, *d_v;        // `write` is the forward's out
     float* lse;                           // [batch, q_heads, queries]: log of the sum of exp(score); -infinity: no key
     const uint8_t* visible;               // [batch, keys], 0 where padding is; or null
@@ -70,7 +66,7 @@ struct Strip {
         lanes = (count + kVector - 1) / kVector * kVector;
         for (int64_t r = 0; r < kRows; ++r) {
             const int64_t row = first + std::min(r, count - 1);
-            newest[r] = int32_t(std::max<int64_t>(-1, std::min(a.keys - 1, row / group + a.offset)));
+            newest[r] = int32_t(std::max<int64_t>(-1, row / group + a.offset));
         }
         keys = {visible.first, std::min<int64_t>(visible.last, newest[count - 1] + 1)};
         if (a.window) keys.first = std::max<int64_t>(keys.first, first / group + a.offset - a.window + 1);
@@ -90,52 +86,7 @@ HALFBYTE_INLINE void point_keys(T* base, const int64_t* by, int64_t b, int64_t h
     for (int64_t j = keys.first; j < keys.last; ++j) rows[j - keys.first] = base + b * by[0] + head * by[1] + j * by[2];
 }
 
-// ---- from tensors into buffers: elements of the products, padded with zeros ------------------------------------------
-
-template <typename Element, typename T>
-HALFBYTE_INLINE Element convert(T value) {
-    if constexpr (std::is_same_v<Element, T>) return value;
-    else return from_float<Element>(to_float(value));
-}
-
-// rows [count][width] -> out [count][padded].
-template <typename Element, typename T>
-HALFBYTE_INLINE void copy_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
-    for (int64_t r = 0; r < count; ++r, out += padded) {
-        const T* HALFBYTE_APART row = rows[r];
-        for (int64_t d = 0; d < width; ++d) out[d] = convert<Element>(row[d]);
-        for (int64_t d = width; d < padded; ++d) out[d] = Element{};
-    }
-}
-
-// As copy_rows, but [ceil(count / group)][padded][group]: a group holds consecutive rows.
-template <typename Element, typename T>
-HALFBYTE_INLINE void group_rows(const T* const* rows, int64_t count, int64_t width, int64_t padded, Element* out) {
-    if constexpr (sizeof(Element) == 4) {
-        copy_rows(rows, count, width, padded, out);
-    } else {
-        auto* HALFBYTE_APART pairs = reinterpret_cast<uint32_t*>(out);
-        for (int64_t r = 0; r < count; r += 2, pairs += padded) {
-            const bool single = r + 1 == count;
-            const T *HALFBYTE_APART even = rows[r], *HALFBYTE_APART odd = rows[single ? r : r + 1];
-            const uint32_t keep = single ? 0xffff : 0xffffffff;
-            for (int64_t d = 0; d < width; ++d) pairs[d] = (uint32_t(even[d].bits) | uint32_t(odd[d].bits) << 16) & keep;
-            for (int64_t d = width; d < padded; ++d) pairs[d] = 0;
-        }
-    }
-}
-
-// in [count][padded] -> out [padded / group][kRows][group], zero from row `count` to row `lanes`.
-template <typename Element>
-HALFBYTE_INLINE void transpose_rows(const Element* in, int64_t count, int64_t lanes, int64_t padded, Element* out) {
-    const auto* HALFBYTE_APART words = reinterpret_cast<const uint32_t*>(in);
-    auto* HALFBYTE_APART to = reinterpret_cast<uint32_t*>(out);
-    const int64_t columns = padded * int64_t(sizeof(Element)) / 4;
-    for (int64_t c = 0; c < columns; ++c) {
-        for (int64_t r = 0; r < count; ++r) to[c * kRows + r] = words[r * columns + c];
-        for (int64_t r = count; r < lanes; ++r) to[c * kRows + r] = 0;
-    }
-}
+// ---- buffers --------------------------------------------------------------------------------------------------------
 
 // The calling thread's buffers, cut from one piece of memory that it keeps for the next call.
 struct Arena {
@@ -154,7 +105,7 @@ struct Arena {
     }
 };
 
-// ---- between the products --------------------------------------------------------------------------------------------
+// ---- between the products -------------------------------------------------------------------------------------------
 
 // Scores s [keys][kRows]: soft cap, then -infinity where a row does not see a key. The lines up to an even number of
 // keys are filled, too.
@@ -227,7 +178,8 @@ HALFBYTE_INLINE void soften(const float* HALFBYTE_APART s, int64_t count, int64_
 template <typename Element>
 HALFBYTE_INLINE void derive(float* HALFBYTE_APART s, float* HALFBYTE_APART d_p, int64_t count, int64_t lanes,
                             float factor, float cap, const float* HALFBYTE_APART lse, const float* HALFBYTE_APART delta,
-                            Element* HALFBYTE_APART p, Element* HALFBYTE_APART d_s, Element* HALFBYTE_APART d_s_grouped) {
+                            Element* HALFBYTE_APART p, Element* HALFBYTE_APART d_s,
+                            Element* HALFBYTE_APART d_s_grouped) {
     for (int64_t j = 0; j < count; ++j) {
         float *HALFBYTE_APART score = s + j * kRows, *HALFBYTE_APART slope = d_p + j * kRows;
         for (int64_t r = 0; r < lanes; ++r) {
@@ -248,17 +200,7 @@ HALFBYTE_INLINE void derive(float* HALFBYTE_APART s, float* HALFBYTE_APART d_p, 
                 put_pair(d_p[j * kRows + r], d_p[(j + 1) * kRows + r], r, d_s_grouped + j * kRows);
 }
 
-// Keys as the left matrix of a product: where they lie if they can be read there, else copied into `buffer`.
-template <typename Tiles, typename T>
-HALFBYTE_INLINE Left<typename Tiles::Element> left_of(const T* const* rows, int64_t by, int64_t count, int64_t width,
-                                                      int64_t padded, typename Tiles::Element* buffer) {
-    if constexpr (std::is_same_v<T, typename Tiles::Element>)
-        if (width == padded) return {rows[0], by, Tiles::kGroup};
-    copy_rows(rows, count, width, padded, buffer);
-    return {buffer, padded, Tiles::kGroup};
-}
-
-// ---- a strip forward -------------------------------------------------------------------------------------------------
+// ---- a strip forward ------------------------------------------------------------------------------------------------
 
 HALFBYTE_INLINE int64_t padded_width(const Attention& a) { return (a.width + kVector - 1) / kVector * kVector; }
 
@@ -280,7 +222,7 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
     const T* rows[kRows > kKeys ? kRows : kKeys];
     strip.point(static_cast<const T*>(a.q), a.q_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
-    transpose_rows(staged, strip.count, lanes, padded, q);
+    transpose_rows(staged, strip.count, lanes, padded, kRows, q);
     for (int64_t r = 0; r < kRows; ++r) top[r] = kLowest, total[r] = 0;
     for (int64_t i = 0; i < strip.count * padded; ++i) out[i] = 0;
 
@@ -290,14 +232,15 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
         const int64_t count = keys.count(), even = (count + 1) / 2 * 2;
         point_keys(static_cast<const T*>(a.k), a.k_by, strip.b, strip.head, keys, rows);
         const auto left = left_of<Tiles>(rows, a.k_by[2], count, width, padded, keys_in);
-        point_keys(static_cast<const T*>(a.v), a.v_by, strip.b, strip.head, keys, rows);
-        group_rows(rows, count, width, padded, values);
         Tiles::product(left, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
         mask(a, strip, keys, s);
-        soften(s, even, lanes, factor, top, total, shrink, p);
+        if (lanes == kVector) soften(s, even, kVector, factor, top, total, shrink, p);  // decoding: no loop over lanes
+        else soften(s, even, lanes, factor, top, total, shrink, p);
         for (int64_t r = 0; r < strip.count; ++r)
             if (shrink[r] != 1.0f)
                 for (int64_t d = 0; d < padded; ++d) out[r * padded + d] *= shrink[r];
+        point_keys(static_cast<const T*>(a.v), a.v_by, strip.b, strip.head, keys, rows);
+        group_rows(rows, count, width, padded, values);
         Tiles::product({p, kGroup, kRows * kGroup}, values, padded * kGroup, out, padded, strip.count, padded,
                        (count + kGroup - 1) / kGroup, true);
     }
@@ -311,7 +254,7 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
     }
 }
 
-// ---- a strip backward ------------------------------------------------------------------------------------------------
+// ---- a strip backward -----------------------------------------------------------------------------------------------
 
 // d_k and d_v: fp32 [keys][padded] of the key/value head, added to (d_k still lacks the factor `scale`).
 template <typename Tiles, typename T>
@@ -336,11 +279,11 @@ HALFBYTE_INLINE void strip_backward(const Attention& a, const Strip& strip, floa
     std::memset(d_out_grouped, 0, size_t(kRows * padded) * sizeof(Element));
     strip.point(static_cast<const T*>(a.q), a.q_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
-    transpose_rows(staged, strip.count, lanes, padded, q);
+    transpose_rows(staged, strip.count, lanes, padded, kRows, q);
     group_rows(rows, strip.count, width, padded, q_grouped);
     strip.point(static_cast<const T*>(a.d_out), a.d_out_by, rows);
     copy_rows(rows, strip.count, width, padded, staged);
-    transpose_rows(staged, strip.count, lanes, padded, d_out);
+    transpose_rows(staged, strip.count, lanes, padded, kRows, d_out);
     group_rows(rows, strip.count, width, padded, d_out_grouped);
     strip.point(static_cast<const T*>(a.out), a.out_by, outs);
     for (int64_t r = 0; r < kRows; ++r) {
@@ -382,7 +325,7 @@ HALFBYTE_INLINE void strip_backward(const Attention& a, const Strip& strip, floa
         for (int64_t d = 0; d < width; ++d) to[r][d] = from_float<T>(d_q[r * padded + d] * a.scale);
 }
 
-// ---- instruction sets ------------------------------------------------------------------------------------------------
+// ---- instruction sets -----------------------------------------------------------------------------------------------
 
 #define HALFBYTE_STRIPS(Name, Base, TARGET)                                                              \
     struct Name : Base {                                                                                 \
@@ -403,7 +346,7 @@ HALFBYTE_STRIPS(Avx512Bf16, Avx512Bf16Tiles, HALFBYTE_AVX512BF16)
 #endif
 #undef HALFBYTE_STRIPS
 
-// ---- the split over threads ------------------------------------------------------------------------------------------
+// ---- the split over threads -----------------------------------------------------------------------------------------
 
 // Of each batch: from the first visible key to the last.
 std::vector<Range> visible_ranges(const Attention& a) {
@@ -433,7 +376,8 @@ void forward(const Attention& a, int threads) {
         for (int64_t unit = first; unit < last; ++unit) {
             const int64_t head = unit / strips, place = unit % strips;  // short strips and long ones by turns
             const int64_t index = place % 2 ? strips - 1 - place / 2 : place / 2;
-            Kernels::template forward<T>(a, Strip(a, visible[size_t(head / a.heads)], head / a.heads, head % a.heads, index));
+            const int64_t b = head / a.heads;
+            Kernels::template forward<T>(a, Strip(a, visible[size_t(b)], b, head % a.heads, index));
         }
     });
 }
@@ -460,12 +404,12 @@ void backward(const Attention& a, int threads) {
     parallel(heads * parts, grain_of(products), threads, [&](int64_t first, int64_t last) {
         std::vector<float> own(size_t(parts > 1 ? 0 : size));
         for (int64_t unit = first; unit < last; ++unit) {
-            const int64_t head = unit / parts;
+            const int64_t head = unit / parts, b = head / a.heads;
             float* sums = parts > 1 ? shared.data() + unit * size : own.data();
             std::fill(sums, sums + size, 0.0f);
             for (int64_t index = unit % parts; index < strips; index += parts)
-                Kernels::template backward<T>(a, Strip(a, visible[size_t(head / a.heads)], head / a.heads, head % a.heads, index),
-                                              sums, sums + size / 2);
+                Kernels::template backward<T>(a, Strip(a, visible[size_t(b)], b, head % a.heads, index), sums,
+                                              sums + size / 2);
             if (parts == 1) finish(head, sums);
         }
     });

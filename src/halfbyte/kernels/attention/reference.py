@@ -48,6 +48,11 @@ def _scores(q: Tensor, k: Tensor, form: Form, visible: Tensor | None) -> Tensor:
     return scores.masked_fill(~mask[:, :, None], -torch.inf)
 
 
+def _grouped(tensor: Tensor, k: Tensor) -> Tensor:
+    """[B, H, ...] as [B, G, H / G, ...]."""
+    return tensor.reshape(tensor.shape[0], k.shape[1], -1, *tensor.shape[2:])
+
+
 def _wide(*tensors: Tensor) -> list[Tensor]:
     return [tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors]
 
@@ -58,7 +63,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None 
     Computed in fp32 and rounded to q's type; `lse` is fp32. A query that sees no key gives zeros, with an lse of -inf.
     """
     wide_q, wide_k, wide_v = _wide(q, k, v)
-    scores = _scores(wide_q.unflatten(1, (k.shape[1], -1)), wide_k, form, visible)
+    scores = _scores(_grouped(wide_q, k), wide_k, form, visible)
     lse = scores.logsumexp(-1)
     chances = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
     out = torch.einsum("bghqk,bgkd->bghqd", chances, wide_v)
@@ -70,14 +75,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, given that of `out`; k's and v's are summed over the queries."""
     wide_d, wide_q, wide_k, wide_v, wide_out = _wide(d_out, q, k, v, out)
-    split = (k.shape[1], -1)
-    wide_d, wide_q = wide_d.unflatten(1, split), wide_q.unflatten(1, split)
+    wide_d, wide_q, wide_out = (_grouped(tensor, k) for tensor in (wide_d, wide_q, wide_out))
     scores = _scores(wide_q, wide_k, form, visible)
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unflatten(1, split)
+    lse = _grouped(lse.masked_fill(lse == -torch.inf, torch.inf), k)
     chances = (scores - lse[..., None]).exp()
     d_v = torch.einsum("bghqk,bghqd->bgkd", chances, wide_d)
     d_chances = torch.einsum("bghqd,bgkd->bghqk", wide_d, wide_v)
-    delta = (wide_d * wide_out.unflatten(1, split)).sum(-1, keepdim=True)
+    delta = (wide_d * wide_out).sum(-1, keepdim=True)
     d_scores = chances * (d_chances - delta) * form.scale
     if form.cap:
         d_scores = d_scores * (1 - (scores.clamp(min=-form.cap) / form.cap).square())
