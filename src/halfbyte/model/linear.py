@@ -25,6 +25,7 @@ from halfbyte import kernels
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
+from halfbyte.kernels.product.cpu import FEW
 from halfbyte.kernels.product.reference import FrozenWeight, decode
 from halfbyte.model import recompute
 
@@ -48,7 +49,7 @@ class _QuantLinearFunction(torch.autograd.Function):
         if narrow is not None:
             if dropout > 0:
                 keep_TI = torch.rand(x_TI.shape, device=x_TI.device) >= dropout
-            h_TR = F.linear(_dropped(x_TI, keep_TI, dropout), narrow[0])
+            h_TR = _small(_dropped(x_TI, keep_TI, dropout), narrow[0])
         kept = (x_TI, h_TR, keep_TI) if narrow is not None else (None, None, None)
         ctx.save_for_backward(*kept)
         ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout = weight, narrow, scaling, dropout
@@ -72,6 +73,11 @@ class _QuantLinearFunction(torch.autograd.Function):
             if keep_TI is not None:
                 grad_x += _dropped(grad_h @ narrow_A, keep_TI, ctx.dropout)
         return grad_x, None, None, grad_A, grad_B, None, None, None
+
+
+def _small(x_TI: Tensor, a_RI: Tensor) -> Tensor:
+    """x A^T. With few rows the native product has the smaller overhead, with many torch's cuts such a shape better."""
+    return kernels.linear(x_TI, a_RI) if len(x_TI) <= FEW else F.linear(x_TI, a_RI)
 
 
 def _dropped(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:

@@ -21,6 +21,9 @@
 
 #ifdef HALFBYTE_X86
 
+#define HALFBYTE_ALWAYS inline __attribute__((always_inline))
+#define HALFBYTE_ALWAYS_LAMBDA __attribute__((always_inline))
+
 namespace halfbyte {
 namespace {
 
@@ -371,7 +374,7 @@ HALFBYTE_AVX512BF16 void arrange(const bf16* x, int64_t steps, uint16_t* out) {
 
 // sum[c][r] += the columns `column` + c of the output, before the lanes are added up, for inputs [kRows][padded].
 template <int kRows, int kColumns, typename Matrix>
-HALFBYTE_AVX512BF16 inline __attribute__((always_inline)) void dots(const Matrix& matrix, int64_t column, const uint16_t* inputs, int64_t padded, __m512 (*sum)[kRows]) {
+HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void dots(const Matrix& matrix, int64_t column, const uint16_t* inputs, int64_t padded, __m512 (*sum)[kRows]) {
     for (int64_t step = 0; step < matrix.columns; step += kUnit)
 #pragma GCC unroll 4
         for (int c = 0; c < kColumns; ++c) {
@@ -385,48 +388,56 @@ HALFBYTE_AVX512BF16 inline __attribute__((always_inline)) void dots(const Matrix
         }
 }
 
-// NF4 whose rows start with a block: 128 codes at once, two blocks, one in the lower and one in the upper lanes.
+// 128 codes, two blocks with scales[0] and scales[1], one in the lower and one in the upper lanes; `there` says which of
+// their words exist. sum[r] += their product with the inputs of kRows rows.
+template <int kRows>
+HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void nibble_step(const uint8_t* codes, __mmask16 there, const float* scales, __m512i levels,
+                                                     const uint16_t* inputs, int64_t padded, __m512* sum) {
+    const __m512i words = _mm512_maskz_loadu_epi32(there, codes);
+    // Shifts to the right by 4, 8 and 12, as products: shifts and look-ups would wait for the same port.
+    const __m512i weights[4] = {_mm512_permutexvar_epi16(words, levels),
+                                _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 12)), levels),
+                                _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 8)), levels),
+                                _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 4)), levels)};
+    const __m512 scale = _mm512_mask_broadcastss_ps(_mm512_set1_ps(scales[0]), 0xff00, _mm_load_ss(scales + 1));
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+        __m512 part = _mm512_setzero_ps();
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j)
+            part = _mm512_dpbf16_ps(part, (__m512bh)weights[j], (__m512bh)_mm512_load_si512(inputs + r * padded + 32 * j));
+        sum[r] = _mm512_fmadd_ps(part, scale, sum[r]);
+    }
+}
+
+// NF4 whose rows start with a block. One row of x: the codes column by column, so that they are read in one stream.
+// More rows: kColumns columns side by side, which share the loads of the inputs.
 template <int kRows, int kColumns>
-HALFBYTE_AVX512BF16 inline __attribute__((always_inline)) void nibble_dots(const Nf4Matrix& matrix, int64_t column, const uint16_t* inputs, int64_t padded, __m512 (*sums)[kRows]) {
+HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void nibble_dots(const Nf4Matrix& matrix, int64_t column, const uint16_t* inputs, int64_t padded,
+                                                     __m512 (*sums)[kRows]) {
     __m512 sum[kColumns][kRows];  // not through the pointer, or they would be stored in every step
     std::memcpy(sum, sums, sizeof sum);
-    const int64_t blocks = matrix.columns / kBlock, scales_padded = (blocks + 15) / 16 * 16;
+    const int64_t blocks = matrix.columns / kBlock, bytes = blocks * (kBlock / 2);
     // All scales first: a scalar store that is loaded again as part of a vector has to have left for the cache by then.
-    float* const scales = scratch<5, float>(kColumns * scales_padded);
-    for (int c = 0; c < kColumns; ++c) {
-        take_scales(matrix.packed, (column + c) * blocks, blocks, scales + c * scales_padded);
-        for (int64_t b = blocks; b < scales_padded; ++b) scales[c * scales_padded + b] = 0.0f;
-    }
+    float* const scales = scratch<5, float>(kColumns * blocks + 1);
+    take_scales(matrix.packed, column * blocks, kColumns * blocks, scales);
+    scales[kColumns * blocks] = 0.0f;
     const __m512i levels = _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(matrix.packed.levels)));
-    const uint8_t* const codes = matrix.packed.codes + column * blocks * (kBlock / 2);
-    const int64_t ahead = kColumns == 1 ? 2048 : kColumns * blocks * (kBlock / 2);
-    for (int64_t first = 0; first < blocks; first += 16) {
-        const int64_t end = std::min(blocks, first + 16);
-        for (int64_t b = first; b < end; b += 2) {
-            const __mmask16 there = b + 1 < blocks ? 0xffff : 0xff;
+    const uint8_t* const codes = matrix.packed.codes + column * bytes;
+    const int64_t ahead = kRows == 1 ? 2048 : kColumns * bytes;
+    const auto step = [&](int c, int64_t b) HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS_LAMBDA {
+        const uint8_t* at = codes + c * bytes + b * (kBlock / 2);
+        _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
+        nibble_step<kRows>(at, b + 1 < blocks ? 0xffff : 0xff, scales + c * blocks + b, levels, inputs + b * kBlock, padded, sum[c]);
+    };
+    if constexpr (kRows == 1) {
 #pragma GCC unroll 4
-            for (int c = 0; c < kColumns; ++c) {
-                const uint8_t* at = codes + (c * blocks + b) * (kBlock / 2);
-                _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
-                const __m512i words = _mm512_maskz_loadu_epi32(there, at);
-                // Shifts to the right by 4, 8 and 12, as products: shifts and look-ups would wait for the same port.
-                const __m512i weights[4] = {_mm512_permutexvar_epi16(words, levels),
-                                            _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 12)), levels),
-                                            _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 8)), levels),
-                                            _mm512_permutexvar_epi16(_mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 4)), levels)};
-                const float* pair = scales + c * scales_padded + b;
-                const __m512 scale = _mm512_mask_broadcastss_ps(_mm512_set1_ps(pair[0]), 0xff00, _mm_load_ss(pair + 1));
-#pragma GCC unroll 8
-                for (int r = 0; r < kRows; ++r) {
-                    const uint16_t* input = inputs + r * padded + b * kBlock;
-                    __m512 part = _mm512_setzero_ps();
+        for (int c = 0; c < kColumns; ++c)
+            for (int64_t b = 0; b < blocks; b += 2) step(c, b);
+    } else {
+        for (int64_t b = 0; b < blocks; b += 2)
 #pragma GCC unroll 4
-                    for (int j = 0; j < 4; ++j)
-                        part = _mm512_dpbf16_ps(part, (__m512bh)weights[j], (__m512bh)_mm512_load_si512(input + 32 * j));
-                    sum[c][r] = _mm512_fmadd_ps(part, scale, sum[c][r]);
-                }
-            }
-        }
+            for (int c = 0; c < kColumns; ++c) step(c, b);
     }
     std::memcpy(sums, sum, sizeof sum);
 }
@@ -451,7 +462,7 @@ HALFBYTE_AVX512BF16 void few_columns(const Task& task, const Matrix& matrix, con
 
 template <int kRows, typename Matrix>
 void multiply_few(const Task& task, const Matrix& matrix, const DenseMatrix& pair, int threads) {
-    constexpr int kColumns = kRows == 1 ? 1 : kRows >= 8 ? 2 : 4;  // one: the codes are read in one stream
+    constexpr int kColumns = kRows >= 8 ? 2 : 4;
     const auto pad = [](int64_t steps) { return (steps + 2 * kUnit - 1) / (2 * kUnit) * (2 * kUnit); };
     const int64_t padded = pad(task.steps), pair_padded = pad(task.pair_steps);
     uint16_t* const inputs = scratch<4, uint16_t>(kRows * (padded + pair_padded));
