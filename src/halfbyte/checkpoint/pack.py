@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -36,8 +37,8 @@ from halfbyte.checkpoint.mapped import Mapped, read
 from halfbyte.checkpoint.recipes import Recipe, plan_tensors
 from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_layers, skeleton
 from halfbyte.checkpoint.source import CONFIG, INDEX, Checkpoint, cache_folder, open_folder
-from halfbyte.checkpoint.stream import ReadAhead, Span, WriteBehind
-from halfbyte.checkpoint.writer import Entry, Writer
+from halfbyte.checkpoint.stream import BEHIND, ReadAhead, Span, WriteBehind
+from halfbyte.checkpoint.writer import FLUSH, Entry, Writer
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights, packed_bytes
 from halfbyte.memory import MemoryMeter
@@ -234,7 +235,7 @@ def _write_tensors(
     done = 0
     writer = Writer(folder, [job.entries for job in jobs])
     try:
-        with ReadAhead([_spans(checkpoint, job) for job in jobs]) as ahead, WriteBehind() as behind:
+        with ReadAhead([_spans(checkpoint, job) for job in jobs]) as ahead, WriteBehind(_limit(jobs)) as behind:
             for index, job in enumerate(jobs):
                 if progress:
                     progress("pack", done, total)
@@ -244,13 +245,22 @@ def _write_tensors(
                     behind.put(job.nbytes, partial(_write_all, writer, made))
                     del made
                 else:
-                    behind.put(0, partial(writer.write, job.target, _values(checkpoint, model, job)))
+                    mapped = job.recipe.converter is None
+                    for piece in _values(checkpoint, model, job):
+                        behind.put(0 if mapped else piece.nbytes, partial(writer.append, job.target, piece))
+                    behind.put(0, partial(writer.end, job.target))
                 done += _source_bytes(checkpoint, job)
         if progress:
             progress("pack", total, total)
         return writer.finish()
     finally:
         writer.close()
+
+
+def _limit(jobs: list[_Job]) -> int:
+    """Bytes that may wait for the disk: so many that a small model is not charged for them."""
+    largest = max(math.prod(shape) for job in jobs for shape in job.recipe.targets.values())
+    return min(BEHIND, max(FLUSH, largest))
 
 
 def _write_all(writer: Writer, tensors: dict[str, Tensor]) -> None:

@@ -100,7 +100,7 @@ class WriteBehind:
     after an error, drops it.
     """
 
-    def __init__(self, limit: int = BEHIND) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[tuple[int, Callable[[], object]]] = deque()
         self._held = 0  # bytes of what waits and of what is being written
