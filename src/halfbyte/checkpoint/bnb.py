@@ -88,6 +88,11 @@ def quant_state(packed: NF4Weight, dtype: str) -> bytes:
     return json.dumps(state).encode()
 
 
+def read_at_opening(name: str) -> bool:
+    """Whether `read_packed` reads the values of the tensor `name`, and does not just map them."""
+    return name.endswith((".quant_map", ".nested_quant_map", ".weight_format")) or QUANT_STATE in name
+
+
 def read_packed(mapped: Mapped, name: str, shape: tuple[int, ...], weights: Weights) -> PackedWeight:
     """The packed weight `name`, which must be a matrix of `shape` in the format `weights`, over mapped tensors.
 
@@ -147,7 +152,7 @@ def _read_nf4(mapped: Mapped, name: str, shape: tuple[int, int]) -> NF4Weight:
 
 
 def _read_state(mapped: Mapped, name: str) -> dict[str, Any]:
-    states = [other for other in mapped.checkpoint.tensors if other.startswith(name + QUANT_STATE)]
+    states = mapped.checkpoint.quant_states.get(name, [])
     if states != [name + STATE]:
         found = ", ".join(other.removeprefix(name) for other in states) or "none"
         raise CheckpointError(f"{name}: needs the quant state {STATE.removeprefix('.')}, has {found}")

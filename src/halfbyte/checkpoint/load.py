@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbyte.checkpoint.bnb import read_packed
+from halfbyte.checkpoint.bnb import read_at_opening, read_packed
 from halfbyte.checkpoint.mapped import Mapped
 from halfbyte.checkpoint.recipes import Recipe, plan_tensors, ties
 from halfbyte.checkpoint.skeleton import linear_layers
@@ -29,6 +29,7 @@ def load_state(checkpoint: Checkpoint, model: Any) -> dict[str, Tensor | PackedW
     layers = linear_layers(model)
     state: dict[str, Tensor | PackedWeight] = {}
     faults: list[str] = []
+    mapped.prefetch(name for name in checkpoint.tensors if read_at_opening(name))
     for recipe in plan_tensors(checkpoint, model):
         if recipe.packed:
             try:

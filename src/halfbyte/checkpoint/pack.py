@@ -4,8 +4,8 @@ The new folder is what transformers writes, too: the tensors under the model's o
 for all), config.json with `quantization_config`, tokenizer, templates and licence copied. Linear layers are quantised
 from the values as they are stored; the rest becomes bf16 (fp16 stays fp16; what transformers keeps in fp32 does).
 
-One tensor at a time is in memory, mapped from its file; the peak is the runtime's plus less than twice the largest
-tensor, however large the model. The folder is made beside its destination under another name and then renamed, so that
+Source tensors are mapped, one at a time; what is quantised waits for the disk in at most `stream.BEHIND` bytes, so the
+peak is the runtime's plus less than twice the largest tensor, however large the model. The folder is made beside its destination under another name and then renamed, so that
 it is there completely or not at all. Its `halfbyte.json`, which is this program's note of what it was made of, is what
 lets a second run see that the work is done.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ from halfbyte.checkpoint.mapped import Mapped, read
 from halfbyte.checkpoint.recipes import Recipe, plan_tensors
 from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_layers, skeleton
 from halfbyte.checkpoint.source import CONFIG, INDEX, Checkpoint, cache_folder, open_folder
-from halfbyte.checkpoint.writer import Entry, Writer
+from halfbyte.checkpoint.stream import BEHIND, ReadAhead, Span, WriteBehind
+from halfbyte.checkpoint.writer import FLUSH, Entry, Writer
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights, packed_bytes
 from halfbyte.memory import MemoryMeter
@@ -232,22 +235,43 @@ def _write_tensors(
     done = 0
     writer = Writer(folder, [job.entries for job in jobs])
     try:
-        for job in jobs:
-            if progress:
-                progress("pack", done, total)
-            if job.quantised:
-                for name, tensor in bnb.tensors(
-                    job.target, _quantised(checkpoint, model, job, weights), compute
-                ).items():
-                    writer.write(name, [tensor])
-            else:
-                writer.write(job.target, _values(checkpoint, model, job))
-            done += _source_bytes(checkpoint, job)
+        with ReadAhead([_spans(checkpoint, job) for job in jobs]) as ahead, WriteBehind(_limit(jobs)) as behind:
+            for index, job in enumerate(jobs):
+                if progress:
+                    progress("pack", done, total)
+                ahead.reached(index)
+                if job.quantised:
+                    made = bnb.tensors(job.target, _quantised(checkpoint, model, job, weights), compute)
+                    behind.put(job.nbytes, partial(_write_all, writer, made))
+                    del made
+                else:
+                    mapped = job.recipe.converter is None
+                    for piece in _values(checkpoint, model, job):
+                        behind.put(0 if mapped else piece.nbytes, partial(writer.append, job.target, piece))
+                    behind.put(0, partial(writer.end, job.target))
+                done += _source_bytes(checkpoint, job)
         if progress:
             progress("pack", total, total)
         return writer.finish()
     finally:
         writer.close()
+
+
+def _limit(jobs: list[_Job]) -> int:
+    """Bytes that may wait for the disk: so many that a small model is not charged for them."""
+    largest = max(math.prod(shape) for job in jobs for shape in job.recipe.targets.values())
+    return min(BEHIND, max(FLUSH, largest))
+
+
+def _write_all(writer: Writer, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        writer.write(name, [tensor])
+
+
+def _spans(checkpoint: Checkpoint, job: _Job) -> list[Span]:
+    """What is read of the checkpoint's files for `job`."""
+    stored = [checkpoint.tensors[name] for names in job.recipe.sources.values() for name in names]
+    return [Span(checkpoint.path / one.file, one.start, one.end) for one in stored]
 
 
 def _source_bytes(checkpoint: Checkpoint, job: _Job) -> int:

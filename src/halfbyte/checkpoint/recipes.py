@@ -19,6 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from halfbyte.checkpoint.headers import DTYPES
 from halfbyte.checkpoint.source import QUANT_STATE, Checkpoint, is_packed_part
@@ -98,9 +108,6 @@ def plan_tensors(checkpoint: Checkpoint, model: Any) -> list[Recipe]:
 
 def rename(checkpoint: Checkpoint, model: Any) -> dict[str, tuple[str, Any, str | None]]:
     """For every stored weight: the model's name for it, and the converter and its pattern if it takes part in one."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
@@ -163,8 +170,6 @@ def _converted(checkpoint: Checkpoint, model: Any, first: str, converter: Any, s
 
 def _acts_on_each(converter: Any) -> bool:
     """Whether the operations stack tensors along dim 0 and then leave that dimension alone."""
-    from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
-
     first, *rest = converter.operations
     return (
         type(first) is MergeModulelist

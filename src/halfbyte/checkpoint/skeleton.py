@@ -20,6 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
 
 from halfbyte.checkpoint.mapped import Mapped
 from halfbyte.checkpoint.recipes import rename, ties
@@ -56,8 +64,6 @@ def linear_names(model: Any) -> list[str]:
 
 def linear_layers(model: Any) -> dict[str, str | None]:
     """Every layer with a weight matrix that is multiplied: why it is not quantised, or None where it is."""
-    from transformers.pytorch_utils import Conv1D
-
     head = model.get_output_embeddings()
     tied = {name for pair in ties(model).items() for name in pair}
     fp32 = [*(model._keep_in_fp32_modules or []), *(model._keep_in_fp32_modules_strict or [])]
@@ -85,8 +91,6 @@ def kept_in_fp32(model: Any, dtype: torch.dtype) -> set[str]:
 
 
 def _read_config(checkpoint: Checkpoint) -> Any:
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
     kind, file = checkpoint.config["model_type"], checkpoint.path / CONFIG
     if kind not in CONFIG_MAPPING:
         own = "auto_map" in checkpoint.config
@@ -115,8 +119,6 @@ def _read_config(checkpoint: Checkpoint) -> Any:
 
 
 def _build(checkpoint: Checkpoint, config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
     dtype = getattr(torch, checkpoint.dtype)
     try:
         with _building, torch.device("meta"), torch.no_grad(), _quiet():
@@ -166,8 +168,6 @@ def _buffers(module: Any) -> list[str]:
 
 def _owners(module: Any, owner: Any) -> Iterator[tuple[Any, Any]]:
     """Every module with the (sub-)model whose `_init_weights` is responsible for it, as transformers assigns them."""
-    from transformers import PreTrainedModel
-
     owner = module if isinstance(module, PreTrainedModel) else owner
     yield module, owner
     for child in module.children():

@@ -64,6 +64,16 @@ class Checkpoint:
         return sum(stored.nbytes for stored in self.tensors.values())
 
     @cached_property
+    def quant_states(self) -> dict[str, list[str]]:
+        """The quant states that stand beside each packed weight, by the weight's name."""
+        found: dict[str, list[str]] = {}
+        for name in self.tensors:
+            owner, state, _ = name.partition(QUANT_STATE)
+            if state:
+                found.setdefault(owner, []).append(name)
+        return found
+
+    @cached_property
     def fingerprint(self) -> str:
         """A sha256 that tells one checkpoint from another, at the cost of a few MiB of reading a file.
 

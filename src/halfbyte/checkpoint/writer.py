@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,30 +129,39 @@ class Writer:
             self.close()
             raise
         self._left = set(self._file_of)
+        self._written: Counter[str] = Counter()
 
     def write(self, name: str, pieces: Iterable[Tensor]) -> None:
         """Write the tensor `name`, whose values come in pieces that follow each other in memory order.
 
         Pieces of another dtype than announced are converted, a few MB at a time.
         """
+        for piece in pieces:
+            self.append(name, piece)
+        self.end(name)
+
+    def append(self, name: str, piece: Tensor) -> None:
+        """Write what follows of the tensor `name`; `end` tells that it is complete."""
         file = self.files[self._file_of[name]]
-        self._left.remove(name)
         if name in file.late:
-            waiting = b"".join(bytes(_bytes(piece)) for piece in pieces)
+            file.late_bytes[name] = waiting = file.late_bytes.get(name, b"") + bytes(_bytes(piece))
             if len(waiting) > file.late[name].nbytes:
                 raise ValueError(f"{name} takes {len(waiting)} bytes, more than were set aside")
-            file.late_bytes[name] = waiting
             return
-        entry = file.entries[name]
-        offset = start = file.room + file.offsets[name]
-        dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
-        for piece in pieces:
-            for chunk in _as_dtype(piece, dtype):
-                data = _bytes(chunk)
-                file.write(offset, data)
-                offset += len(data)
-        if offset - start != entry.nbytes:
-            raise ValueError(f"{name}: {offset - start} bytes were written where {entry.nbytes} were announced")
+        dtype: torch.dtype = getattr(torch, DTYPES[file.entries[name].dtype][0])
+        for chunk in _as_dtype(piece, dtype):
+            data = _bytes(chunk)
+            file.write(file.room + file.offsets[name] + self._written[name], data)
+            self._written[name] += len(data)
+
+    def end(self, name: str) -> None:
+        """The tensor `name` is complete. Raises ValueError where that is not what was announced."""
+        self._left.remove(name)
+        announced = self.files[self._file_of[name]].entries.get(name)
+        if announced is not None and self._written[name] != announced.nbytes:
+            raise ValueError(
+                f"{name}: {self._written[name]} bytes were written where {announced.nbytes} were announced"
+            )
 
     def finish(self) -> int:
         """Complete all files, write the index if there are several, and return the bytes of all."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from halfbyte import targets
 from halfbyte.checkpoint.load import load_state
@@ -146,8 +148,6 @@ class Model:
 
     def layers(self) -> list[Any]:
         """The decoder's layers that can be computed again in the backward pass instead of being remembered."""
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
         return [module for module in self.net.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def recompute(self, count: int) -> None:
@@ -223,8 +223,6 @@ def load_model(
     folder with a PEFT adapter, or the configuration of a fresh one (seeded with `seed`).
     Raises CheckpointError, ConfigError.
     """
-    from transformers import GenerationConfig
-
     where, reason = choose_device(device)
     hold_little()
     source = open_checkpoint(model, revision)
@@ -307,8 +305,6 @@ def _embedding_name(net: Any) -> str:
 
 def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
     """The checkpoint's own tokenizer. Raises CheckpointError when it is missing or larger than the embedding."""
-    from transformers import AutoTokenizer
-
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     except Exception as error:  # transformers raises whatever its parsers do
