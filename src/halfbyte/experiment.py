@@ -127,6 +127,8 @@ def _say_choices(model: Any, console: Console) -> None:
     kernel = kernels.choose(model.device)
     console.print(f"device {model.device}: {model.device_reason}", markup=False)
     console.print(f"kernels {kernel.name}: {kernel.reason}", markup=False)
+    parts = "; ".join(map(str, model.replaced)) or "no norm or gated MLP that halfbyte computes itself"
+    console.print(f"parts of the model: {parts}", markup=False)
 
 
 class _Planner:

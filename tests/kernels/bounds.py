@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor, floor: float = 0.0) -> None:
-    """`ours` and `theirs` of the type to judge, `exact` fp64. Half an fp32 ulp of the largest value, or of `floor`, is free."""
+    """Three tensors of one shape, `exact` in fp64. Half an fp32 ulp of the largest value (or of `floor`) is free."""
     assert ours.shape == theirs.shape == exact.shape
     free = torch.finfo(torch.float32).eps * max(float(exact.abs().max()), floor) / 2
     mine, yours = ((made.double() - exact).abs().max() for made in (ours, theirs))

@@ -15,7 +15,7 @@ from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.model.adapter import quant_linears, save_adapter
 from halfbyte.model.build import Model, choose_device, load_model
-from halfbyte.model.loss import next_token_loss
+from halfbyte.model.loss import LinearHead, next_token_loss
 from tests.tiny import FAMILIES, tiny_checkpoint, tiny_tokenizer
 
 IDS = torch.tensor([[3, 17, 40, 9, 77, 5, 102, 31, 8, 64], [7, 7, 81, 200, 12, 90, 3, 45, 6, 11]])
@@ -101,6 +101,15 @@ def test_families_that_are_not_all_linear_compute_the_same_and_can_be_trained(fa
     model.add_adapter(AdapterConfig(targets="attention"))
     next_token_loss(model.hidden(IDS), IDS, model.logits).backward()
     assert all(p.grad is not None for p in model.parameters_to_train().values())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "granite", "gpt2"])
+def test_the_head_is_taken_as_a_product_only_where_it_is_one(family: str, folder: Path) -> None:
+    model = load_model(str(tiny_checkpoint(family, folder / "model")), weights="bf16")
+    capped = family in ("gemma2", "granite")  # soft cap, scale
+    assert isinstance(model.head, LinearHead) is not capped
+    hidden = torch.randn(3, model.net.config.hidden_size).to(model.dtype)
+    assert torch.equal(model.head(hidden), model.logits(hidden))
 
 
 def test_a_mapped_model_holds_no_copy_of_its_weights(folder: Path) -> None:

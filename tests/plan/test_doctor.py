@@ -11,6 +11,7 @@ from rich.console import Console
 from halfbyte.plan import doctor as module
 from halfbyte.plan.doctor import EXTRAS, LIBRARIES, Finding, doctor, render_doctor
 from halfbyte.plan.machine import CudaDevice, Machine
+from tests.tiny import FAMILIES
 
 
 def test_the_versions_are_those_of_pyproject():
@@ -62,6 +63,13 @@ def test_kernels_that_are_forced_wrongly_are_a_problem(monkeypatch):
     assert finding.mark == "problem" and "HALFBYTE_KERNELS" in finding.found
     monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
     assert module._kernels().mark == "note"
+
+
+def test_the_families_that_are_named_are_those_that_are_tested(monkeypatch):
+    assert sorted(FAMILIES) == list(module.TESTED)
+    assert "llama" in module._parts().found
+    monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
+    assert module._parts().mark == "note"
 
 
 def test_a_device_that_torch_cannot_use_is_noted(monkeypatch):

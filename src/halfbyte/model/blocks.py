@@ -17,9 +17,10 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,9 @@ from halfbyte.kernels.norm import STYLES, Style, rms_norm
 from halfbyte.model.linear import QuantLinear
 
 # Rounding: outputs may differ by an ulp of bf16 and, in fp32, by what a sum in another order makes.
-_CLOSE = {torch.bfloat16: {"rtol": 2**-7, "atol": 1e-5}, torch.float32: {"rtol": 2e-6, "atol": 1e-6}}
+_CLOSE = {torch.bfloat16: (2**-7, 1e-5), torch.float32: (2e-6, 1e-6)}  # relative, absolute
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
+_Fit = TypeVar("_Fit")
 _ROWS, _WIDE, _NARROW = 5, 12, 6  # of the inputs and layers that an MLP is tried with
 
 
@@ -171,19 +173,19 @@ def _epsilon(module: nn.Module) -> float | None:
 
 def _style_of(norm: nn.Module) -> Style | None:
     """The style in which `norm` computes what we compute."""
-    width = norm.weight.shape[0]
+    width = norm._parameters["weight"].shape[0]  # type: ignore[union-attr]  # `_looks_like_norm` saw it
     make = torch.Generator().manual_seed(0)
     x, weight = torch.randn(_ROWS, width, generator=make) * 3, torch.randn(width, generator=make)
 
-    def agrees(style: Style) -> bool:
+    def error(style: Style) -> float:
+        total = 0.0
         for dtype in DTYPES:
             theirs = _copied(norm)
             theirs._parameters = {"weight": nn.Parameter(weight.to(dtype), requires_grad=False)}
-            if not _agree(theirs, RMSNorm.from_base(theirs, style), x.to(dtype)):
-                return False
-        return True
+            total += _error(theirs, RMSNorm.from_base(theirs, style), x.to(dtype))
+        return total
 
-    return next((style for style in STYLES if agrees(style)), None)
+    return _least(error, STYLES)
 
 
 # ---- gated MLPs -----------------------------------------------------------------------------------------------------
@@ -212,7 +214,8 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
         if fused and first.out_features % 2 == 0:
             yield from (Layout(names[0], names[0], names[1], act, gate_first) for gate_first in (True, False))
         elif not fused and layers[names[1]].frozen.shape == first.frozen.shape:
-            yield Layout(*names, act)  # type: ignore[misc]
+            gate, up, last = names
+            yield Layout(gate, up, last, act)
 
 
 def _layout_of(mlp: nn.Module) -> Layout | None:
@@ -221,15 +224,15 @@ def _layout_of(mlp: nn.Module) -> Layout | None:
         return None
     x = torch.randn(_ROWS, _NARROW, generator=torch.Generator().manual_seed(0)) * 2
 
-    def agrees(layout: Layout) -> bool:
+    def error(layout: Layout) -> float:
+        total = 0.0
         for dtype in DTYPES:
             theirs = _copied(mlp)
-            theirs._modules = dict(mlp._modules) | _small_layers(layout, dtype)
-            if not _agree(theirs, GatedMLP.from_base(theirs, layout), x.to(dtype)):
-                return False
-        return True
+            theirs._modules = {**mlp._modules, **_small_layers(layout, dtype)}
+            total += _error(theirs, GatedMLP.from_base(theirs, layout), x.to(dtype))
+        return total
 
-    return next((layout for layout in _layouts(mlp) if agrees(layout)), None)
+    return _least(error, _layouts(mlp))
 
 
 def _small_layers(layout: Layout, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -261,13 +264,23 @@ def _copied(module: nn.Module) -> nn.Module:
     return made
 
 
+def _least(error: Callable[[_Fit], float], fits: Iterable[_Fit]) -> _Fit | None:
+    """What fits best, or None if nothing does: styles that differ in one rounding may both be close enough."""
+    errors = [(error(fit), fit) for fit in fits]
+    least, best = min(errors, key=lambda pair: pair[0])
+    return best if math.isfinite(least) else None
+
+
 @torch.no_grad()
-def _agree(theirs: Callable[[Tensor], Any], ours: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether both give the same on `x`, to rounding."""
+def _error(theirs: Callable[[Tensor], Any], ours: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """How far the two are apart on `x`: infinitely far if it is more than rounding, or another kind of result."""
     try:
         wanted = theirs(x)
     except Exception:  # it wants other inputs than such a part gets: then it is none
-        return False
+        return math.inf
     got = ours(x)
-    same_kind = isinstance(wanted, Tensor) and wanted.shape == got.shape and wanted.dtype == got.dtype
-    return same_kind and torch.allclose(got.float(), wanted.float(), **_CLOSE[x.dtype])
+    if not isinstance(wanted, Tensor) or wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return math.inf
+    got, wanted, (relative, absolute) = got.float(), wanted.float(), _CLOSE[x.dtype]
+    close = torch.allclose(got, wanted, rtol=relative, atol=absolute)
+    return float((got - wanted).abs().mean()) if close else math.inf

@@ -38,6 +38,8 @@ LIBRARIES: dict[str, tuple[str, str | None]] = {
     "matplotlib": ("3.9", None),
 }
 EXTRAS: dict[str, tuple[str, ...]] = {"data": ("datasets", "pyarrow")}
+# Families that the tests hold to transformers' own modules with all norms and MLPs replaced (tests/model/test_blocks.py).
+TESTED = ("gemma2", "gemma3", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 _LOW_MEMORY, _LOW_DISK = 2 * 10**9, 5 * 10**9  # bytes
 _CACHE_FILES = 10_000  # counted at most
 
@@ -58,7 +60,7 @@ def doctor(machine: Machine | None = None) -> list[Finding]:
     findings = [_python(), Finding("ok", "system", machine.system), *_hardware(machine)]
     findings += [_library(name, *bounds) for name, bounds in LIBRARIES.items()]
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
-    findings += [_kernels(), _compiler(), _cuda(machine), _cache(), _disk(Path.cwd())]
+    findings += [_kernels(), _parts(), _compiler(), _cuda(machine), _cache(), _disk(Path.cwd())]
     return findings
 
 
@@ -145,6 +147,16 @@ def _kernels() -> Finding:
     if choice.name == "reference":
         return Finding("note", "kernels", f"reference: {choice.reason}", "right, but slower than the native library")
     return Finding("ok", "kernels", f"{choice.name}: {choice.reason}")
+
+
+def _parts() -> Finding:
+    found = (
+        f"norms and gated MLPs run natively in {', '.join(TESTED)}; in any other family each is tried against its own "
+        "module when a model is opened, and runs unchanged where it differs; `tune` says which"
+    )
+    if _kernels().mark != "ok":
+        return Finding("note", "parts of a model", "transformers' own: there are no native kernels")
+    return Finding("ok", "parts of a model", found)
 
 
 def _compiler() -> Finding:

@@ -61,7 +61,7 @@ class _Gated(torch.autograd.Function):
         return cpu.gated(gate, up, act, isa)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
@@ -77,7 +77,7 @@ class _GatedHalves(torch.autograd.Function):
         return cpu.gated(*_halves(both, gate_first), act, isa)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (both,) = ctx.saved_tensors
         grad_both = torch.empty_like(both)
