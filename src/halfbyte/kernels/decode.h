@@ -21,7 +21,7 @@ struct Nf4 {
 
     HALFBYTE_INLINE float scale(int64_t block) const {
         if (!nested_absmax) return load(static_cast<const float*>(absmax) + block);
-        const float nested = load(nested_absmax + block / kNestedBlock);
+        const float nested = load(nested_absmax + uint64_t(block) / kNestedBlock);
         return dynamic[static_cast<const uint8_t*>(absmax)[block]] * nested + offset;
     }
 };

@@ -90,9 +90,9 @@ struct Nf4Matrix {
         return _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(scaled));
     }
     HALFBYTE_AVX512BF16 Words words(int64_t row, int64_t column) const {
-        const int64_t first = row * columns + column;
+        const uint64_t first = uint64_t(row * columns + column);
         if (first % kBlock || columns - column < kBlock) return straddling(row, column);
-        const __m512i levels = table(first / kBlock);
+        const __m512i levels = table(int64_t(first / kBlock));
         const auto* codes = reinterpret_cast<const __m128i*>(packed.codes + first / 2);
         return {look_up(codes, levels), look_up(codes + 1, levels)};
     }
@@ -176,7 +176,8 @@ HALFBYTE_AVX512BF16 inline void transpose(__m512i* rows) {
 // `rows` (at most kTileRows) x `steps` of x, whose rows are `stride` apart -> [pair of steps][row] of pairs.
 HALFBYTE_AVX512BF16 inline void lay_out_rows(const bf16* x, int64_t stride, int64_t rows, int64_t steps, uint32_t* out) {
     for (int64_t step = 0; step < steps; step += 32) {
-        __m512i block[16] = {};
+        __m512i block[16];
+        for (int64_t r = rows; r < 16; ++r) block[r] = _mm512_setzero_si512();
         const __mmask32 there = first_words(steps - step);
         for (int64_t r = 0; r < rows; ++r) block[r] = _mm512_maskz_loadu_epi16(there, x + r * stride + step);
         transpose(block);
@@ -195,7 +196,8 @@ HALFBYTE_AVX512BF16 void lay_out(const Matrix& matrix, int64_t first, int64_t co
         uint32_t* target = out + group / 2 * pairs * 32 + group % 2 * 16;
         const int64_t rows = std::max<int64_t>(0, std::min<int64_t>(16, count - 16 * group));
         for (int64_t step = begin; step < end; step += kUnit) {
-            __m512i low[16] = {}, high[16] = {};
+            __m512i low[16], high[16];
+            for (int64_t r = rows; r < 16; ++r) low[r] = high[r] = _mm512_setzero_si512();
             for (int64_t r = 0; r < rows; ++r) {
                 matrix.prefetch(first + 16 * group + r + 16, step);
                 const Words words = matrix.words(first + 16 * group + r, step);
