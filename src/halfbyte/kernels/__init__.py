@@ -93,8 +93,10 @@ def dequantise(
         raise ValueError(f"{dtype} is no type to dequantise to; there are {DTYPES}")
     if not 0 <= first <= last <= packed.shape[0]:
         raise ValueError(f"rows {first}..{last} are not within 0..{packed.shape[0]}")
+    isa = choose(packed.device).isa
     if out is None:
-        out = torch.empty((last - first, columns), dtype=dtype, device=packed.device)
+        size = (last - first, columns)
+        out = native.empty(size, dtype) if isa else torch.empty(size, dtype=dtype, device=packed.device)
     elif out.shape != (last - first, columns) or out.dtype != dtype or out.device != packed.device:
         raise ValueError(f"out is {out.dtype} {list(out.shape)} on {out.device}, "
                          f"not {dtype} {[last - first, columns]} on {packed.device}")  # fmt: skip
@@ -102,7 +104,6 @@ def dequantise(
         raise ValueError("out is not contiguous")
     if first == last:
         return out
-    isa = choose(packed.device).isa
     if isinstance(packed, Int8Weight):
         if isa:
             native.dequantise_int8(packed, first, last, out, isa)

@@ -136,7 +136,17 @@ HALFBYTE_AVX512 inline __m256i round16(__m512 values, f16) {
     return _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-template <typename T>
+template <bool kPast>
+HALFBYTE_AVX512 inline void put(void* out, __m512i values) {
+    if constexpr (kPast)
+        _mm512_stream_si512(static_cast<__m512i*>(out), values);
+    else
+        _mm512_storeu_si512(out, values);
+}
+
+// kPast: the output goes past the caches to memory, which then need not be read before it is written; `out` is aligned
+// to 64 bytes.
+template <typename T, bool kPast = false>
 HALFBYTE_AVX512 void decode_avx512(const Nf4& packed, int64_t first_block, int64_t last_block, T* out) {
     const __m512 levels = _mm512_loadu_ps(packed.levels);
     for (int64_t b = first_block; b < last_block; ++b, out += kBlock) {
@@ -147,7 +157,7 @@ HALFBYTE_AVX512 void decode_avx512(const Nf4& packed, int64_t first_block, int64
                 const auto* bytes = reinterpret_cast<const __m128i*>(codes + 8 * i);
                 const __m512i wide = _mm512_cvtepu8_epi64(_mm_loadl_epi64(bytes));
                 const __m512i index = _mm512_or_si512(_mm512_srli_epi64(wide, 4), _mm512_slli_epi64(wide, 32));
-                _mm512_storeu_ps(out + 16 * i, _mm512_permutexvar_ps(index, scaled));
+                put<kPast>(out + 16 * i, _mm512_castps_si512(_mm512_permutexvar_ps(index, scaled)));
             }
         } else {
             const __m512i table = _mm512_broadcast_i64x4(round16(scaled, T{}));  // twice: the index's bit 4 is noise
@@ -155,7 +165,7 @@ HALFBYTE_AVX512 void decode_avx512(const Nf4& packed, int64_t first_block, int64
                 const auto* bytes = reinterpret_cast<const __m128i*>(codes) + i;
                 const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes));
                 const __m512i index = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
-                _mm512_storeu_si512(out + 32 * i, _mm512_permutexvar_epi16(index, table));
+                put<kPast>(out + 32 * i, _mm512_permutexvar_epi16(index, table));
             }
         }
     }
@@ -175,13 +185,21 @@ auto nf4_decoder(int isa) {
     return decode;
 }
 
-// Weights first..last of the flat tensor -> out [last - first], in this thread.
+// Weights first..last of the flat tensor -> out [last - first], in this thread; `past` the caches where that is possible.
 template <typename T>
-void decode_range(const Nf4& packed, int64_t first, int64_t last, T* out, int isa) {
+void decode_range(const Nf4& packed, int64_t first, int64_t last, T* out, int isa, bool past = false) {
     const int64_t first_block = (first + kBlock - 1) / kBlock, last_block = last / kBlock;
     if (first_block > last_block) return decode_part(packed, first, last, out);  // inside one block
     if (first < first_block * kBlock) decode_part(packed, first, first_block * kBlock, out);
-    nf4_decoder<T>(isa)(packed, first_block, last_block, out + (first_block * kBlock - first));
+    T* const whole = out + (first_block * kBlock - first);
+    auto decode = nf4_decoder<T>(isa);
+#ifdef HALFBYTE_X86
+    if (past && isa >= kAvx512 && reinterpret_cast<uintptr_t>(whole) % 64 == 0) decode = decode_avx512<T, true>;
+#endif
+    decode(packed, first_block, last_block, whole);
+#ifdef HALFBYTE_X86
+    if (past) _mm_sfence();
+#endif
     if (last_block * kBlock < last) decode_part(packed, last_block * kBlock, last, out + (last_block * kBlock - first));
 }
 

@@ -31,6 +31,7 @@ _ARGUMENTS = {
     "halfbyte_quantise_nf4": [_P, _I, _N, _P, _P, _P, _I, _I],
     "halfbyte_quantise_absmax": [_P, _N, c_float, _P, _P, _P, _I],
     "halfbyte_quantise_int8": [_P, _I, _N, _N, _P, _P, _I, _I],
+    "halfbyte_wish_huge_pages": [_P, _N],
     "halfbyte_dequantise_nf4": [_P, _P, _P, c_float, _P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_product_few": [_P, _P, _N, _P, _P, _I, _I, _I],
@@ -112,6 +113,14 @@ def quantise_int8(weight: Tensor, isa: str) -> tuple[Tensor, Tensor] | None:
         torch.get_num_threads(), ISAS.index(isa),
     )  # fmt: skip
     return None if fault else (codes, scale)
+
+
+def empty(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A new matrix; a large one in huge pages, where the system has them."""
+    made = torch.empty(shape, dtype=dtype, device=_CPU)
+    if made.nbytes >= 8 << 20:
+        library().halfbyte_wish_huge_pages(made.data_ptr(), made.nbytes)
+    return made
 
 
 def dequantise_nf4(packed: NF4Weight, first: int, last: int, out: Tensor, isa: str) -> None:

@@ -1,8 +1,14 @@
 // Dequantises NF4 and int8; reference.py is the specification, to the bit, decode.h has the method.
 #include "../decode.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace halfbyte {
 namespace {
+
+constexpr int64_t kCached = 16 << 20;  // bytes; of a larger output the first part has left the caches before it is used
 
 // A range may start and end anywhere; each thread takes whole blocks.
 template <typename T>
@@ -10,7 +16,7 @@ void dequantise_nf4(const Nf4& packed, int64_t first, int64_t last, T* out, int 
     const int64_t first_block = first / kBlock, last_block = (last + kBlock - 1) / kBlock;
     parallel(last_block - first_block, 4096, threads, [&](int64_t begin, int64_t end) {
         const int64_t from = std::max(first, (first_block + begin) * kBlock), to = std::min(last, (first_block + end) * kBlock);
-        decode_range(packed, from, to, out + (from - first), isa);
+        decode_range(packed, from, to, out + (from - first), isa, (last - first) * int64_t(sizeof(T)) > kCached);
     });
 }
 
@@ -38,6 +44,19 @@ HALFBYTE_API int halfbyte_isa() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return kAvx2;
 #endif
     return kPortable;
+}
+
+// Ask for huge pages where [data, data + bytes) has not been touched yet: with small ones a large new matrix takes longer
+// to map than to fill. Only a wish; without it nothing but time changes.
+HALFBYTE_API void halfbyte_wish_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
 }
 
 // Weights first..last of the flat tensor -> out [last - first] of type `dtype`.
