@@ -38,7 +38,7 @@ LIBRARIES: dict[str, tuple[str, str | None]] = {
     "matplotlib": ("3.9", None),
 }
 EXTRAS: dict[str, tuple[str, ...]] = {"data": ("datasets", "pyarrow")}
-# Families that the tests hold to transformers' own modules with all norms and MLPs replaced (tests/model/test_blocks.py).
+# Families that the tests hold to transformers' own modules with all norms and MLPs replaced (test_blocks.py).
 TESTED = ("gemma2", "gemma3", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 _LOW_MEMORY, _LOW_DISK = 2 * 10**9, 5 * 10**9  # bytes
 _CACHE_FILES = 10_000  # counted at most
