@@ -65,6 +65,7 @@ CASES = {
     "width of 1, odd keys": Case(1, 1, 1, 9, 9, 1),
     "keys beyond the last query": Case(1, 2, 1, 20, 64, 16, offset=0),
     "queries before the first key": Case(1, 2, 1, 20, 10, 16),
+    "more queries than keys": Case(1, 2, 1, 40, 10, 16, offset=0),
     "queries after the last key, window": Case(1, 2, 1, 14, 12, 16, window=5, offset=8),
     "width of 256": Case(1, 2, 1, 40, 40, 256),
 }  # fmt: skip

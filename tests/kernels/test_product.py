@@ -98,3 +98,23 @@ def test_which_product_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cpu, "has_amx", lambda: True)  # there torch's product is faster
         assert kernels.product_of(many, weight).name == "reference"
         assert kernels.product_of(few, weight).isa == kernels.BF16
+
+
+def test_what_would_be_read_or_written_out_of_bounds_is_refused(implementation: str) -> None:
+    weight, x, h, b = made(96, 64, "nf4"), torch.ones(2, 64), torch.ones(2, 4), torch.ones(96, 4)
+    for arguments in [(x[:, :32],), (x, torch.ones(95)), (x, torch.ones(96).bfloat16()), (x, None, (h[:1], b)),
+                      (x, None, (h, b[:, :3])), (x, None, None, torch.ones(1, 96))]:  # fmt: skip
+        with pytest.raises(ValueError, match="is torch"):
+            kernels.linear(arguments[0], weight, *arguments[1:])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x is"):
+        kernels.linear_transposed(x, weight)
+    with pytest.raises(ValueError, match="the pair's matrix"):
+        kernels.linear_transposed(torch.ones(2, 96), weight, (h, torch.ones(4, 63)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_rows_give_no_rows(implementation: str, dtype: torch.dtype) -> None:
+    for columns in (64, 72):
+        weight = made(96, columns, "nf4")
+        assert kernels.linear(torch.ones(0, columns, dtype=dtype), weight).shape == (0, 96)
+        assert kernels.linear_transposed(torch.ones(0, 96, dtype=dtype), weight).shape == (0, columns)

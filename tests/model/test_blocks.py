@@ -151,3 +151,22 @@ def test_instances_that_differ_keep_the_class_as_it_is() -> None:
 def test_what_is_no_such_part_can_not_be_wrapped() -> None:
     with pytest.raises(ValueError, match="no weight or no epsilon"):
         RMSNorm.from_base(nn.Linear(2, 2), "narrow")
+
+
+class GatedNorm(nn.Module):
+    """As hybrid models have them: a plain norm if no gate is given."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width), requires_grad=False), 1e-6
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        x = x if gate is None else x * gate.sigmoid()
+        wide = x.float()
+        return self.weight * (wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
+
+
+def test_a_norm_that_takes_a_gate_stays() -> None:
+    net = nn.Sequential(GatedNorm(32))
+    replace_parts(net, CPU)
+    assert isinstance(net[0], GatedNorm)

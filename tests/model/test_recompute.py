@@ -14,6 +14,7 @@ from torch import Tensor
 from halfbyte import kernels
 from halfbyte.config import AdapterConfig
 from halfbyte.model.build import load_model
+from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import next_token_loss
 from halfbyte.model.recompute import recomputed
 
@@ -83,6 +84,28 @@ def test_nothing_is_left_behind() -> None:
     once = x.detach().clone().requires_grad_()
     layer(once).sum().backward()
     assert x.grad is not None and once.grad is not None and torch.equal(x.grad, once.grad)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_layer_within_a_layer_and_a_frozen_pair(trained: bool) -> None:
+    torch.manual_seed(0)
+    linear = QuantLinear(kernels.quantise(torch.randn(64, 64), "nf4"))
+    linear.add_adapter(AdapterConfig(rank=4))
+    assert linear.lora_A is not None and linear.lora_B is not None
+    torch.nn.init.normal_(linear.lora_B)
+    linear.requires_grad_(trained)
+    scale = torch.ones(64, requires_grad=True)
+    x = torch.randn(3, 64, requires_grad=trained)
+
+    def block(x: Tensor) -> Tensor:
+        return (linear(x) * scale).tanh()
+
+    def gradient(outer: Any, inner: Any) -> Tensor:
+        return torch.autograd.grad(outer(lambda x: inner(block, inner(block, x)), x).sum(), scale)[0]
+
+    wanted = gradient(lambda f, x: f(x), lambda f, x: f(x))
+    for outer, inner in [(recomputed, recomputed), (recomputed, lambda f, x: f(x)), (lambda f, x: f(x), recomputed)]:
+        assert torch.equal(gradient(outer, inner), wanted)
 
 
 def test_without_gradients_it_is_the_layer_itself() -> None:

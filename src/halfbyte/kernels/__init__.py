@@ -1,7 +1,8 @@
-"""Quantising and dequantising matrices. An op has a folder; its implementations have one signature and one test.
+"""Quantising and dequantising matrices, and products with them. An op has a folder; its implementations have one
+signature and one test.
 
 `choose` says which implementation runs and why: `cpu` (cpu.cpp, native) or `reference` (plain PyTorch, every device).
-Both give the same bits, which are those of bitsandbytes' CPU backend.
+Both quantise and dequantise to the same bits, those of bitsandbytes' CPU backend; products differ in rounding.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def dequantise(
     return out
 
 
+@torch.no_grad()
 def linear(
     x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, pair: Pair | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -127,6 +129,9 @@ def linear(
     `weight` is packed or a dense [O, I] tensor; the others have x's dtype. Sums are fp32 and rounded once where native
     kernels run; elsewhere it is torch's product of the dequantised weight.
     """
+    _check(x, weight, (weight.shape[1], weight.shape[0]), bias, pair, out, (weight.shape[0], None))
+    if not len(x):
+        return x.new_empty(0, weight.shape[0]) if out is None else out
     how = product_of(x, weight)
     if how.name == "reference":
         y = _plain.linear(x, weight, bias, pair)
@@ -138,11 +143,38 @@ def linear(
     return y if pair is None else y.addmm_(pair[0], pair[1].T)
 
 
+@torch.no_grad()
 def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None) -> Tensor:
     """dx [T, I] = g [T, O] W (+ h [T, R] A, for pair = (h, A [R, I])), in g's dtype; otherwise as `linear`."""
+    _check(g, weight, weight.shape, None, pair, None, (None, weight.shape[1]))
+    if not len(g):
+        return g.new_empty(0, weight.shape[1])
     if product_of(g, weight).isa == BF16:
         return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True)
     return _plain.linear_transposed(g, weight, pair)
+
+
+def _check(
+    x: Tensor, weight: FrozenWeight, widths: tuple[int, ...], bias: Tensor | None, pair: Pair | None,
+    out: Tensor | None, beside: tuple[int | None, int | None],
+) -> None:  # fmt: skip
+    """Raise ValueError for what native code, which gets bare pointers, would read or write beyond. `widths` of an input
+    and of an output row; `beside`: the fixed one of the second pair's sizes (the other is the rank)."""
+    rank = pair[0].shape[-1] if pair is not None else 0
+    parts: list[tuple[str, Tensor, tuple[int, ...]]] = [("x", x, (len(x), widths[0]))]
+    if bias is not None:
+        parts.append(("bias", bias, (widths[1],)))
+    if pair is not None:
+        sizes = (beside[0] or rank, beside[1] or rank)
+        parts += [("h", pair[0], (len(x), rank)), ("the pair's matrix", pair[1], sizes)]
+    if out is not None:
+        parts.append(("out", out, (len(x), widths[1])))
+    for name, tensor, shape in parts:
+        if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != weight.device:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
+                             f"not {x.dtype} {list(shape)} on {weight.device}")  # fmt: skip
+    if out is not None and not out.is_contiguous():
+        raise ValueError("out is not contiguous")
 
 
 def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
@@ -151,7 +183,8 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     if choice.isa is None:
         return choice
     if isinstance(weight, Tensor) and (weight.dtype != torch.bfloat16 or not weight.is_contiguous()):
-        return Choice("reference", f"torch's product: the weight is dense {weight.dtype}")
+        what = f"dense {weight.dtype}" if weight.is_contiguous() else "not contiguous"
+        return Choice("reference", f"torch's product: the weight is {what}")
     few = len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32)
     if x.dtype == torch.bfloat16 and choice.isa == BF16 and (few or not _product.has_amx()):
         return choice

@@ -1,7 +1,7 @@
 """The native library of this package, by ctypes: how it is found, and its functions behind typed ones.
 
-Nothing here checks shapes: what arrives is contiguous, lies on the CPU and went through `PackedWeight` or
-`kernels.quantise`. ctypes releases the interpreter's lock during a call.
+Nothing here checks shapes: what arrives is contiguous, lies on the CPU and went through `PackedWeight` or the checks of
+the op's public function. ctypes releases the interpreter's lock during a call.
 """
 
 from __future__ import annotations

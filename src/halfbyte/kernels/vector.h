@@ -13,6 +13,7 @@
 #else
 #define HALFBYTE_BODY __attribute__((always_inline))
 #endif
+#undef HALFBYTE_APART
 #define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
 
 namespace halfbyte {

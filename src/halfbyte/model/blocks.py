@@ -173,6 +173,8 @@ def _epsilon(module: nn.Module) -> float | None:
 
 def _style_of(norm: nn.Module) -> Style | None:
     """The style in which `norm` computes what we compute."""
+    if len(inspect.signature(norm.forward).parameters) != 1:  # those of hybrid models take a gate, too
+        return None
     width = norm._parameters["weight"].shape[0]  # type: ignore[union-attr]  # `_looks_like_norm` saw it
     make = torch.Generator().manual_seed(0)
     x, weight = torch.randn(_ROWS, width, generator=make) * 3, torch.randn(width, generator=make)
@@ -220,7 +222,9 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
 
 def _layout_of(mlp: nn.Module) -> Layout | None:
     """The layout in which `mlp` computes what we compute, tried with small layers in the place of its own."""
-    if len(inspect.signature(mlp.forward).parameters) != 1:
+    dropout = any(isinstance(child, nn.Dropout) or "dropout" in name for name, child in mlp.named_modules())
+    dropout = dropout or any("dropout" in key for key, value in vars(mlp).items() if value)
+    if dropout or len(inspect.signature(mlp.forward).parameters) != 1:
         return None
     x = torch.randn(_ROWS, _NARROW, generator=torch.Generator().manual_seed(0)) * 2
 

@@ -2,9 +2,9 @@
 
     y = x W^T + bias + scaling * dropout(x) A^T B^T          (LoRA, Hu et al. 2021, arXiv:2106.09685)
 
-Method: one autograd function for the whole sum, on the products of `halfbyte.kernels`, which never hold more than a
-part of the decoded weight and take the LoRA pair as some more steps of the contraction. What is kept for backward is
-the input x, the small product h = dropout(x) A^T, and the packed weight itself, which is there anyway.
+Method: one autograd function for the whole sum, on the products of `halfbyte.kernels`. Where the native one runs, it
+never holds more than a part of the decoded weight, and the LoRA pair is some more steps of its contraction. What is
+kept for backward is the input x, the small product h = dropout(x) A^T, and the packed weight, which is there anyway.
 
 Trade-off: the weight is decoded two times a step (three with recomputation). Rejected: a plain `F.linear` over the
 dequantised weight, because autograd then keeps every layer's 16-bit copy until the backward pass, and the 4-bit model
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from halfbyte import kernels
@@ -53,11 +54,12 @@ class _QuantLinearFunction(torch.autograd.Function):
         kept = (x_TI, h_TR, keep_TI) if narrow is not None else (None, None, None)
         ctx.save_for_backward(*kept)
         ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout = weight, narrow, scaling, dropout
-        if recompute.ends_with(sum(tensor is not None for tensor in kept)):
+        if any(ctx.needs_input_grad) and recompute.ends_with(sum(tensor is not None for tensor in kept)):
             return x_TI.new_empty(1).expand(len(x_TI), weight.shape[0])  # nobody will read it
         return kernels.linear(x_TI, weight, bias, None if narrow is None or h_TR is None else (h_TR, narrow[1]))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad_TO,) = gradients
         x_TI, h_TR, keep_TI = ctx.saved_tensors
@@ -120,7 +122,7 @@ class QuantLinear(nn.Module):
         self.register_parameter("lora_A", None)
         self.register_parameter("lora_B", None)
         self.scaling, self.dropout = 1.0, 0.0
-        self._narrow: tuple[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None  # made from what, and the pair
+        self._narrow: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def from_base(cls, linear: nn.Linear, weight: FrozenWeight, bias: Tensor | None) -> QuantLinear:
@@ -148,7 +150,7 @@ class QuantLinear(nn.Module):
         y = _QuantLinearFunction.apply(  # type: ignore[no-untyped-call]
             x.reshape(-1, self.in_features),
             self.frozen,
-            self.bias,
+            None if self.bias is None else self.bias.to(x.dtype),
             self.lora_A,
             self.lora_B,
             self.narrow(x.dtype),
@@ -157,17 +159,21 @@ class QuantLinear(nn.Module):
         )
         return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
     def narrow(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """A and scaling * B in `dtype`, made anew when they have changed; None without an adapter."""
+        """A and scaling * B in `dtype`; None without an adapter. Kept only where nothing can change it unseen: in eval
+        mode, without gradients, until the mode is set again."""
         a, b = self.lora_A, self.lora_B
         if a is None or b is None:
             return None
-        of = (id(a), a._version, id(b), b._version, self.scaling, dtype)
-        if self._narrow is None or self._narrow[0] != of:
-            with torch.inference_mode(False):  # or a pair first asked for in inference mode could not be trained with
-                self._narrow = (of, (a.detach().to(dtype), (b.detach() * self.scaling).to(dtype)))
-        return self._narrow[1]
+        changing = self.training or torch.is_grad_enabled()
+        if self._narrow is None or self._narrow[1].dtype != dtype or changing:
+            with torch.inference_mode(False), torch.no_grad():  # what inference mode makes could not be trained with
+                self._narrow = (a.detach().to(dtype), (b.detach() * self.scaling).to(dtype))
+        return self._narrow
+
+    def train(self, mode: bool = True) -> QuantLinear:
+        self._narrow = None
+        return super().train(mode)
 
     @property
     def weight(self) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from halfbyte import kernels
 from halfbyte.kernels.cross_entropy import cross_entropy
@@ -62,6 +63,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total.float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
         return (kept.float() * gradients[0]).to(kept.dtype), None, None, None

@@ -55,8 +55,13 @@ class _Recomputed:
         self.function, self.arguments, self.named = function, arguments, named
         self.places: list[weakref.ref[_Place]] = []
         self.collected = 0
+        self.devices = sorted({a.get_device() for a in self._tensors() if a.is_cuda})
         self.random = torch.get_rng_state()
-        self.inputs = {id(a) for a in (*arguments, *named.values()) if isinstance(a, Tensor)}
+        self.random_of = [torch.cuda.get_rng_state(device) for device in self.devices]
+        self.inputs = {id(a) for a in self._tensors()}
+
+    def _tensors(self) -> list[Tensor]:
+        return [a for a in (*self.arguments, *self.named.values()) if isinstance(a, Tensor)]
 
     @property
     def wanted(self) -> int:
@@ -90,29 +95,34 @@ class _Recomputed:
     def _run_again(self) -> None:
         self.collected = 0
         outer, _active.run = _active.run, self
-        state = torch.get_rng_state()
-        torch.set_rng_state(self.random)
         arguments, named = [_apart(a) for a in self.arguments], {k: _apart(a) for k, a in self.named.items()}
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._collect, _never_asked)
         try:
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._collect, _never_asked):
+            with torch.random.fork_rng(self.devices), torch.enable_grad(), hooks:
+                torch.set_rng_state(self.random)
+                for device, state in zip(self.devices, self.random_of, strict=True):
+                    torch.cuda.set_rng_state(state, device)
                 self.function(*arguments, **named)
         except _Enough:
             pass
         finally:
             _active.run = outer
-            torch.set_rng_state(state)
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """`function(*arguments, **named)`, with its activations computed again in the backward pass.
 
-    The function must be deterministic but for torch's random numbers on the CPU, whose state is set back.
+    The function must be deterministic but for torch's random numbers, whose states are set back.
     """
     if not torch.is_grad_enabled():
         return function(*arguments, **named)
     run = _Recomputed(function, arguments, named)
-    with torch.autograd.graph.saved_tensors_hooks(run.pack, run.unpack):
-        return function(*arguments, **named)
+    outer, _active.run = _active.run, None  # what is kept from here on goes to this run, not to the one around it
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(run.pack, run.unpack):
+            return function(*arguments, **named)
+    finally:
+        _active.run = outer
 
 
 def _never_asked(packed: None) -> Tensor:

@@ -121,7 +121,7 @@ HALFBYTE_INLINE void mask(const Attention& a, const Strip& strip, Range keys, fl
     const uint8_t* visible = a.visible ? a.visible + strip.b * a.visible_by + keys.first : nullptr;
     for (int64_t j = 0; j < count; ++j) {
         float* line = s + j * kRows;
-        const auto key = int32_t(keys.first + j), span = int32_t(a.window ? a.window : a.keys);
+        const auto key = int32_t(keys.first + j), span = a.window ? int32_t(a.window) : INT32_MAX;
         if (visible && !visible[j])
             for (int64_t r = 0; r < lanes; ++r) line[r] = -kInfinity;
         else if (newer || older)

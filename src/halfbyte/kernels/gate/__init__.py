@@ -44,7 +44,7 @@ def gated_halves(both: Tensor, act: Act, *, gate_first: bool = True) -> Tensor:
         out_TI = _GatedHalves.apply(both_TC, act, gate_first, isa)  # type: ignore[no-untyped-call]
     else:
         out_TI = cpu.gated(*_halves(both_TC, gate_first), act, isa)
-    return out_TI.view(*both.shape[:-1], -1)  # type: ignore[no-any-return]
+    return out_TI.view(*both.shape[:-1], both.shape[-1] // 2)  # type: ignore[no-any-return]
 
 
 def _halves(both: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:

@@ -485,6 +485,7 @@ void multiply_few(const Task& task, const Matrix& matrix, const DenseMatrix& pai
 
 template <bool kTransposed, typename Matrix>
 void multiply(Task task, const Matrix& matrix, const DenseMatrix& pair, bool blocks_in_rows, int threads) {
+    if (task.rows == 0) return;
     if (!kTransposed && task.rows <= kFewRows && blocks_in_rows) {
         if (task.rows == 1) return multiply_few<1>(task, matrix, pair, threads);
         if (task.rows == 2) return multiply_few<2>(task, matrix, pair, threads);

@@ -15,7 +15,7 @@ namespace {
 
 enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2 };
 
-// What native.py passes for a matrix [rows, columns]; the layout is that of `Matrix` there.
+// What cpu.py passes for a matrix [rows, columns]; the layout is that of `_Matrix` there.
 struct MatrixArgument {
     int64_t rows, columns;
     const void *codes, *absmax;  // absmax: NF4's constants, or int8's scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
 
 import torch
 from torch import Tensor
@@ -31,11 +32,14 @@ class _Matrix(ctypes.Structure):
     )
 
 
+_MATRICES: weakref.WeakKeyDictionary[PackedWeight, _Matrix] = weakref.WeakKeyDictionary()
+
+
 def _matrix(weight: PackedWeight | Tensor) -> _Matrix:
     """Described once for a packed weight, whose tensors never change; it points into them."""
     if isinstance(weight, Tensor):
         return _Matrix(rows=weight.shape[0], columns=weight.shape[1], codes=weight.data_ptr(), kind=0)
-    made: _Matrix | None = weight.__dict__.get("_matrix")
+    made = _MATRICES.get(weight)
     if made is None:
         rows, columns = weight.shape
         if isinstance(weight, Int8Weight):
@@ -44,7 +48,7 @@ def _matrix(weight: PackedWeight | Tensor) -> _Matrix:
             )
         else:
             made = _nf4(weight)
-        weight.__dict__["_matrix"] = made
+        _MATRICES[weight] = made
     return made
 
 

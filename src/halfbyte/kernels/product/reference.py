@@ -5,6 +5,8 @@ The matrix is decoded into a buffer that all matrices of a device and dtype shar
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,8 +18,8 @@ Pair = tuple[Tensor, Tensor]
 TILE = 4096  # rows of a dense matrix of another dtype that are converted at once
 
 
-class _Scratch:
-    """One buffer a device and dtype, as large as the largest matrix decoded so far."""
+class _Scratch(threading.local):
+    """One buffer a thread, device and dtype, as large as the largest matrix decoded so far."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
