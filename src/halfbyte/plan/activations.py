@@ -27,7 +27,7 @@ With recomputation a layer keeps its input only (b H per token), and one layer a
 layers are the ones that are recomputed, since the last ones have left when the first are at work.
 
 The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
-really saves (`tests/plan/test_activations.py`). MEASURED
+really saves (`tests/plan/test_activations.py`). TODO
 
 Assumed: what is freed goes back to the system (`memory.hold_little`). Times are not modelled here.
 """

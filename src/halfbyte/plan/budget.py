@@ -29,9 +29,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Room:
-    """What is left for activations and loss. `reason` is empty where the mapped weights have their place, too."""
+    """What is left for activations and loss; `beside` says whether the mapped weights have their place, too."""
 
     size: int
+    beside: bool
     reason: str = ""
 
 
@@ -39,10 +40,13 @@ def room_beside(memory_bytes: int, fixed_bytes: int, mapped_bytes: int, least_by
     """The room in `memory_bytes` beside what is spoken for and the mapped weights, if `least_bytes` have place in it."""
     beside = memory_bytes - fixed_bytes - mapped_bytes
     without = memory_bytes - fixed_bytes
-    if beside >= least_bytes or without < least_bytes:
-        return Room(beside if beside >= least_bytes else without)
+    if beside >= least_bytes:
+        return Room(beside, True)
+    if without < least_bytes:
+        return Room(without, False)
     return Room(
         without,
+        False,
         f"the {amount(mapped_bytes)} of mapped weights are not counted: even with every layer recomputed they do not "
         f"fit into {amount(memory_bytes)} beside the rest, so they are read from disk again in every pass",
     )
