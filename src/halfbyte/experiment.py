@@ -167,7 +167,7 @@ class _Planner:
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""
         from halfbyte.model.adapter import quant_linears
-        from halfbyte.plan.activations import RUNTIME_BYTES, scratch_bytes
+        from halfbyte.plan.activations import runtime_bytes, scratch_bytes
         from halfbyte.plan.inventory import take_inventory
         from halfbyte.plan.ladder import mapped_bytes
 
@@ -176,7 +176,7 @@ class _Planner:
         # parameters, gradients, AdamW, and the narrow copy; the runtime is part of a given budget, else it is there
         fixed = (16 + width) * self.model.adapter_parameters(config.adapter)
         fixed += scratch_bytes(shape, matrices, config.tune.batch * longest, weights in QUANTISED, width)
-        fixed += RUNTIME_BYTES if config.memory != "auto" else 0
+        fixed += runtime_bytes(shape) if config.memory != "auto" else 0
         mapped = mapped_bytes(take_inventory(str(self.model.path)), weights) or 0
         if self.model.device.type == "cpu":
             return fixed, mapped

@@ -135,7 +135,8 @@ def test_native_parts_keep_less_of_everything():
     for padded in (False, True):
         sizes = [saved_bytes_per_token(info, 512, padded=padded) for info in (native, plain)]
         assert sizes[0] < sizes[1]
-    assert layer_peak_bytes_per_token(native, 512) == layer_peak_bytes_per_token(plain, 512) == 2 * (2 * 14336 + 3 * 4096)
+    peaks = {layer_peak_bytes_per_token(info, 512) for info in (native, plain)}
+    assert peaks == {2 * (2 * 14336 + 3 * 4096)}
 
 
 def test_fewer_adapters_save_fewer_inputs():

@@ -29,7 +29,12 @@ def test_the_forced_kernels_are_foretold(forced, monkeypatch):
 
 
 def test_the_processor_says_it(tmp_path):
-    for text, fast in ((ZEN4, True), (ZEN4 + " amx_bf16", False), (ZEN4.replace("avx512_bf16", ""), False), ("", False)):
+    for text, fast in (
+        (ZEN4, True),
+        (ZEN4 + " amx_bf16", False),
+        (ZEN4.replace("avx512_bf16", ""), False),
+        ("", False),
+    ):
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{text}\n")
         assert has_bf16_products(tmp_path / "cpuinfo") is fast
     assert not has_bf16_products(tmp_path / "nowhere")

@@ -37,7 +37,7 @@ class Room:
 
 
 def room_beside(memory_bytes: int, fixed_bytes: int, mapped_bytes: int, least_bytes: int) -> Room:
-    """The room in `memory_bytes` beside what is spoken for and the mapped weights, if `least_bytes` have place in it."""
+    """The room in `memory_bytes` beside what is spoken for and the mapped weights, if it holds `least_bytes`."""
     beside = memory_bytes - fixed_bytes - mapped_bytes
     without = memory_bytes - fixed_bytes
     if beside >= least_bytes:
@@ -95,16 +95,14 @@ def choose(
 def _reason(
     need: Callable[[int, int], int], items: int, count: int, room: Room, layers: int, most: int, fits: bool, free: bool
 ) -> str:
-    there = amount(room.size)
+    there, size = amount(room.size), "one item" if items == 1 else f"{items} items at once"
     if not fits:
         least = "every layer" if count >= layers else f"{count} of {layers} layers"
-        size = "one item" if items == 1 else f"{items} items at once"
-        why = f"does not fit: {size} with {least} recomputed needs {amount(need(items, count))} for activations and loss, "
-        why += f"{there} are there"
+        why = f"does not fit: {size} with {least} recomputed needs {amount(need(items, count))} "
+        why += f"for activations and loss, {there} are there"
     elif count and free:
-        size = "one item" if items == 1 else f"{items} items at once"
-        why = f"{size} without recomputation needs {amount(need(items, 0))} for activations and loss, {there} are there; "
-        why += f"recomputing {count} of {layers} layers fits"
+        why = f"{size} without recomputation needs {amount(need(items, 0))} for activations and loss, "
+        why += f"{there} are there; recomputing {count} of {layers} layers fits"
     else:
         limit = "more at once would gain nothing" if items >= most else "more would not fit"
         why = f"{amount(need(items, count))} of {there} for activations and loss; {limit}"

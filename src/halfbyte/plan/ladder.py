@@ -156,7 +156,8 @@ def make_plan(
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = _mapped(weights, weights_bytes, constants)
     b = _width(weights)
-    fixed = {"runtime": RUNTIME_BYTES, "adapter": (4 + b) * adapter}
+    runtime = activations.runtime_bytes(info)
+    fixed = {"runtime": runtime, "adapter": 4 * adapter, "narrow_copy": b * adapter}
 
     def scratch(items: int) -> int:
         return activations.scratch_bytes(info, linears.values(), items * sequence, weights in QUANTISED, b)
@@ -166,7 +167,7 @@ def make_plan(
                                             mapped or 0, b)  # fmt: skip
     phases = {
         "pack": _packing(inventory, weights),
-        "open": Phase({"runtime": RUNTIME_BYTES}, mapped),
+        "open": Phase({"runtime": runtime}, mapped),
         "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, sequence, b),
                            "scratch": scratch(evaluation_batch)}, mapped),
         "tune": Phase({**training, **_training(info, batch, sequence, layers, b)}, mapped),
