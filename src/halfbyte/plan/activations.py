@@ -27,9 +27,11 @@ With recomputation a layer keeps its input only (b H per token), and one layer a
 layers are the ones that are recomputed, since the last ones have left when the first are at work.
 
 The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
-really saves (`tests/plan/test_activations.py`). A training
-step of the 1B shape (512 tokens, rank 16, AVX512-BF16), without the runtime's share, peaked at 893, 605 and 321 MB
-with 0, 8 and 16 of 16 layers recomputed where 899, 604 and 348 MB are planned.
+really saves (`tests/plan/test_activations.py`).
+
+A training step of the 1B shape (512 tokens, rank 16, AVX512-BF16, a toy tokenizer) peaked at 1206, 918 and 634 MB with
+0, 8 and 16 of 16 layers recomputed. 290 MB of it stood there once the model was open, and 899, 604 and 348 MB are
+planned for the rest: up to 24 MB more are slack, which the runtime's share holds.
 
 Assumed: what is freed goes back to the system (`memory.hold_little`). Times are not modelled here.
 """
