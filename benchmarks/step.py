@@ -99,16 +99,8 @@ def planned_layers(folder: Path, rank: int, targets: str, budget: int) -> int:
     """How many layers halfbyte's planner has recomputed within `budget` bytes, the mapped weights included."""
     from halfbyte.plan.ladder import plan_model
 
-    def plan(memory: int) -> tuple[int, int, int]:
-        made = plan_model(str(folder / "nf4"), rank=rank, targets=targets, sequence=TOKENS, batch=1, memory=memory)
-        phase = made.phases["tune"]
-        assert phase.peak_bytes is not None and phase.mapped_bytes is not None
-        return int(made.settings["recompute"]), phase.peak_bytes, phase.mapped_bytes
-
-    layers, peak, mapped = plan(budget)
-    if peak + mapped > budget:  # the planner was told what it may take beside the weights
-        layers, peak, mapped = plan(budget - mapped)
-    return layers
+    made = plan_model(str(folder / "nf4"), rank=rank, targets=targets, sequence=TOKENS, batch=1, memory=budget)
+    return int(made.settings["recompute"])
 
 
 def contenders(folder: Path, rank: int, targets: str, recompute: bool, warm_up: int, bf16: bool) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     weights(plan, "nf4")
     plan.add_argument("--sequence", type=int, help="longest item in tokens (default: 512)")
     plan.add_argument("--batch", type=int, help="items computed at once (default: 1)")
-    plan.add_argument("--memory", help="what the run may take, e.g. 8GB (default: what is free here)")
+    plan.add_argument(
+        "--memory", help="what the run may take, mapped weights included, e.g. 8GB (default: what is free)"
+    )
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
     pack = verb(

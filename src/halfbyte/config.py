@@ -138,7 +138,10 @@ class RunConfig:
     data: DataConfig = option(DataConfig, "what is learned")
     tune: TuneConfig = option(TuneConfig, "how it is learned")
     memory: str = option(
-        "auto", "memory that the run may take, e.g. 8GB; auto: what is free", unit="bytes", check=_memory
+        "auto",
+        "memory that the run may take, mapped weights included, e.g. 8GB; auto: what is free",
+        unit="bytes",
+        check=_memory,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     task: str | None = option(None, "TASK.yaml that is evaluated before and after", path=True)

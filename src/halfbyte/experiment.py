@@ -12,7 +12,7 @@ from rich.console import Console
 
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
 from halfbyte.errors import ConfigError, DataError, DoesNotFit
-from halfbyte.formats import Weights
+from halfbyte.formats import QUANTISED, Weights
 from halfbyte.pipeline import Target, evaluate, load, stored_fingerprint, with_training_median
 
 DEMO = Path(__file__).parent / "demo"
@@ -140,39 +140,64 @@ class _Planner:
 
     def choose(self, config: RunConfig) -> RunConfig:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
-        from halfbyte.plan.activations import RUNTIME_BYTES, choose, shape_info, training_bytes
+        from halfbyte.plan.activations import shape_info
+        from halfbyte.plan.budget import choose
 
-        shape = shape_info(self.model.net.config.to_dict(), rank=config.adapter.rank, targets=config.adapter.targets)
-        longest, width = self.data.counts.longest, self.model.dtype.itemsize
-        # parameters, gradients, AdamW; the runtime is part of a given budget, and otherwise it is there already
-        fixed = 16 * self.model.adapter_parameters(config.adapter) + self._scratch_bytes()
-        fixed += RUNTIME_BYTES if config.memory != "auto" else 0
-        memory, options = self._memory(config), config.tune
-        chosen = choose(shape, batch=options.batch, longest_tokens=longest, memory_bytes=memory,
-                        fixed_bytes=fixed, dtype_bytes=width)  # fmt: skip
-        micro_batch, recompute, reason, fits = chosen.micro_batch, chosen.recompute, chosen.reason, chosen.fits
-        if (options.micro_batch, options.recompute) != ("auto", "auto") and shape.dims is not None:
-            micro_batch = chosen.micro_batch if options.micro_batch == "auto" else int(options.micro_batch)
-            layers = [int(options.recompute)] if options.recompute != "auto" else list(range(shape.layers + 1))
-            needs = {n: sum(training_bytes(shape, micro_batch, longest, min(n, shape.layers), width)) for n in layers}
-            recompute = next((n for n, need in needs.items() if need <= memory - fixed), layers[-1])
-            fits = needs[recompute] <= memory - fixed
-            room = max(0, memory - fixed)
-            reason = f"{needs[recompute] / 1e9:.2f} GB of {room / 1e9:.2f} GB for activations and loss, partly as asked"
-        if fits is False and not self.force:
-            do = "lower data.max_tokens or adapter.rank, raise memory, or start anyway with --force"
-            raise DoesNotFit("the run does not fit", where=config.out, found=reason, do=do)
-        self.console.print(f"micro-batch {micro_batch}, {recompute} layers recomputed: {reason}", markup=False)
+        adapter, options = config.adapter, config.tune
+        shape = shape_info(self.model.net.config.to_dict(), rank=adapter.rank, targets=adapter.targets,
+                           native=self._native())  # fmt: skip
+        longest = self.data.counts.longest
+        fixed, mapped = self._spoken_for(config, shape, longest)
+        chosen = choose(
+            shape, batch=options.batch, longest_tokens=longest, memory_bytes=self._memory(config), fixed_bytes=fixed,
+            mapped_bytes=mapped, dtype_bytes=self.model.dtype.itemsize,
+            micro_batch=None if options.micro_batch == "auto" else int(options.micro_batch),
+            recompute=None if options.recompute == "auto" else int(options.recompute),
+        )  # fmt: skip
+        if chosen.fits is False and not self.force:
+            do = "lower data.max_tokens or adapter.rank, raise memory, leave tune.micro_batch and tune.recompute to "
+            do += "auto, or start anyway with --force"
+            raise DoesNotFit("the run does not fit", where=config.out, found=chosen.reason, do=do)
+        words = f"micro-batch {chosen.micro_batch}, {chosen.recompute} layers recomputed: {chosen.reason}"
+        self.console.print(words, markup=False)
         return dataclasses.replace(
-            config, tune=dataclasses.replace(options, micro_batch=micro_batch, recompute=recompute)
+            config, tune=dataclasses.replace(options, micro_batch=chosen.micro_batch, recompute=chosen.recompute)
         )
 
-    def _scratch_bytes(self) -> int:
-        """Of the buffer that weights are decoded into: the largest packed layer."""
+    def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
+        """Bytes that are taken whatever is chosen, and those of the mapped weights."""
         from halfbyte.model.adapter import quant_linears
+        from halfbyte.plan.activations import runtime_bytes, scratch_bytes
+        from halfbyte.plan.inventory import take_inventory
+        from halfbyte.plan.ladder import mapped_bytes
 
-        layers = quant_linears(self.model.net).values()
-        return max(layer.in_features * layer.out_features for layer in layers) * int(self.model.dtype.itemsize)
+        weights, width = cast(Weights, config.weights), int(self.model.dtype.itemsize)
+        matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
+        # parameters, gradients, AdamW, and the narrow copy; the runtime is part of a given budget, else it is there
+        fixed = (16 + width) * self.model.adapter_parameters(config.adapter)
+        fixed += scratch_bytes(shape, matrices, config.tune.batch * longest, weights in QUANTISED, width)
+        fixed += runtime_bytes(shape) if config.memory != "auto" else 0
+        mapped = mapped_bytes(take_inventory(str(self.model.path)), weights) or 0
+        if self.model.device.type == "cpu":
+            return fixed, mapped
+        return fixed + (mapped if config.memory != "auto" else 0), 0  # on the device they can't be dropped
+
+    def _native(self) -> Any:
+        """What the loaded model says of its parts."""
+        import torch
+
+        from halfbyte.kernels import native as native_library
+        from halfbyte.kernels.choice import choose as choose_kernels
+        from halfbyte.kernels.product import cpu
+        from halfbyte.plan import native
+
+        kernels, dtype = choose_kernels(self.model.device), self.model.dtype
+        if kernels.isa is None or dtype == torch.float16:  # the kernels between the products take bf16 and fp32
+            return native.plain(kernels.reason if kernels.isa is None else "activations are fp16")
+        attention = self.model.attention
+        products = kernels.isa == native_library.ISAS[-1] and dtype == torch.bfloat16 and not cpu.has_amx()
+        return native.of_model(self.model.replaced, "" if attention is None else attention.name, products=products,
+                               reason=kernels.reason)  # fmt: skip
 
     def _memory(self, config: RunConfig) -> int:
         """Bytes that the run may take."""
@@ -201,6 +226,7 @@ class _Planner:
             batch=int(config.tune.micro_batch),
             recompute=int(config.tune.recompute),
             memory=self._memory(config),
+            native=self._native(),
         )
         self.plan = made.to_json()
         return self.plan

@@ -1,4 +1,4 @@
-"""The formulas of activations against what autograd really saves, and the choice of micro-batch and recomputation."""
+"""The formulas of activations against what autograd really saves, with native parts and without."""
 
 import json
 
@@ -7,30 +7,36 @@ import torch
 from torch import nn
 
 from halfbyte.config import AdapterConfig
+from halfbyte.kernels.choice import choose
+from halfbyte.model.attention import use_attention
+from halfbyte.model.blocks import replace_parts
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import CHUNK
 from halfbyte.plan.activations import (
     LOSS_CHUNK,
-    choose,
     evaluation_bytes,
+    layer_peak_bytes_per_token,
     loss_bytes,
     saved_bytes_per_token,
+    scratch_bytes,
     shape_info,
     training_bytes,
 )
 from halfbyte.plan.catalogue import find
+from halfbyte.plan.native import Native, foretold, of_model
 from halfbyte.targets import select_targets
 from tests.tiny import FAMILIES, tiny_checkpoint
 
 ITEMS, TOKENS, RANK = 2, 48, 4
-GB = 10**9
+NATIVE = Native(True, True, True, True, "as told")
 
 
 def _decoder(folder, targets):
-    """The decoder of a checkpoint with QuantLinear in the place of its linear layers."""
+    """The decoder of a checkpoint, with halfbyte's parts where the kernels have them, and which those are."""
     from transformers import AutoModelForCausalLM
 
-    body = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).model.train().requires_grad_(False)
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).train().requires_grad_(False)
+    body = net.model
     linears = {name: module for name, module in body.named_modules() if isinstance(module, nn.Linear)}
     chosen = set(select_targets(targets, list(linears)))
     for name, linear in linears.items():
@@ -39,7 +45,9 @@ def _decoder(folder, targets):
             layer.add_adapter(AdapterConfig(rank=RANK))
         parent, _, last = name.rpartition(".")
         setattr(body.get_submodule(parent), last, layer)
-    return body
+    cpu = torch.device("cpu")
+    replaced, attention = replace_parts(net, cpu), use_attention(net, cpu)
+    return body, of_model(replaced, attention.name, products=False, reason=attention.reason)
 
 
 def _saved_bytes(body, padded):
@@ -66,19 +74,28 @@ def _saved_bytes(body, padded):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("targets", ["all", "attention"])
-def test_what_a_layer_saves_is_what_the_formula_says(family, targets, padded, tmp_path):
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+def test_what_a_layer_saves_is_what_the_formula_says(kernels, family, targets, padded, tmp_path, monkeypatch):
+    if kernels == "cpu" and choose().isa is None:
+        pytest.skip("the native library was not built")
+    monkeypatch.setenv("HALFBYTE_KERNELS", kernels)
     sizes = []
     for layers in (3, 4):  # the difference is one layer, whatever stands before and after
         options = {"num_hidden_layers": layers, "sliding_window": None if family == "mistral" else 64}
         if family in ("gemma2", "gemma3"):
             options["layer_types"] = ["full_attention"] * layers
         folder = tiny_checkpoint(family, tmp_path / str(layers), **options)
-        sizes.append(_saved_bytes(_decoder(folder, targets), padded))
+        body, native = _decoder(folder, targets)
+        sizes.append(_saved_bytes(body, padded))
     config = json.loads((folder / "config.json").read_text())
-    info = shape_info(config, rank=RANK, targets=targets)
+    before = foretold(config)
+    for parts in (native, before):
+        assert (parts.norms, parts.mlp, parts.attention) == (kernels == "cpu",) * 3
+    info = shape_info(config, rank=RANK, targets=targets, native=before)
     predicted = ITEMS * TOKENS * saved_bytes_per_token(info, TOKENS, padded=padded)
     # Gemma's norms also keep 1 + weight in fp32, whatever the number of tokens: not counted
-    weights = 4 * (4 * config["hidden_size"] + 2 * config.get("head_dim", 0)) if family.startswith("gemma") else 0
+    plain_gemma = family.startswith("gemma") and kernels == "reference"
+    weights = 4 * (4 * config["hidden_size"] + 2 * config.get("head_dim", 0)) if plain_gemma else 0
     assert predicted <= sizes[1] - sizes[0] <= predicted + weights
 
 
@@ -87,6 +104,39 @@ def test_the_loss_works_in_chunks_of_the_same_size():
     info = shape_info(find("llama-3.1-8b").config)
     assert loss_bytes(info, 4096) == loss_bytes(info, 128) == 128 * 128256 * 12
     assert loss_bytes(info, 64) == 64 * 128256 * 12
+
+
+def test_native_the_logits_lie_in_one_buffer_unless_the_head_does_more_than_a_product():
+    def logits(name, native, **more):
+        info = shape_info(find(name).config | more, native=native)
+        return loss_bytes(info, 512) / (128 * info.dims.vocabulary)
+
+    without_products = Native(True, True, True, False, "as told")
+    assert logits("llama-3.1-8b", NATIVE) == 2 and logits("llama-3.1-8b", without_products) == 4
+    assert logits("llama-3.1-8b", NATIVE, logits_scaling=8.0) == 8
+    assert logits("gemma-2-9b", NATIVE) == 12
+
+
+def test_native_products_need_no_buffer_of_the_size_of_a_weight(monkeypatch):
+    monkeypatch.setattr("halfbyte.plan.activations.cores", lambda: 2)
+    config, shapes = find("llama-3.1-8b").config, [(14336, 4096), (4096, 14336), (4096, 4096)]
+    plain, native = shape_info(config, rank=16), shape_info(config, rank=16, native=NATIVE)
+    assert scratch_bytes(plain, shapes, 512, True) == 2 * 14336 * 4096
+    assert scratch_bytes(plain, shapes, 512, False) == 0
+    # 512 rows of 8192 steps, of the LoRA pair and of the sums of 4096 outputs, and what two threads have
+    assert scratch_bytes(native, shapes, 512, True) == 512 * (2 * 8192 + 2 * 16 + 4 * 4096) + 2 * (10**6 + 4 * 64 * 512)
+    assert scratch_bytes(native, shapes, 4096, True) == scratch_bytes(native, shapes, 512, True)
+    assert scratch_bytes(native, shapes, 16, True) < 10**7
+
+
+def test_native_parts_keep_less_of_everything():
+    config = find("llama-3.1-8b").config
+    plain, native = shape_info(config), shape_info(config, native=NATIVE)
+    for padded in (False, True):
+        sizes = [saved_bytes_per_token(info, 512, padded=padded) for info in (native, plain)]
+        assert sizes[0] < sizes[1]
+    peaks = {layer_peak_bytes_per_token(info, 512) for info in (native, plain)}
+    assert peaks == {2 * (2 * 14336 + 3 * 4096)}
 
 
 def test_fewer_adapters_save_fewer_inputs():
@@ -108,49 +158,6 @@ def test_recomputation_trades_a_layer_for_its_input():
 def test_evaluation_keeps_keys_and_values_of_every_layer():
     parts = evaluation_bytes(shape_info(find("llama-3.1-8b").config), 16, 512)
     assert parts["kv_cache"] == 16 * 512 * 32 * 2 * 8 * 128 * 2
-
-
-def _choose(**options):
-    return choose(shape_info(find("llama-3.1-8b").config), **{"batch": 16, "longest_tokens": 1024, **options})
-
-
-def test_with_plenty_of_memory_nothing_is_recomputed_and_tokens_are_capped():
-    choice = _choose(memory_bytes=200 * GB)
-    assert (choice.micro_batch, choice.recompute, choice.fits) == (4, 0, True)
-    assert _choose(memory_bytes=200 * GB, longest_tokens=128).micro_batch == 16
-    assert _choose(memory_bytes=200 * GB, longest_tokens=128, batch=2).micro_batch == 2
-    assert _choose(memory_bytes=200 * GB, longest_tokens=9000).micro_batch == 1
-
-
-def test_the_micro_batch_is_even():
-    choice = _choose(memory_bytes=200 * GB, longest_tokens=128, batch=20)
-    assert choice.micro_batch == 10  # two passes, as with 16
-
-
-def test_memory_is_spared_by_smaller_batches_first_then_by_recomputation():
-    choices = [_choose(memory_bytes=size * GB) for size in (40, 16, 8, 4, 2, 1)]
-    batches, layers = [c.micro_batch for c in choices], [c.recompute for c in choices]
-    assert batches == sorted(batches, reverse=True) and layers == sorted(layers)
-    assert all(c.recompute == 0 or c.micro_batch == 1 for c in choices) and layers[-2] > 0
-    info = shape_info(find("llama-3.1-8b").config)
-    for choice, size in zip(choices, (40, 16, 8, 4, 2, 1), strict=True):
-        assert choice.reason and (not choice.fits or
-               sum(training_bytes(info, choice.micro_batch, 1024, choice.recompute)) <= size * GB)  # fmt: skip
-
-
-def test_what_does_not_fit_says_so():
-    choice = _choose(memory_bytes=GB, fixed_bytes=GB - 10**7)
-    assert (choice.micro_batch, choice.recompute, choice.fits) == (1, 32, False)
-    assert choice.reason.startswith("does not fit")
-
-
-def test_an_architecture_that_is_not_modelled_gets_the_careful_choice():
-    info = shape_info({"model_type": "novel", "num_hidden_layers": 7})
-    choice = choose(info, batch=16, longest_tokens=512, memory_bytes=100 * GB)
-    assert (choice.micro_batch, choice.recompute, choice.fits) == (1, 7, None)
-    assert "'novel' are not modelled" in choice.reason
-    with pytest.raises(ValueError, match="novel"):
-        training_bytes(info, 1, 512, 0)
 
 
 def test_a_sliding_window_makes_a_mask_when_the_sequence_is_longer():

@@ -13,6 +13,7 @@ from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.errors import ConfigError
 from halfbyte.plan import catalogue
 from halfbyte.plan.ladder import gb, plan_model
+from halfbyte.plan.native import Native, plain
 from tests.plan.conftest import write_model
 from tests.tiny import FAMILIES, tiny_checkpoint
 
@@ -90,7 +91,7 @@ def test_every_model_of_the_catalogue_is_planned(entry):
 
 @pytest.mark.parametrize("weights", ["nf4", "nf4-single", "int8", "bf16", "fp32"])
 def test_the_packed_weights_are_mapped_and_no_part_of_the_peak(weights):
-    plan = plan_model("llama-3.1-8b", weights=weights, memory=24 * GB)
+    plan = plan_model("llama-3.1-8b", weights=weights, memory=24 * GB, native=plain("as told"))
     mapped = plan.weights_bytes[weights.removesuffix("-single")] + plan.constants_bytes.get(
         weights.replace("-", "_"), 0
     )
@@ -108,9 +109,33 @@ def test_less_memory_means_more_recomputation_until_nothing_helps():
         plan = plan_model("llama-3.1-8b", sequence=1024, memory=memory)
         return plan.settings["recompute"], plan.fits, plan.phases["tune"].peak_bytes
 
-    plenty, some, little, none = (recomputed(size) for size in ("16GB", "6GB", "4GB", "1GB"))
+    plenty, some, little, none = (recomputed(size) for size in ("20GB", "9GB", "8.2GB", "1GB"))
     assert plenty[0] == 0 and plenty[1] and none[0] == 32 and none[1] is False
-    assert 0 < some[0] < little[0] < 32 and some[2] <= 6 * GB and little[2] <= 4 * GB
+    assert 0 < some[0] < little[0] < 32 and some[2] <= 3.3 * GB and little[2] <= 2.5 * GB  # 5.7 GB are mapped
+
+
+@pytest.mark.parametrize(("rank", "targets"), [(16, "all"), (32, "attention")])
+def test_an_8b_run_in_7_5_gb_recomputes_some_layers_and_in_12_none(rank, targets):
+    """The mapped weights are part of the memory."""
+    native = Native(True, True, True, True, "as told")
+    plans = {memory: plan_model("llama-3.1-8b", rank=rank, targets=targets, memory=memory, native=native)
+             for memory in ("7.5GB", "12GB")}  # fmt: skip
+    assert 0 < plans["7.5GB"].settings["recompute"] < 32 and plans["12GB"].settings["recompute"] == 0
+    tune = plans["7.5GB"].phases["tune"]
+    assert tune.peak_bytes + tune.mapped_bytes <= 7.5 * GB
+    assert any("the fewest that fit beside the mapped weights" in reason for reason in plans["7.5GB"].reasons)
+
+
+def test_weights_that_leave_no_room_are_left_out_and_a_reason_says_so():
+    plan = plan_model("llama-3.1-8b", memory="6GB", evaluation_batch=1)
+    assert plan.fits and any("mapped weights are not counted" in reason for reason in plan.reasons)
+    asked = plan_model("llama-3.1-8b", memory="8GB", sequence=2048, recompute=0)
+    assert asked.fits is False  # recomputing more would leave the weights their place
+
+
+def test_the_reason_names_the_native_parts():
+    for native, words in ((plain("why not"), "no part native: why not"), (None, "activations: ")):
+        assert any(words in reason for reason in plan_model("llama-3.1-8b", native=native).reasons)
 
 
 def test_a_packed_model_that_is_larger_than_memory_fits_slowly():

@@ -1,62 +1,72 @@
-"""What a run needs beside its weights, from the configuration: activations, the loss, the KV cache, the runtime.
+"""What a run needs beside its weights, from the configuration: activations, loss, KV cache, scratch, the runtime.
 
-Modelled on what the code really keeps: transformers' blocks, `QuantLinear` (saves its input and the small LoRA
-product, never a dequantised weight) and the chunked loss. b is the bytes of an activation (2, in fp32 4), H hidden,
+Modelled on what the code really keeps: `QuantLinear` (its input and the small LoRA product, never a dequantised
+weight), the chunked loss, and of norms, gated MLPs and attention either halfbyte's own ("native") or transformers' as
+they are ("plain"), each by itself; `native.py` says which. b is the bytes of an activation (2, in fp32 4), H hidden,
 I MLP, Q and K the width of all queries and of all keys of a token, R the rank, T the tokens of a sequence.
 
 Kept for the backward pass, per token and layer:
 
-    each norm              4 H + 4                 its input in fp32 and the reciprocal root
-    input of q, k, v       b H                     where one of them has an adapter; once, they share it
-    queries, keys, values  b (Q + 2 K)             after the rotation; 3 b Q where a mask makes keys and values repeat
-    attention's output     b Q + 4 per head        it is also the input of o; the logarithms of the softmax's sums
-    mask                   b T                     where there is one: of each layer, a row of T per token
-    input of gate and up   b H                     where one of them has an adapter
-    MLP                    3 b I (+ b I)           gate, its activation, up (and down's input, where it has an adapter)
-    LoRA products          b R                     of each layer with an adapter
-    norms of q and k       4 (Q + K) + ...         as the other norms, in the families that have them
+                            native                  plain
+    each norm               b H + 4                 4 H + 4               its input and the reciprocal root
+    norms of q and k        b (Q + K) + 4 each      4 (Q + K) + 4 each    in the families that have them
+    input of q, k, v        b H                     b H                   where one has an adapter; they share it
+    queries, keys, values   b (Q + 2 K)             b (Q + 2 K)           3 b Q where a plain mask repeats keys, values
+    attention's output      b Q + 4 per head        b Q + 4 per head      also the input of o; logarithms of the sums
+    mask                    -                       b T                   where there is one
+    input of gate and up    b H                     b H                   where one of them has an adapter
+    MLP                     2 b I (+ b I)           3 b I (+ b I)         gate, (its activation,) up; down's input
+    LoRA products           b R                     b R                   of each layer with an adapter
 
-Gemma 2 caps its attention scores, which transformers computes without a fused kernel: T scores per head and token in
-b, 4 and b bytes. Fused projections (Phi-3) keep the fused output whole where a part of it is kept. In both, the input
-of o is a copy of the attention's output.
-
+Plain only: Gemma 2 caps its attention scores, which transformers computes without a fused kernel: T scores per head and
+token in b, 4 and b bytes; there and with fused projections (Phi-3) the input of o is a copy of the attention's output.
 A mask stands wherever a batch holds padding, or a sequence is longer than the sliding window; one item alone has no
-padding. With recomputation a layer keeps its input only (b H per token), and one layer at a time is there in full; the
-first layers are the ones that are recomputed, since the last ones have left when the first are at work.
+padding. Fused projections keep the fused output whole where a part of it is kept.
 
-Each formula was derived from the code and checked on small models of ten families against what autograd really saves
-(`tests/plan/test_activations.py` repeats that). What torch held at its peak in a training step of four shapes was 1 %
-more to 1 % less than planned without full recomputation, and 5 to 11 % less with every layer recomputed.
+With recomputation a layer keeps its input only (b H per token), and one layer at a time is there in full; the first
+layers are the ones that are recomputed, since the last ones have left when the first are at work.
 
-Assumed: what is freed goes back to the system. glibc keeps freed blocks of up to 32 MB by default, and then the
-resident peak of small shapes was 1.1 to 3.5 times the activations and logits planned; with a fixed threshold
-(M_MMAP_THRESHOLD, 64 kB) 1.03 to 1.08 times. Times are not modelled here.
+The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
+really saves (`tests/plan/test_activations.py`).
+
+A training step of the 1B shape (512 tokens, rank 16, AVX512-BF16, a toy tokenizer) peaked at 1206, 918 and 634 MB with
+0, 8 and 16 of 16 layers recomputed. 290 MB of it stood there once the model was open, and 899, 604 and 348 MB are
+planned for the rest: up to 24 MB more are slack, which the runtime's share holds.
+
+Assumed: what is freed goes back to the system (`memory.hold_little`). Times are not modelled here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from halfbyte.config import AdapterConfig
+from halfbyte.environment import cores
 from halfbyte.errors import ConfigError
+from halfbyte.plan.native import Native, plain
 from halfbyte.plan.shapes import Dimensions, dimensions, is_known, tensors_from, text_config
 from halfbyte.targets import select_targets
 
-# Measured once on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon of a subprocess: importing both
-# 258 MB, the Llama classes and one training step of a model of 0.1 M parameters 39 MB, scipy.stats 25 MB, a tokenizer
-# of 49k entries 29 MB (one of 128k: 76 MB), and slack of the allocator and of oneDNN's buffers.
-RUNTIME_BYTES = 450_000_000
+# Measured once on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon: a training step of a 1B model
+# with a tokenizer of a few hundred entries took 286 to 313 MB beside what is planned here (169 MB of it the imports),
+# scipy.stats 25 MB, and a tokenizer of 49k or 128k entries 29 or 76 MB.
+RUNTIME_BYTES = 345_000_000
+TOKENIZER_BYTES = 600  # for each entry of the vocabulary
 
 LOSS_CHUNK = 128  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
-# Of each of these logits: in 16 bits, as fp32, the softmax's logarithm, and a gradient in 16 bits.
+# Plain, of each of these logits: in 16 bits, as fp32, the softmax's logarithm, and a gradient in 16 bits.
 LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied
+_SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a head that is more than a product
 
-MOST_ITEMS = 16  # items at once; more gain nothing
-MOST_TOKENS = 4096  # tokens at once: from there on the products run at full speed, more gain nothing on a CPU
+# Of kernels/product/bf16.h and kernels/attention/cpu.cpp: rows and steps that are laid out at once, a thread's buffers
+# (decoded weights, a strip of attention), and the accumulators of the gradients of keys and values that there are.
+_ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 8192, 1_000_000, 8
+
+PLAIN = plain("nothing is known of the kernels")
 
 
 @dataclass(frozen=True)
@@ -71,24 +81,20 @@ class ShapeInfo:
     window: int | None  # sliding window, in tokens
     scores: bool  # attention scores are materialised
     softcap: bool  # the head caps its logits
+    scaled: bool  # the head is more than a product: it caps or scales
+    native: Native
 
     @property
     def unknown(self) -> str:
         return f"unknown, because the activations of model_type '{self.model_type}' are not modelled"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """An automatic choice and the reason for it. `fits` is None where the need is unknown."""
-
-    micro_batch: int  # items at once
-    recompute: int  # the first so many layers compute their activations again in the backward pass
-    reason: str
-    fits: bool | None = True
-
-
 def shape_info(
-    config: Mapping[str, Any], *, rank: int = AdapterConfig.rank, targets: str | Sequence[str] = "all"
+    config: Mapping[str, Any],
+    *,
+    rank: int = AdapterConfig.rank,
+    targets: str | Sequence[str] = "all",
+    native: Native = PLAIN,
 ) -> ShapeInfo:
     """Read a config.json's mapping. Never raises for a family that is not modelled: `dims` is None then."""
     text = text_config(config)
@@ -105,8 +111,10 @@ def shape_info(
         rank=rank,
         adapted=_adapted(dims, targets) if dims else frozenset(),
         window=int(window) if window else None,
-        scores=model_type == "gemma2",
+        scores=model_type == "gemma2" and not native.attention,
         softcap=bool(text.get("final_logit_softcapping")),
+        scaled=any(text.get(name) not in (None, 0, 1) for name in _SCALES),
+        native=native,
     )
 
 
@@ -123,45 +131,70 @@ def saved_bytes_per_token(info: ShapeInfo, tokens: int, *, padded: bool, dtype_b
     `padded` says whether the batch holds padding. Raises ValueError for a family that is not modelled.
     """
     dims, b = _dims(info), dtype_bytes
-    family, query, key = dims.family, dims.query, dims.key
-    masked = padded or (info.window is not None and tokens > info.window)
-    total = len(family.norms) * (4 * dims.hidden + 4)
-    if family.qk_norm == "head":
-        total += 4 * (query + key) + 4 * (dims.heads + dims.kv_heads)
-    elif family.qk_norm == "width":
-        total += 4 * (query + key) + 8
+    total = _norm_bytes(info, b) + _attention_bytes(info, tokens, padded, b) + _mlp_bytes(info, b)
     total += b * dims.hidden * bool(info.adapted & {"q_proj", "k_proj", "v_proj", "qkv_proj"})
-    if info.scores:
-        total += b * 3 * query + dims.heads * tokens * (b + 4 + b)
-    else:
-        repeated = masked and 1 < dims.kv_heads < dims.heads  # a single head repeats as a view, without a copy
-        values = query if repeated else query + 2 * key if family.fused else key
-        total += b * (query + (query if repeated else key) + values + query) + 4 * dims.heads
-        total += b * tokens * masked
-    if info.scores or family.fused:
-        total += b * query * ("o_proj" in info.adapted)
     total += b * dims.hidden * bool(info.adapted & {"gate_proj", "up_proj", "gate_up_proj"})
-    total += b * dims.mlp * (3 + ("down_proj" in info.adapted))
     return total + b * info.rank * len(info.adapted)
+
+
+def _norm_bytes(info: ShapeInfo, b: int) -> int:
+    dims, wide = _dims(info), b if info.native.norms else 4
+    total = len(dims.family.norms) * (wide * dims.hidden + 4)
+    if dims.family.qk_norm:
+        total += wide * (dims.query + dims.key)
+        total += 4 * (dims.heads + dims.kv_heads) if dims.family.qk_norm == "head" else 8
+    return total
+
+
+def _attention_bytes(info: ShapeInfo, tokens: int, padded: bool, b: int) -> int:
+    """Queries, keys, values, the output, the mask; and the input of o where that is not the output itself."""
+    dims = _dims(info)
+    query, key, fused = dims.query, dims.key, dims.family.fused
+    values = query + 2 * key if fused else key
+    if info.native.attention:
+        return b * (query + key + values + query) + 4 * dims.heads
+    apart = b * query * ("o_proj" in info.adapted) * (info.scores or fused)
+    if info.scores:
+        return apart + b * 3 * query + dims.heads * tokens * (b + 4 + b)
+    masked = padded or (info.window is not None and tokens > info.window)
+    if masked and 1 < dims.kv_heads < dims.heads:  # repeated; a single head repeats as a view, without a copy
+        key = values = query
+    return apart + b * (query + key + values + query) + 4 * dims.heads + b * tokens * masked
+
+
+def _mlp_bytes(info: ShapeInfo, b: int) -> int:
+    return b * _dims(info).mlp * ((2 if info.native.mlp else 3) + ("down_proj" in info.adapted))
 
 
 def layer_peak_bytes_per_token(info: ShapeInfo, tokens: int, dtype_bytes: int = 2) -> int:
     """Bytes that the backward pass of one layer has at most beside what was saved, per token.
 
-    In the MLP: the gradients of gate's activation and of up stand beside that of their product, whose saved input has
-    left by then, and three hidden states. Where the scores are materialised: their gradients, less the MLP's part.
+    In the MLP: the gradients of gate (plain: of its activation) and of up stand beside that of their product, whose
+    saved input has left by then, and three hidden states. In the attention, less what the MLP kept: the gradients of
+    everything that it saved, in fp32 those of keys and values, too; where the scores are materialised, theirs.
     """
     dims, b = _dims(info), dtype_bytes
-    mlp = b * (2 * dims.mlp + 3 * dims.hidden)
-    if not info.scores:
-        return mlp
-    return max(mlp, dims.heads * tokens * (b + 4 + 4) + b * (3 * dims.hidden - 4 * dims.mlp))
+    hidden = 3 * b * dims.hidden
+    mlp = b * dims.mlp * (3 if info.native.mlp and "down_proj" not in info.adapted else 2)
+    if info.scores:
+        attention = dims.heads * tokens * (b + 4 + 4)
+    elif info.native.attention:
+        parts = max(1, -(-_ACCUMULATORS // dims.kv_heads))
+        attention = b * (3 * dims.query + 4 * dims.key) + parts * 8 * dims.key
+    else:
+        attention = 0
+    return hidden + max(mlp, attention - _mlp_bytes(info, b))
 
 
-def loss_bytes(info: ShapeInfo, tokens: int) -> int:
-    """Bytes of the logits of one chunk of the loss, with all that is made of them."""
-    vocabulary = _dims(info).vocabulary or 0
-    return min(LOSS_CHUNK, tokens) * vocabulary * (LOSS_BYTES + SOFTCAP_BYTES * info.softcap)
+def loss_bytes(info: ShapeInfo, tokens: int, dtype_bytes: int = 2) -> int:
+    """Bytes of the logits of one chunk of the loss, with all that is made of them.
+
+    Native: their gradient overwrites them; a head that is more than a product goes through autograd, which keeps some.
+    """
+    each = LOSS_BYTES + SOFTCAP_BYTES * info.softcap
+    if info.native.norms:  # the kernels of the loss run where those of the norms do
+        each = dtype_bytes * ((4 + 2 * info.softcap) if info.scaled else 1 if info.native.products else 2)
+    return min(LOSS_CHUNK, tokens) * (_dims(info).vocabulary or 0) * each
 
 
 def training_bytes(
@@ -169,20 +202,44 @@ def training_bytes(
 ) -> tuple[int, int]:
     """(activations, logits) in bytes whose sum is the peak of one micro-batch of `micro_batch` x `tokens` tokens.
 
-    The peak stands either in the loss, with all that was saved, or in the backward pass of a layer.
+    The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. Of a head that is
+    a product alone, the buffer of the logits outlives the loss.
     """
-    dims = _dims(info)
+    dims, b = _dims(info), dtype_bytes
     count = micro_batch * tokens
-    saved = saved_bytes_per_token(info, tokens, padded=micro_batch > 1, dtype_bytes=dtype_bytes)
+    saved = saved_bytes_per_token(info, tokens, padded=micro_batch > 1, dtype_bytes=b)
     kept_layers = dims.layers - recompute
-    # The ends: final norm, last hidden states, those that are learned, and their gradient.
-    ends = 4 * dims.hidden + 3 * dtype_bytes * dims.hidden
-    inputs = recompute * dtype_bytes * dims.hidden
-    logits = loss_bytes(info, count)
+    inputs = recompute * b * dims.hidden
+    # The last norm's input and result, the hidden states that are learned and their gradient, scaled in fp32.
+    ends = (4 * b + 8) * dims.hidden + 4
+    logits = loss_bytes(info, count, b)
     in_loss = count * (kept_layers * saved + inputs + ends) + logits
-    working = layer_peak_bytes_per_token(info, tokens, dtype_bytes)
-    in_layer = count * (max(kept_layers, 1) * saved + inputs + ends + working)
+    working = b * dims.hidden + layer_peak_bytes_per_token(info, tokens, b)
+    in_layer = count * (max(kept_layers, 1) * saved + inputs + working) + (0 if info.scaled else logits)
     return max(in_loss, in_layer) - logits, logits
+
+
+def runtime_bytes(info: ShapeInfo) -> int:
+    """Bytes of Python, its libraries and the tokenizer."""
+    return RUNTIME_BYTES + TOKENIZER_BYTES * (info.dims.vocabulary or 0 if info.dims is not None else 0)
+
+
+def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2) -> int:
+    """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in].
+
+    Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once, and each
+    thread's decoded piece (kernels/product/bf16.h); else one matrix decoded, if they are packed.
+    """
+    shapes = list(matrices)
+    if not info.native.products:
+        return b * max((rows * columns for rows, columns in shapes), default=0) if packed else 0
+    rows = min(_ROWS, tokens)
+    if info.dims is not None and info.dims.vocabulary:
+        shapes.append((info.dims.vocabulary, info.dims.hidden))  # the head, with fewer rows
+    ways = [way for shape in shapes for way in (shape, shape[::-1])]  # forward, and transposed
+    laid_out = max((2 * min(steps, _LAID_OUT) for _, steps in ways), default=0) + 2 * info.rank
+    sums = max((4 * outputs for outputs, steps in ways if steps > _LAID_OUT), default=0)
+    return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)
 
 
 def evaluation_bytes(info: ShapeInfo, batch: int, tokens: int, dtype_bytes: int = 2) -> dict[str, int]:
@@ -200,61 +257,7 @@ def evaluation_bytes(info: ShapeInfo, batch: int, tokens: int, dtype_bytes: int 
     }
 
 
-def choose(
-    shape_info: ShapeInfo,
-    *,
-    batch: int,
-    longest_tokens: int,
-    memory_bytes: int,
-    fixed_bytes: int = 0,
-    dtype_bytes: int = 2,
-) -> Choice:
-    """How many items to compute at once, and how many layers to recompute.
-
-    `memory_bytes` is what the run may still take, `fixed_bytes` what of it is spoken for (adapter, gradients,
-    optimiser, scratch). Recomputation costs up to a third more, so it comes last: first the largest micro-batch that
-    does without, then, for one item at a time, as few layers as will fit. A family that is not modelled gets the most
-    careful choice.
-    """
-    info, room = shape_info, memory_bytes - fixed_bytes
-    if info.dims is None:
-        return Choice(1, info.layers, f"one item at a time, every layer recomputed: the need is {info.unknown}", None)
-    layers, tokens = info.dims.layers, longest_tokens
-
-    def need(items: int, recompute: int) -> int:
-        return sum(training_bytes(info, items, tokens, recompute, dtype_bytes))
-
-    most = max(1, min(batch, MOST_ITEMS, MOST_TOKENS // max(1, tokens)))
-    for items in range(most, 0, -1):
-        items = _even(batch, items)
-        if need(items, 0) <= room:
-            limit = "more at once would gain nothing" if items == _even(batch, most) else "more would not fit"
-            return Choice(items, 0, f"{_amount(need(items, 0))} of {_amount(room)} for activations and loss; {limit}")
-    for recompute in range(1, layers + 1):
-        if need(1, recompute) <= room:
-            reason = (
-                f"one item without recomputation needs {_amount(need(1, 0))} for activations and loss, "
-                f"{_amount(room)} are there; recomputing {recompute} of {layers} layers fits"
-            )
-            return Choice(1, recompute, reason)
-    reason = (
-        f"does not fit: one item of {tokens} tokens with every layer recomputed needs {_amount(need(1, layers))} "
-        f"for activations and loss, {_amount(room)} are there"
-    )
-    return Choice(1, layers, reason, False)
-
-
-def _even(batch: int, items: int) -> int:
-    """The smallest micro-batch that takes no more passes over `batch` items than `items` does."""
-    return -(-batch // -(-batch // items))
-
-
 def _dims(info: ShapeInfo) -> Dimensions:
     if info.dims is None:
         raise ValueError(info.unknown)
     return info.dims
-
-
-def _amount(size: int) -> str:
-    size = max(size, 0)
-    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

@@ -26,8 +26,10 @@ from halfbyte.formats import (
 )
 from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
+from halfbyte.plan.budget import room_beside
 from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.machine import this_machine
+from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.shapes import TensorSpec
 from halfbyte.targets import select_targets
 
@@ -109,12 +111,14 @@ def plan_model(
     memory: str | int | None = None,
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
+    native: Native | None = None,
 ) -> Plan:
     """Plan a local folder or a model of the catalogue, without torch and without reading weights.
 
     `rank` and `targets` describe the adapter, `weights` the format that runs, `sequence` the longest item in tokens,
-    `batch` the items computed at once, `memory` what the run may take (bytes, or "8GB"; None or "auto": what is free
-    here), `recompute` the number of layers whose activations are computed again ("auto": as few as fit).
+    `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
+    or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
+    as fit), `native` the parts that native code computes (None: as this machine's CPU will).
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a folder that can't be read.
@@ -125,7 +129,9 @@ def plan_model(
         raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
     inventory = take_inventory(name_or_path)
     available = _memory(memory)
-    return make_plan(inventory, rank, targets, known[weights], sequence, batch, available, recompute, evaluation_batch)
+    native = native or foretold(inventory.config, dtype_bytes=_width(weights))
+    return make_plan(inventory, rank, targets, known[weights], sequence, batch, available, recompute, evaluation_batch,
+                     native)  # fmt: skip
 
 
 def make_plan(
@@ -138,31 +144,38 @@ def make_plan(
     memory_bytes: int | None,
     recompute: int | str,
     evaluation_batch: int,
+    native: Native,
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up."""
     linears = inventory.linears
     chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
     adapter = sum(rank * (linears[name][0] + linears[name][1]) for name in chosen)
-    info = shape_info(inventory.config, rank=rank, targets=targets)
+    info = shape_info(inventory.config, rank=rank, targets=targets, native=native)
     packed = {format_: _packed(format_, linears.values()) for format_ in QUANTISED}
     weights_bytes = _weights_bytes(inventory, packed)
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = _mapped(weights, weights_bytes, constants)
-    fixed = {"runtime": RUNTIME_BYTES, "adapter": 4 * adapter}
-    training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": _scratch(weights, linears)}
-    b = 4 if weights == "fp32" else 2
-    layers, why = _recompute(info, recompute, batch, sequence, memory_bytes, sum(training.values()), b)
+    b = _width(weights)
+    runtime = activations.runtime_bytes(info)
+    fixed = {"runtime": runtime, "adapter": 4 * adapter, "narrow_copy": b * adapter}
+
+    def scratch(items: int) -> int:
+        return activations.scratch_bytes(info, linears.values(), items * sequence, weights in QUANTISED, b)
+
+    training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": scratch(batch)}
+    layers, why, mapped_counts = _recompute(info, recompute, batch, sequence, memory_bytes, sum(training.values()),
+                                            mapped or 0, b)  # fmt: skip
     phases = {
         "pack": _packing(inventory, weights),
-        "open": Phase({"runtime": RUNTIME_BYTES}, mapped),
+        "open": Phase({"runtime": runtime}, mapped),
         "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, sequence, b),
-                           "scratch": training["scratch"]}, mapped),
+                           "scratch": scratch(evaluation_batch)}, mapped),
         "tune": Phase({**training, **_training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
     if info.dims is None:
         unknown.setdefault("activations", info.unknown)
-    fits, reasons = _verdict(phases, memory_bytes, unknown)
+    fits, reasons = _verdict(phases, memory_bytes, unknown, mapped_counts)
     experts = sum(spec.count for spec in inventory.tensors if spec.kind == "expert")
     return Plan(
         model=inventory.name,
@@ -183,7 +196,7 @@ def make_plan(
         memory_bytes=memory_bytes,
         phases=phases,
         fits=fits,
-        reasons=[*reasons, why, NO_SECONDS],
+        reasons=[*reasons, why, f"activations: {native}", NO_SECONDS],
         notes=[*inventory.notes, *_kept(inventory, experts, weights)],
         unknown=unknown,
         packed=inventory.packed,
@@ -265,11 +278,16 @@ def _packing(inventory: Inventory, weights: Weights) -> Phase:
     return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
 
 
-def _scratch(weights: Weights, linears: dict[str, tuple[int, int]]) -> int:
-    """The buffer for one unpacked matrix, which all layers share."""
-    if weights not in QUANTISED:
-        return 0
-    return 2 * max((rows * columns for rows, columns in linears.values()), default=0)
+def _width(weights: str) -> int:
+    """Bytes of an activation."""
+    return 4 if weights == "fp32" else 2
+
+
+def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:
+    """What is memory-mapped while the model is in use in the format `weights`."""
+    packed = {format_: _packed(format_, inventory.linears.values()) for format_ in QUANTISED}
+    constants = {format_: total.constants for format_, total in packed.items()}
+    return _mapped(weights, _weights_bytes(inventory, packed), constants)
 
 
 def _training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
@@ -287,33 +305,42 @@ def _evaluation(info: ShapeInfo, batch: int, sequence: int, b: int) -> dict[str,
 
 
 def _recompute(
-    info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int, b: int
-) -> tuple[int, str]:
-    """The number of layers to recompute, and why."""
+    info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int, mapped: int,
+    b: int,
+) -> tuple[int, str, bool]:  # fmt: skip
+    """The number of layers to recompute, why, and whether the mapped weights count as part of the memory."""
+    known = info.dims is not None and info.dims.vocabulary is not None
+    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b)) for layers in range(info.layers + 1)
+             ] if known else []  # fmt: skip
+    room = room_beside(memory_bytes, fixed, mapped, min(needs)) if needs and memory_bytes is not None else None
+    left_out = f"; {room.reason}" if room is not None and room.reason else ""
+    counts = room is not None and room.beside
     if isinstance(recompute, int):
         layers = min(recompute, info.layers)
-        return layers, f"recomputation: {layers} of {info.layers} layers, as asked"
-    if info.dims is None or info.dims.vocabulary is None:
-        return info.layers, "recomputation: every layer, the careful choice where the need is unknown"
-    if memory_bytes is None:
-        return info.layers, "recomputation: every layer, because this system does not tell how much memory is free"
-    for layers in range(info.layers + 1):
-        if fixed + sum(activations.training_bytes(info, batch, sequence, layers, b)) <= memory_bytes:
-            few = "none is needed" if layers == 0 else f"{layers} of {info.layers} layers, the fewest that fit"
-            return layers, f"recomputation: {few}"
-    return info.layers, "recomputation: every layer, and even so the run does not fit"
+        return layers, f"recomputation: {layers} of {info.layers} layers, as asked{left_out}", counts
+    if not known:
+        return info.layers, "recomputation: every layer, the careful choice where the need is unknown", counts
+    if room is None:
+        return info.layers, "recomputation: every layer, as this system does not tell how much memory is free", counts
+    layers = next((count for count, need in enumerate(needs) if need <= room.size), -1)
+    if layers < 0:
+        return info.layers, "recomputation: every layer, and even so the run does not fit", counts
+    few = "none is needed" if layers == 0 else f"{layers} of {info.layers} layers, the fewest that fit"
+    beside = " beside the mapped weights" if layers and counts and mapped else ""
+    return layers, f"recomputation: {few}{beside}{left_out}", counts
 
 
 def _verdict(
-    phases: dict[str, Phase], memory_bytes: int | None, unknown: dict[str, str]
+    phases: dict[str, Phase], memory_bytes: int | None, unknown: dict[str, str], mapped_counts: bool
 ) -> tuple[bool | None, list[str]]:
-    """Whether every phase fits, and a reason for each."""
+    """Whether every phase fits, and a reason for each. A phase that fits but for the mapped weights reads them from
+    disk again and again; where recomputing more layers would spare that (`mapped_counts`), tuning does not fit."""
     if memory_bytes is None:
         return None, ["fits: unknown, because this system does not tell how much memory is free; give --memory"]
     reasons: list[str] = []
     verdicts: list[bool | None] = []
     for name, phase in phases.items():
-        peak = phase.peak_bytes
+        peak, mapped = phase.peak_bytes, phase.mapped_bytes or 0
         if not phase.parts:
             reasons.append(f"{name}: nothing to do, the weights are used as they are stored")
             continue
@@ -321,11 +348,13 @@ def _verdict(
             verdicts.append(None)
             reasons.append(f"{name}: {unknown.get('activations') or unknown.get('parameters') or 'unknown'}")
             continue
-        verdicts.append(peak <= memory_bytes)
-        words = f"{name} needs {gb(peak)}, {gb(memory_bytes)} are there"
-        words += ": fits" if peak <= memory_bytes else f": does not fit, {gb(peak - memory_bytes)} too much"
-        mapped = phase.mapped_bytes
-        if peak <= memory_bytes and mapped is not None and peak + mapped > memory_bytes:
+        strict = name == "tune" and mapped_counts
+        need = peak + mapped if strict or peak + mapped <= memory_bytes else peak
+        verdicts.append(need <= memory_bytes)
+        words = f"{name} needs {gb(peak)}" + (f" and {gb(mapped)} of mapped weights" if mapped and need > peak else "")
+        words += f", {gb(memory_bytes)} are there"
+        words += ": fits" if need <= memory_bytes else f": does not fit, {gb(need - memory_bytes)} too much"
+        if need <= memory_bytes < peak + mapped:
             words += f", but the {gb(mapped)} of mapped weights do not stay in memory beside it: slow, read from disk"
         reasons.append(words)
     return (False if False in verdicts else None if None in verdicts else True), reasons

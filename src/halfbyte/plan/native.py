@@ -1,0 +1,88 @@
+"""Which parts of a model native code computes: what a plan has to know of the kernels, found without importing torch.
+
+A loaded model says it itself (`of_model`). Before that it is foretold (`foretold`) from what decides it later: the
+library's file, the processor's flags, HALFBYTE_KERNELS and the family. The library is not opened for that: whatever
+opens it before torch decides whose threads both of them use. What can't be seen (flags of other systems than Linux)
+counts as missing, which plans more memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+from halfbyte.plan.shapes import is_known, text_config
+
+_KERNELS = Path(__file__).parents[1] / "kernels"
+_CPUINFO = Path("/proc/cpuinfo")
+_BF16 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}  # as /proc/cpuinfo spells them
+_AMX = "amx_bf16"
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # then attention is PyTorch's
+
+
+@dataclass(frozen=True)
+class Native:
+    """`products`: those of many rows with a frozen matrix, which else is decoded as a whole. `reason` is for people."""
+
+    norms: bool
+    mlp: bool
+    attention: bool
+    products: bool
+    reason: str
+
+    def __str__(self) -> str:
+        parts = {"norms": self.norms, "MLPs": self.mlp, "attention": self.attention, "products": self.products}
+        named = [name for name, is_native in parts.items() if is_native]
+        return f"{', '.join(named) if named else 'no part'} native: {self.reason}"
+
+
+def plain(reason: str) -> Native:
+    """Everything in PyTorch's operations."""
+    return Native(False, False, False, False, reason)
+
+
+def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "auto") -> Native:
+    """What `load_model` will find for a model with this config.json on this machine's CPU."""
+    forced = os.environ.get("HALFBYTE_KERNELS", "")
+    if device.startswith("cuda"):
+        return plain(f"there is no native kernel for {device} yet")
+    if forced == "reference":
+        return plain("HALFBYTE_KERNELS=reference")
+    if not any((_KERNELS / f"_native{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+        return plain("the native library was not built")
+    if not is_known(config):
+        return plain("the family is not known")
+    text = text_config(config)
+    fast = has_bf16_products() and forced in ("", "cpu", "cpu-avx512bf16") and dtype_bytes == 2
+    dropout = any(text.get(name) for name in _DROPOUTS)
+    return Native(True, True, not dropout, fast, "the library is there, and the family is one that it covers")
+
+
+def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether the processor has AVX512-BF16, and no AMX, with which PyTorch's own product is the faster one."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    return flags >= _BF16 and _AMX not in flags
+
+
+def of_model(replaced: Iterable[Any], attention: str, *, products: bool, reason: str) -> Native:
+    """Of a loaded model: its `replaced` parts, the name of its attention, and whether the native product runs.
+
+    A part counts as native only if every class of its kind was replaced.
+    """
+    norms = [part for part in replaced if "Norm" in part.kind]
+    others = [part for part in replaced if "Norm" not in part.kind]
+    return Native(
+        norms=bool(norms) and not any(part.reason for part in norms),
+        mlp=bool(others) and not any(part.reason for part in others),
+        attention=attention == "halfbyte",
+        products=products,
+        reason=reason,
+    )

@@ -1,0 +1,58 @@
+"""Which parts are native: what is foretold is what the kernels choose, and the processor's flags decide it."""
+
+import pytest
+
+from halfbyte.kernels import native as library
+from halfbyte.kernels.choice import choose
+from halfbyte.kernels.product import cpu
+from halfbyte.model.blocks import Replacement
+from halfbyte.plan.native import foretold, has_bf16_products, of_model
+
+LLAMA = {"model_type": "llama"}
+ZEN4 = "flags\t\t: fpu avx512f avx512dq avx512bw avx512vl avx512_bf16"
+
+
+def test_what_is_foretold_is_what_the_kernels_choose():
+    chosen, before = choose("cpu"), foretold(LLAMA)
+    assert before.norms == before.mlp == before.attention == (chosen.isa is not None)
+    assert before.products == (chosen.isa == library.ISAS[-1] and not cpu.has_amx())
+
+
+@pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.ISAS)])
+def test_the_forced_kernels_are_foretold(forced, monkeypatch):
+    if choose().isa is None or forced.removeprefix("cpu-") in set(library.ISAS) - set(library.isas()):
+        pytest.skip("this processor or this build has no such kernels")
+    monkeypatch.setenv("HALFBYTE_KERNELS", forced)
+    chosen, before = choose("cpu"), foretold(LLAMA)
+    assert before.norms == (chosen.isa is not None)
+    assert before.products == (chosen.isa == library.ISAS[-1] and not cpu.has_amx())
+
+
+def test_the_processor_says_it(tmp_path):
+    for text, fast in (
+        (ZEN4, True),
+        (ZEN4 + " amx_bf16", False),
+        (ZEN4.replace("avx512_bf16", ""), False),
+        ("", False),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{text}\n")
+        assert has_bf16_products(tmp_path / "cpuinfo") is fast
+    assert not has_bf16_products(tmp_path / "nowhere")
+
+
+def test_what_the_kernels_do_not_cover_is_plain(monkeypatch, tmp_path):
+    assert not foretold(LLAMA, device="cuda:0").norms and not foretold({"model_type": "novel"}).mlp
+    assert not foretold(LLAMA | {"attention_dropout": 0.1}).attention
+    assert not foretold(LLAMA, dtype_bytes=4).products
+    monkeypatch.setattr("halfbyte.plan.native._KERNELS", tmp_path)
+    assert "not built" in foretold(LLAMA).reason and not foretold(LLAMA).norms
+
+
+def test_a_loaded_model_says_it_itself():
+    parts = [Replacement("SomeRMSNorm", 3), Replacement("OtherNorm", 1, "it computes something else"),
+             Replacement("SomeMLP", 2)]  # fmt: skip
+    found = of_model(parts, "sdpa", products=True, reason="")
+    assert (found.norms, found.mlp, found.attention, found.products) == (False, True, False, True)
+    found = of_model(parts[:1], "halfbyte", products=False, reason="")
+    assert (found.norms, found.mlp, found.attention, found.products) == (True, False, True, False)
+    assert "norms, attention native" in str(found)
