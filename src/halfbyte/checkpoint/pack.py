@@ -5,9 +5,9 @@ for all), config.json with `quantization_config`, tokenizer, templates and licen
 from the values as they are stored; the rest becomes bf16 (fp16 stays fp16; what transformers keeps in fp32 does).
 
 Source tensors are mapped, one at a time; what is quantised waits for the disk in at most `stream.BEHIND` bytes, so the
-peak is the runtime's plus less than twice the largest tensor, however large the model. The folder is made beside its destination under another name and then renamed, so that
-it is there completely or not at all. Its `halfbyte.json`, which is this program's note of what it was made of, is what
-lets a second run see that the work is done.
+peak is the runtime's plus less than twice the largest tensor, however large the model. The folder is made beside its
+destination under another name and then renamed, so that it is there completely or not at all. Its `halfbyte.json`,
+which is this program's note of what it was made of, is what lets a second run see that the work is done.
 """
 
 from __future__ import annotations

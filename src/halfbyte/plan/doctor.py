@@ -58,7 +58,7 @@ def doctor(machine: Machine | None = None) -> list[Finding]:
     findings = [_python(), Finding("ok", "system", machine.system), *_hardware(machine)]
     findings += [_library(name, *bounds) for name, bounds in LIBRARIES.items()]
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
-    findings += [_kernels(), _compiler(), _cuda(machine), _cache(), _disk(Path.cwd())]
+    findings += [_kernels(), _compute(), _compiler(), _cuda(machine), _cache(), _disk(Path.cwd())]
     return findings
 
 
@@ -145,6 +145,17 @@ def _kernels() -> Finding:
     if choice.name == "reference":
         return Finding("note", "kernels", f"reference: {choice.reason}", "right, but slower than the native library")
     return Finding("ok", "kernels", f"{choice.name}: {choice.reason}")
+
+
+def _compute() -> Finding:
+    """What `compute: auto` stands for on this processor; of a card, each run says it."""
+    try:
+        from halfbyte.kernels.compute import fastest
+
+        choice = fastest()
+    except Exception as error:  # a broken torch must not keep the doctor from telling the rest
+        return Finding("problem", "compute", f"can't be measured: {error}", "reinstall torch")
+    return Finding("ok", "compute", f"{choice.name}: {choice.reason}")
 
 
 def _compiler() -> Finding:

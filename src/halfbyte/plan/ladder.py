@@ -109,12 +109,14 @@ def plan_model(
     memory: str | int | None = None,
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
+    compute: str = "auto",
 ) -> Plan:
     """Plan a local folder or a model of the catalogue, without torch and without reading weights.
 
     `rank` and `targets` describe the adapter, `weights` the format that runs, `sequence` the longest item in tokens,
     `batch` the items computed at once, `memory` what the run may take (bytes, or "8GB"; None or "auto": what is free
-    here), `recompute` the number of layers whose activations are computed again ("auto": as few as fit).
+    here), `recompute` the number of layers whose activations are computed again ("auto": as few as fit), `compute` the
+    type of the activations (auto: as the weights, 16 bits where those are quantised).
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a folder that can't be read.
@@ -125,7 +127,8 @@ def plan_model(
         raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
     inventory = take_inventory(name_or_path)
     available = _memory(memory)
-    return make_plan(inventory, rank, targets, known[weights], sequence, batch, available, recompute, evaluation_batch)
+    settings = (sequence, batch, available, recompute, evaluation_batch, compute)
+    return make_plan(inventory, rank, targets, known[weights], *settings)
 
 
 def make_plan(
@@ -138,6 +141,7 @@ def make_plan(
     memory_bytes: int | None,
     recompute: int | str,
     evaluation_batch: int,
+    compute: str = "auto",
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up."""
     linears = inventory.linears
@@ -149,8 +153,8 @@ def make_plan(
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = _mapped(weights, weights_bytes, constants)
     fixed = {"runtime": RUNTIME_BYTES, "adapter": 4 * adapter}
-    training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": _scratch(weights, linears)}
-    b = 4 if weights == "fp32" else 2
+    b = 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
+    training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": _scratch(weights, linears, b)}
     layers, why = _recompute(info, recompute, batch, sequence, memory_bytes, sum(training.values()), b)
     phases = {
         "pack": _packing(inventory, weights),
@@ -265,11 +269,11 @@ def _packing(inventory: Inventory, weights: Weights) -> Phase:
     return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
 
 
-def _scratch(weights: Weights, linears: dict[str, tuple[int, int]]) -> int:
+def _scratch(weights: Weights, linears: dict[str, tuple[int, int]], b: int) -> int:
     """The buffer for one unpacked matrix, which all layers share."""
     if weights not in QUANTISED:
         return 0
-    return 2 * max((rows * columns for rows, columns in linears.values()), default=0)
+    return b * max((rows * columns for rows, columns in linears.values()), default=0)
 
 
 def _training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
