@@ -97,6 +97,30 @@ def test_the_whole_way(model: Path, folder: Path, capsys: pytest.CaptureFixture[
     assert main(["evaluate", str(out), "--task", str(folder / "task.yaml"), "--out", str(folder / "again")]) == 0
 
 
+def test_the_compute_type_is_frozen_in_the_run(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfbyte.kernels import compute
+
+    monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.004, fp32=0.002))
+    run_yaml = task_files(folder, model, tune="{max_steps: 1, batch: 4}")
+    assert main(["tune", str(run_yaml)]) == 0
+    assert "compute fp32: bf16 is slow on this processor: a product took 4.00 ms in bf16" in capsys.readouterr().out
+    frozen, out = folder / "out" / "run.yaml", folder / "out"
+    assert "compute: fp32\n" in frozen.read_text()
+    assert json.loads((out / "evaluations" / "tuned" / "result.json").read_text())["compute"] == "fp32"
+
+    monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    assert "compute fp32: as asked" in capsys.readouterr().out and "compute: fp32\n" in frozen.read_text()
+    assert main(["tune", str(run_yaml), "--resume", "--set", "compute=bf16"]) == 2
+    assert "compute: 'fp32' -> 'bf16'" in capsys.readouterr().err
+    for flag, wanted in (([], "compute fp32"), (["--compute", "bf16"], "compute bf16")):
+        again = ["evaluate", str(out), "--task", str(folder / "task.yaml"), "--out", str(folder / f"again{len(flag)}")]
+        assert main([*again, *flag]) == 0
+        assert f"{wanted}: as asked" in capsys.readouterr().out
+
+
 def test_pack_says_what_it_wrote_and_does_it_once(
     model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

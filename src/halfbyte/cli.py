@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from halfbyte import __version__
 from halfbyte.errors import HalfbyteError
-from halfbyte.formats import WEIGHTS
+from halfbyte.formats import COMPUTE, WEIGHTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(handler=handler)
         return made
 
+    def compute(made: argparse.ArgumentParser) -> None:
+        text = (
+            "type that is computed in (default: of a run, its own; else bf16, unless a measurement finds fp32 faster)"
+        )
+        made.add_argument("--compute", choices=COMPUTE, help=text)
+
     def weights(made: argparse.ArgumentParser, default: str) -> None:
         made.add_argument("--weights", choices=WEIGHTS, help=f"format of the linear layers (default: {default})")
 
@@ -134,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     weights(evaluate, "as stored, else nf4")
     evaluate.add_argument("--revision", help="branch, tag or commit of a hub model")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    compute(evaluate)
     evaluate.add_argument("--variant", help="name of the result's folder (default: base-WEIGHTS or tuned)")
     evaluate.add_argument("--limit", type=int, help="only N of the items, always the same ones")
     evaluate.add_argument("--out", type=Path, help="folder (default: runs/<task name>/evaluations/<variant>)")
@@ -182,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     weights(generate, "as stored, else nf4")
     generate.add_argument("--revision", help="branch, tag or commit of a hub model")
     generate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    compute(generate)
 
     verb("doctor", _doctor, "the machine, the kernels chosen and why, what is missing", "halfbyte doctor")
 
@@ -235,6 +243,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         weights=options.weights,
         revision=options.revision,
         device=options.device,
+        compute=options.compute,
         variant=options.variant,
         limit=options.limit,
         out=options.out,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from halfbyte.errors import ConfigError, nearest
-from halfbyte.formats import WEIGHTS
+from halfbyte.formats import COMPUTE, WEIGHTS
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -144,6 +144,9 @@ class RunConfig:
         check=_memory,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    compute: str = option(
+        "auto", "type that is computed in; auto: bf16 unless a measurement finds fp32 faster", check=_one_of(*COMPUTE)
+    )
     task: str | None = option(None, "TASK.yaml that is evaluated before and after", path=True)
     seed: int = option(0, "of everything that is random", check=_between(0, 2**63 - 1))
     out: str = option("", "folder of the run; default: runs/NAME beside the file", path=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
 from halfbyte.errors import ConfigError, DataError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights
-from halfbyte.pipeline import Target, evaluate, load, stored_fingerprint, with_training_median
+from halfbyte.pipeline import Target, evaluate, load, say_compute, stored_fingerprint, with_training_median
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -35,10 +35,11 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     load_examples(config.data.train, config.data.template)  # its faults are cheap to find before the model is loaded
     config = prepare_folder(config, resume)
     folder = Path(config.out)
-    what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder)
+    what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute)
     model = load(what, config.device, console)
     model.targeted(config.adapter)  # a target that matches nothing is an error before the data are read
     _say_choices(model, console)
+    config = dataclasses.replace(config, compute=model.compute)
     data = load_training(config.data, model.tokenizer, config.seed)
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
@@ -73,7 +74,7 @@ def _evaluate_once(model: Any, task: TaskConfig, folder: Path, variant: str, con
     result: dict[str, Any] = {}
     if stored_fingerprint(place) == load_task_set(task, seed=seed).fingerprint:
         result = json.loads((place / "result.json").read_text(encoding="utf-8"))
-    same = {"model": model.name, "weights": model.weights, "seed": seed, "variant": variant}
+    same = {"model": model.name, "weights": model.weights, "seed": seed, "variant": variant, "compute": model.compute}
     if any(result.get(key) != value for key, value in same.items()):
         result = evaluate(model, task, place, variant, console, seed=seed)
     print_result(result, console)
@@ -126,6 +127,7 @@ def _say_choices(model: Any, console: Console) -> None:
 
     kernel = kernels.choose(model.device)
     console.print(f"device {model.device}: {model.device_reason}", markup=False)
+    say_compute(model, console)
     console.print(f"kernels {kernel.name}: {kernel.reason}", markup=False)
     parts = "; ".join(map(str, model.replaced)) or "no norm or gated MLP that halfbyte computes itself"
     console.print(f"parts of the model: {parts}", markup=False)
@@ -227,6 +229,7 @@ class _Planner:
             recompute=int(config.tune.recompute),
             memory=self._memory(config),
             native=self._native(),
+            compute=config.compute,
         )
         self.plan = made.to_json()
         return self.plan

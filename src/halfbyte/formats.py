@@ -23,6 +23,7 @@ from typing import Literal
 
 Weights = Literal["nf4", "nf4-single", "int8", "bf16", "fp32"]
 WEIGHTS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8", "bf16", "fp32")
+COMPUTE = ("auto", "bf16", "fp16", "fp32")  # what activations and products are computed in
 QUANTISED: tuple[Weights, ...] = ("nf4", "nf4-single", "int8")
 
 BLOCKSIZE = 64  # weights that share an absmax

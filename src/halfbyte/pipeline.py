@@ -28,6 +28,7 @@ class Target:
     weights: Weights | None
     adapter: Path | None
     run: Path | None  # the run's folder
+    compute: str = "auto"
 
 
 def run_folder(path: Path) -> Path:
@@ -41,21 +42,28 @@ def run_folder(path: Path) -> Path:
 
 
 def resolve(
-    target: str, adapter: Path | None, weights: Weights | None, revision: str | None, *, base: bool = False
+    target: str,
+    adapter: Path | None,
+    weights: Weights | None,
+    revision: str | None,
+    *,
+    base: bool = False,
+    compute: str | None = None,
 ) -> Target:
     """Tell a run from a model; what is named on the command line goes before what the run says. `base`: no adapter."""
     path = Path(target)
     is_run = (path / "run.yaml").is_file() or (path.is_file() and path.suffix in (".yaml", ".yml"))
     if not is_run:
-        return Target(target, revision, weights, adapter, None)
+        return Target(target, revision, weights, adapter, None, compute or "auto")
     folder = run_folder(path)
     config = load_run(folder / "run.yaml")
     own = folder / "adapter"
+    weights, compute = weights or cast(Weights, config.weights), compute or config.compute
     if base:
-        return Target(config.model, config.revision, weights or cast(Weights, config.weights), None, folder)
+        return Target(config.model, config.revision, weights, None, folder, compute)
     if adapter is None and not (own / "adapter_config.json").is_file():
         raise CheckpointError("the run has no adapter yet", where=folder, do="finish it: halfbyte tune ... --resume")
-    return Target(config.model, config.revision, weights or cast(Weights, config.weights), adapter or own, folder)
+    return Target(config.model, config.revision, weights, adapter or own, folder, compute)
 
 
 def plan(options: argparse.Namespace, console: Console) -> int:
@@ -66,6 +74,7 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     rank, targets, weights, model = options.lora_rank, options.lora_targets, options.weights, options.model
     memory, batch = options.memory, options.batch
     recompute: int | str = "auto"
+    compute = "auto"
     path = Path(model)
     if path.suffix in (".yaml", ".yml") or (path / "run.yaml").is_file():
         config = load_run(path / "run.yaml" if path.is_dir() else path)
@@ -74,7 +83,7 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         targets = targets or config.adapter.targets
         options.sequence = config.data.max_tokens if options.sequence is None else options.sequence
         memory = memory or (None if config.memory == "auto" else config.memory)
-        recompute = config.tune.recompute
+        recompute, compute = config.tune.recompute, config.compute
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
     if isinstance(targets, str) and "," in targets:
@@ -87,6 +96,7 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         sequence=512 if options.sequence is None else options.sequence,
         batch=1 if batch is None else batch,
         recompute=recompute,
+        compute=compute,
         memory=parse_bytes(memory) if memory else None,
     )
     if options.json:
@@ -123,6 +133,7 @@ def evaluate_model(
     weights: Weights | None,
     revision: str | None,
     device: str,
+    compute: str | None,
     variant: str | None,
     limit: int | None,
     out: Path | None,
@@ -134,12 +145,13 @@ def evaluate_model(
     if limit is not None and limit < 1:
         raise ConfigError("--limit must be at least 1", found=str(limit))
     task = load_task(task_file)
-    what = resolve(target, adapter, weights, revision)
+    what = resolve(target, adapter, weights, revision, compute=compute)
     seed = 0
     if what.run:  # the run's own seed and training data, so that the result compares with those that the run left
         config = load_run(what.run / "run.yaml")
         task, seed = with_training_median(task, config), config.seed
     model = load(what, device, console)
+    say_compute(model, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
     folder = out or (what.run or Path("runs") / task.name) / "evaluations" / name
     _spare_others(folder, task, seed, limit)
@@ -206,7 +218,8 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     from halfbyte.data.template import Example
     from halfbyte.evaluate.generate import end_tokens, generate
 
-    what = resolve(options.model, options.adapter, options.weights, options.revision, base=options.base)
+    what = resolve(options.model, options.adapter, options.weights, options.revision, base=options.base,
+                   compute=options.compute)  # fmt: skip
     if options.max_new_tokens < 1:
         raise ConfigError("--max-new-tokens must be at least 1", found=str(options.max_new_tokens))
     model = load(what, options.device, console)
@@ -222,6 +235,11 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     return made.texts[0]
 
 
+def say_compute(model: Any, console: Console) -> None:
+    """The compute type and why."""
+    console.print(f"compute {model.compute}: {model.dtype_reason}", markup=False)
+
+
 def load(what: Target, device: str, console: Console) -> Any:
     from halfbyte.model.build import load_model
 
@@ -232,6 +250,7 @@ def load(what: Target, device: str, console: Console) -> Any:
             weights=what.weights,
             adapter=what.adapter,
             device=device,
+            compute=what.compute,
             progress=progress,
         )
 

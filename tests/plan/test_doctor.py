@@ -28,8 +28,8 @@ def test_the_versions_are_those_of_pyproject():
 def test_everything_is_looked_at():
     findings = doctor()
     looked = {finding.what for finding in findings}
-    assert {"Python", "system", "processor", "memory", "torch", "transformers", "kernels", "compiler", "CUDA", "cache",
-            "free disk", "extra 'data'"} <= looked  # fmt: skip
+    assert {"Python", "system", "processor", "memory", "torch", "transformers", "kernels", "compute", "compiler",
+            "CUDA", "cache", "free disk", "extra 'data'"} <= looked  # fmt: skip
     assert not [finding for finding in findings if finding.mark == "problem"]
     assert render_doctor(findings, Console(file=io.StringIO())) == 0
 
@@ -88,3 +88,16 @@ def test_the_cache_is_weighed(monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "packed").write_bytes(bytes(5000))
     assert "5.00 kB" in module._cache().found
+
+
+def test_the_compute_type_is_shown_with_both_figures(monkeypatch):
+    from halfbyte.kernels import compute
+
+    monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.009, fp32=0.002))
+    assert module._compute() == Finding(
+        "ok", "compute",
+        "fp32: bf16 is slow on this processor: a product took 9.00 ms in bf16 and 2.00 ms in fp32",
+    )  # fmt: skip
+    out = io.StringIO()
+    render_doctor(doctor(), Console(file=out, width=200))
+    assert "a product took 9.00 ms in bf16" in out.getvalue()

@@ -45,7 +45,7 @@ class Mapped:
         return self._view(self.checkpoint.tensors[name], as_bytes=True)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Ask the system for the pages of small tensors that are about to be read: all at once, nothing around them.
+        """Ask the system for the pages of small tensors that are about to be read: all at once, and only those.
 
         Touched one after another, each would wait for the disk on its own.
         """

@@ -146,7 +146,7 @@ class WriteBehind:
                 nbytes, write = self._waiting.popleft()
             try:
                 write()
-            except BaseException as error:
+            except BaseException as error:  # whatever it is, it belongs to whoever waits
                 with self._moved:
                     self._error = error
                     self._waiting.clear()

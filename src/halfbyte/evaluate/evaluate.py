@@ -80,6 +80,7 @@ def evaluate_task(
         "mapped_bytes": meter.mapped_bytes,
         "cuda_peak_bytes": meter.cuda_peak_bytes,
         "device": str(model.device),
+        "compute": model.compute,
         **environment(),
         "seed": seed,
         "limit": limit,

@@ -24,16 +24,18 @@ from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.kernels.choice import Choice
-from halfbyte.kernels.packed import Int8Weight, NF4Weight
+from halfbyte.kernels.compute import Compute, choose_compute, compute_name
 from halfbyte.memory import hold_little
 from halfbyte.model.adapter import load_adapter, quant_linears
 from halfbyte.model.attention import use_attention
 from halfbyte.model.blocks import Replacement, replace_parts
+from halfbyte.model.embedding import FrozenEmbedding
 from halfbyte.model.linear import FrozenLinear, QuantLinear
 from halfbyte.model.loss import Head, LinearHead
 from halfbyte.model.recompute import recomputed
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
+_COPIED = 256_000_000  # bytes that are converted to another compute type than the stored one without being asked
 
 
 class _Handed:
@@ -69,12 +71,13 @@ class Model:
     tokenizer: Any
     name: str
     weights: Weights
-    dtype: torch.dtype  # of activations and of everything that is not quantised
+    dtype: torch.dtype  # of activations and norms; matrices stay as they are stored
     device: torch.device
     device_reason: str
     fingerprint: str  # of the checkpoint, or of the one that it was packed from
     path: Path  # of the checkpoint that was named
     adapter: AdapterConfig | None = None
+    dtype_reason: str = ""
     attention: Choice | None = None  # transformers' name of it, and why; None: as transformers chose
     replaced: list[Replacement] = field(default_factory=list)  # the parts that halfbyte computes itself, and which not
 
@@ -119,6 +122,11 @@ class Model:
         return logits.view(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
 
     @property
+    def compute(self) -> str:
+        """The compute type by its name in `config.py`."""
+        return compute_name(self.dtype)
+
+    @property
     def head(self) -> Head:
         """The head for the loss: a LinearHead where it is one (tried once, on hidden states of a length that would
         bring every soft cap and scale to light), else `logits`."""
@@ -133,7 +141,7 @@ class Model:
         if embedding.bias is not None:
             return False
         hidden = 50 * torch.randn(2, embedding.in_features, generator=torch.Generator().manual_seed(0))
-        hidden = hidden.to(embedding.weight.device, embedding.weight.dtype)
+        hidden = hidden.to(self.device, self.dtype)
         return torch.equal(self.logits(hidden), LinearHead(embedding.weight)(hidden))
 
     def new_cache(self, capacity: int | None = None) -> Any:
@@ -214,13 +222,15 @@ def load_model(
     weights: Weights | None = None,
     adapter: Path | AdapterConfig | None = None,
     device: str = "auto",
+    compute: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Model:
     """Open `model` (a folder or a hub id) in the format `weights` (None: as it is stored, else nf4).
 
     A checkpoint that is not in that format yet is packed once into the cache and mapped from there. `adapter` is a
-    folder with a PEFT adapter, or the configuration of a fresh one (seeded with `seed`).
+    folder with a PEFT adapter, or the configuration of a fresh one (seeded with `seed`). `compute` is the type that
+    activations have: bf16, fp16, fp32 or auto, see `halfbyte.kernels.compute`.
     Raises CheckpointError, ConfigError.
     """
     where, reason = choose_device(device)
@@ -228,7 +238,9 @@ def load_model(
     source = open_checkpoint(model, revision)
     checkpoint = as_weights(source, weights or source.weights or "nf4", progress=progress)
     net = skeleton(checkpoint)
-    dtype = assemble(net, load_state(checkpoint, net), where)
+    state = load_state(checkpoint, net)
+    chosen = _settle(compute, where, net, state, weights or source.weights or "nf4")
+    assemble(net, state, where, chosen.dtype)
     net.eval().requires_grad_(False)
     replaced = replace_parts(net, where)
     if (source.path / "generation_config.json").is_file():
@@ -239,7 +251,8 @@ def load_model(
         tokenizer=load_tokenizer(source, net.config.get_text_config().vocab_size),
         name=model,
         weights=weights or source.weights or "nf4",
-        dtype=dtype,
+        dtype=chosen.dtype,
+        dtype_reason=chosen.reason,
         device=where,
         device_reason=reason,
         fingerprint=fingerprint,
@@ -262,24 +275,41 @@ def origin(checkpoint: Checkpoint) -> str:
         return checkpoint.fingerprint
 
 
-def assemble(net: Any, state: dict[str, Any], device: torch.device) -> torch.dtype:
-    """Put `state` (tensors by name; packed or dense) into the meta model `net`; returns the compute dtype.
+def _settle(asked: str, device: torch.device, net: Any, state: dict[str, Any], weights: Weights) -> Compute:
+    """The compute type for `net`. What would cost memory is not chosen unasked: weights that are neither linear layers
+    nor vocabulary matrices (a mixture's experts) are multiplied by transformers' own code, in their own type."""
+    stored: torch.dtype = state[_embedding_name(net)].dtype
+    chosen = choose_compute(asked, device, stored, weights)
+    if asked != "auto" or chosen.dtype == stored:
+        return chosen
+    matrices = {f"{name}.weight" for name in linear_names(net)} | _vocabulary(net)
+    others = sum(tensor.nbytes for name, tensor in state.items() if name not in matrices)
+    if others <= _COPIED:
+        return chosen
+    return Compute(
+        compute_name(stored),
+        f"{others / 1e9:.1f} GB of weights that are no linear layers would be copied to {chosen.name}",
+    )
 
-    Every linear layer of the blocks becomes a QuantLinear, so that it can carry an adapter whatever its precision.
+
+def assemble(net: Any, state: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Put `state` (tensors by name; packed or dense) into the meta model `net`, which then computes in `dtype`.
+
+    Every linear layer of the blocks becomes a QuantLinear, so that it can carry an adapter whatever its precision. Its
+    weight and the vocabulary matrices stay as they are stored; norms, biases and all else become `dtype`.
     """
-    dtype: torch.dtype = state[_embedding_name(net)].dtype
-    wide = kept_in_fp32(net, dtype)
+    wide, as_stored = kept_in_fp32(net, dtype), _vocabulary(net)
     for name in linear_names(net):
         linear = net.get_submodule(name)
         weight, bias = state.pop(f"{name}.weight"), state.pop(f"{name}.bias", None)
-        weight = weight.to(device) if isinstance(weight, (NF4Weight, Int8Weight)) else weight.to(device, dtype)
+        weight = weight.to(device)
         bias = bias.to(device, dtype) if bias is not None else None
         net.set_submodule(name, QuantLinear.from_base(linear, weight, bias))
     for name, tensor in state.items():
         owner, _, last = name.rpartition(".")
         module = net.get_submodule(owner)
-        narrowed = tensor.is_floating_point() and name not in wide
-        tensor = tensor.to(device, dtype) if narrowed else tensor.to(device)
+        cast = tensor.is_floating_point() and name not in wide and name not in as_stored
+        tensor = tensor.to(device, dtype) if cast else tensor.to(device)
         if last in module._parameters:
             module._parameters[last] = nn.Parameter(tensor, requires_grad=False)
         else:
@@ -292,10 +322,19 @@ def assemble(net: Any, state: dict[str, Any], device: torch.device) -> torch.dty
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.device != device:
                 module._buffers[name] = buffer.to(device)
+    if (embedding := net.get_input_embeddings()).weight.dtype != dtype:
+        net.set_submodule(_embedding_name(net).removesuffix(".weight"), FrozenEmbedding.from_base(embedding, dtype))
     left = [n for n, p in [*net.named_parameters(), *net.named_buffers()] if p.device.type == "meta"]
     if left:
         raise CheckpointError(f"{len(left)} tensors of the model got no value", found=", ".join(left[:20]))
-    return dtype
+
+
+def _vocabulary(net: Any) -> set[str]:
+    """The matrices that may stay in another type than the rest, by name: what FrozenEmbedding and FrozenLinear hold."""
+    embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
+    if not FrozenEmbedding.fits(embedding) or type(head) is not nn.Linear:
+        return set()
+    return {f"{name}.weight" for name, module in net.named_modules() if module is embedding or module is head}
 
 
 def _embedding_name(net: Any) -> str:

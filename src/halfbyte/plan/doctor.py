@@ -60,7 +60,7 @@ def doctor(machine: Machine | None = None) -> list[Finding]:
     findings = [_python(), Finding("ok", "system", machine.system), *_hardware(machine)]
     findings += [_library(name, *bounds) for name, bounds in LIBRARIES.items()]
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
-    findings += [_kernels(), _parts(), _compiler(), _cuda(machine), _cache(), _disk(Path.cwd())]
+    findings += [_kernels(), _parts(), _compute(), _compiler(), _cuda(machine), _cache(), _disk(Path.cwd())]
     return findings
 
 
@@ -157,6 +157,17 @@ def _parts() -> Finding:
     if _kernels().mark != "ok":
         return Finding("note", "parts of a model", "transformers' own: there are no native kernels")
     return Finding("ok", "parts of a model", found)
+
+
+def _compute() -> Finding:
+    """What `compute: auto` stands for on this processor; of a card, each run says it."""
+    try:
+        from halfbyte.kernels.compute import fastest
+
+        choice = fastest()
+    except Exception as error:  # a broken torch must not keep the doctor from telling the rest
+        return Finding("problem", "compute", f"can't be measured: {error}", "reinstall torch")
+    return Finding("ok", "compute", f"{choice.name}: {choice.reason}")
 
 
 def _compiler() -> Finding:

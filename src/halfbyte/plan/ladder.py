@@ -112,13 +112,15 @@ def plan_model(
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
     native: Native | None = None,
+    compute: str = "auto",
 ) -> Plan:
     """Plan a local folder or a model of the catalogue, without torch and without reading weights.
 
     `rank` and `targets` describe the adapter, `weights` the format that runs, `sequence` the longest item in tokens,
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
-    as fit), `native` the parts that native code computes (None: as this machine's CPU will).
+    as fit), `native` the parts that native code computes (None: as this machine's CPU will), `compute` the type of the
+    activations (auto: as the weights, 16 bits where those are quantised).
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a folder that can't be read.
@@ -129,9 +131,9 @@ def plan_model(
         raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
     inventory = take_inventory(name_or_path)
     available = _memory(memory)
-    native = native or foretold(inventory.config, dtype_bytes=_width(weights))
-    return make_plan(inventory, rank, targets, known[weights], sequence, batch, available, recompute, evaluation_batch,
-                     native)  # fmt: skip
+    native = native or foretold(inventory.config, dtype_bytes=_width(weights, compute))
+    settings = (sequence, batch, available, recompute, evaluation_batch, native, compute)
+    return make_plan(inventory, rank, targets, known[weights], *settings)
 
 
 def make_plan(
@@ -145,6 +147,7 @@ def make_plan(
     recompute: int | str,
     evaluation_batch: int,
     native: Native,
+    compute: str = "auto",
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up."""
     linears = inventory.linears
@@ -155,7 +158,7 @@ def make_plan(
     weights_bytes = _weights_bytes(inventory, packed)
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = _mapped(weights, weights_bytes, constants)
-    b = _width(weights)
+    b = _width(weights, compute)
     runtime = activations.runtime_bytes(info)
     fixed = {"runtime": runtime, "adapter": 4 * adapter, "narrow_copy": b * adapter}
 
@@ -278,9 +281,9 @@ def _packing(inventory: Inventory, weights: Weights) -> Phase:
     return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
 
 
-def _width(weights: str) -> int:
+def _width(weights: str, compute: str = "auto") -> int:
     """Bytes of an activation."""
-    return 4 if weights == "fp32" else 2
+    return 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
 
 
 def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:

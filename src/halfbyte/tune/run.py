@@ -84,7 +84,8 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
     micro_batch = before.tune.micro_batch if config.tune.micro_batch == "auto" else config.tune.micro_batch
     recompute = before.tune.recompute if config.tune.recompute == "auto" else config.tune.recompute
     tune = dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute)
-    config = dataclasses.replace(config, tune=tune)
+    compute = before.compute if config.compute == "auto" else config.compute
+    config = dataclasses.replace(config, tune=tune, compute=compute)
     old, new = _flat(to_dict(before)), _flat(to_dict(config))
     keys = sorted({*old, *new} - _FREE)
     changed = [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]

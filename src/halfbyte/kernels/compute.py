@@ -1,0 +1,126 @@
+"""The type that activations have and products are computed in, and why.
+
+Most laptop processors have no instructions for bf16: a product in it is emulated there, several times slower than in
+fp32. Names of processors tell little about that, so it is measured: two products of a fixed size, a few times each by
+turns, the best time of each.
+
+Weights stay as they are stored, in every type: a vocabulary matrix is looked up or multiplied by tiles and never
+copied. Every bf16 and fp16 number is an fp32 number, so fp32 loses nothing. bf16 has three bits less than fp16: what an
+fp16 checkpoint keeps in 16 bits is rounded when it is used, as every activation is. Where the linear layers are
+quantised, that is far below what quantising does to them; where they are not, an fp16 checkpoint computes in fp32
+unless asked otherwise, since the 16-bit model is what others are compared with.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import torch
+
+from halfbyte.errors import ConfigError, nearest
+from halfbyte.formats import COMPUTE, QUANTISED
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MARGIN = 1.25  # fp32 takes twice the memory, so it must be that much faster
+_SHAPE = (128, 1024, 1024)  # rows, in, out: 0.27 GFLOP, under 10 ms where bf16 is emulated
+_ROUNDS, _SECONDS = 20, 0.1  # of the measurement, at most
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The compute type by its name in `config.py`, and the reason for it."""
+
+    name: str
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds that one product of a fixed size takes on the CPU."""
+
+    bf16: float
+    fp32: float
+
+    def __str__(self) -> str:
+        return f"a product took {1e3 * self.bf16:.2f} ms in bf16 and {1e3 * self.fp32:.2f} ms in fp32"
+
+
+def compute_name(dtype: torch.dtype) -> str:
+    """The name of a compute type in `config.py`."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def choose_compute(asked: str, device: torch.device, stored: torch.dtype, weights: str) -> Compute:
+    """The compute type on `device` for a model that keeps what is not quantised as `stored`, its layers as `weights`.
+
+    Raises ConfigError for an `asked` that is none, or that the device does not have.
+    """
+    if asked not in COMPUTE:
+        raise ConfigError("unknown compute type", where="compute", found=repr(asked), do=nearest(asked, COMPUTE))
+    cuda = device.type == "cuda"
+    if asked != "auto":
+        if cuda and asked == "bf16" and not _card_has_bf16(device):
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError("this card has no bf16", where="compute", found=name, do="use compute: auto or fp32")
+        return Compute(asked, "as asked")
+    if stored == torch.float32:
+        return Compute("fp32", "the checkpoint is in fp32")
+    if cuda:
+        return _on_card(device, stored)
+    if stored == torch.float16 and weights not in QUANTISED:
+        return Compute("fp32", "the checkpoint is in fp16, which fp32 holds exactly and bf16 does not")
+    return fastest()
+
+
+def fastest() -> Compute:
+    """bf16 unless fp32 is clearly faster on this CPU: measured once in a process."""
+    took = measured()
+    if took.fp32 * MARGIN < took.bf16:
+        return Compute("fp32", f"bf16 is slow on this processor: {took}")
+    return Compute("bf16", f"bf16 is fast enough on this processor: {took}")
+
+
+@functools.cache
+@torch.inference_mode()
+def measured() -> Measured:
+    """Time both products, by turns, so that whatever else the machine does meets both."""
+    rows, inner, columns = _SHAPE
+    best: dict[torch.dtype, float] = {}
+    work = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        work[dtype] = (torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype),
+                       torch.empty(rows, columns, dtype=dtype))  # fmt: skip
+        _time(*work[dtype])  # the first one prepares code and threads
+    started = time.perf_counter()
+    for _ in range(_ROUNDS):
+        for dtype, tensors in work.items():
+            best[dtype] = min(best.get(dtype, float("inf")), _time(*tensors))
+        if time.perf_counter() - started > _SECONDS:
+            break
+    return Measured(bf16=best[torch.bfloat16], fp32=best[torch.float32])
+
+
+def _time(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
+    started = time.perf_counter()
+    torch.mm(x, weight.T, out=out)
+    return time.perf_counter() - started
+
+
+def _on_card(device: torch.device, stored: torch.dtype) -> Compute:
+    name = torch.cuda.get_device_name(device)
+    if stored == torch.float16:
+        return Compute("fp16", f"the checkpoint is in fp16, which {name} has")
+    if _card_has_bf16(device):
+        return Compute("bf16", f"{name} has it")
+    return Compute("fp32", f"{name} has no bf16")
+
+
+def _card_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
