@@ -55,7 +55,22 @@ def test_products_are_as_good_as_torchs(
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 70])
+@pytest.mark.parametrize("shape", [(37, 192), (16, 320), (5, 64), (48, 1088)])
+def test_every_small_number_of_rows(weights: str, shape: tuple[int, int]) -> None:
+    """Each has code of its own; lines and blocks that end a row, fewer columns than there are lanes."""
+    weight, truth = made(*shape, weights), exact(made(*shape, weights))
+    draw = torch.Generator().manual_seed(2)
+    whole, h = (torch.randn(35, width, generator=draw).bfloat16() for width in (shape[1], 5))
+    b, bias = (torch.randn(size, generator=draw).bfloat16() for size in ((shape[0], 5), (shape[0],)))
+    wanted = whole.double() @ truth.T + bias.double() + h.double() @ b.double().T
+    for count in range(1, 36):
+        pair = (h[:count], b)
+        allowed = 2 * error(reference.linear(whole[:count], weight, bias, pair), wanted[:count])
+        assert error(kernels.linear(whole[:count], weight, bias, pair), wanted[:count]) <= allowed
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 20, 70])
 def test_neither_threads_nor_a_second_run_change_a_bit(weights: str, count: int) -> None:
     weight, x = made(640, 512, weights), torch.randn(count, 512).bfloat16()
     g, before = torch.randn(count, 640).bfloat16(), torch.get_num_threads()

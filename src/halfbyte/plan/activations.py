@@ -62,7 +62,7 @@ LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied
 _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a head that is more than a product
 
-# Of kernels/product/bf16.h and kernels/attention/cpu.cpp: rows and steps that are laid out at once, a thread's buffers
+# Of kernels/product/many.h and kernels/attention/cpu.cpp: rows and steps that are laid out at once, a thread's buffers
 # (decoded weights, a strip of attention), and the accumulators of the gradients of keys and values that there are.
 _ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 8192, 1_000_000, 8
 
@@ -228,7 +228,7 @@ def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: 
     """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in].
 
     Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once, and each
-    thread's decoded piece (kernels/product/bf16.h); else one matrix decoded, if they are packed.
+    thread's decoded piece (kernels/product/many.h); else one matrix decoded, if they are packed.
     """
     shapes = list(matrices)
     if not info.native.products:

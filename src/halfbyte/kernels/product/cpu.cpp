@@ -1,6 +1,6 @@
 // Products of rows with a frozen matrix: packed (NF4, int8) or dense bf16; reference.py is the specification.
 //
-// bf16.h has the method for processors with AVX512-BF16, for any number of rows. For the others there is the product
+// bf16.h has the products for processors with AVX512-BF16, for any number of rows. For the others there is the product
 // with few rows (decoding text is limited by reading the weights): a stretch of a row of weights is decoded to fp32 in
 // the first-level cache and multiplied with all rows of x before the next. With many rows they dequantise the matrix and
 // call torch (see __init__.py).
