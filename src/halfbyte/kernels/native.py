@@ -36,6 +36,7 @@ _ARGUMENTS = {
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_product_few": [_P, _P, _N, _P, _P, _I, _I, _I],
     "halfbyte_product_bf16": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
+    "halfbyte_product_int8": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
     "halfbyte_attention_forward": [_P, _I, _I, _I],
     "halfbyte_attention_backward": [_P, _I, _I, _I],
     "halfbyte_rms_norm": [_P, _P, _N, _N, c_float, c_float, _I, _P, _P, _I, _I, _I],

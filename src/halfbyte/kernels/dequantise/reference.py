@@ -23,19 +23,19 @@ def dequantise_nf4(packed: NF4Weight, first: int, last: int, out: Tensor) -> Non
     for start in range(first // nested_weights * nested_weights, last, step):
         stop = min(start + step, n)
         values = pairs[packed.codes[start // 2 : -(-stop // 2)].int()].view(-1)[: stop - start]
-        scale = _absmax(packed, start // BLOCKSIZE, -(-stop // BLOCKSIZE))
+        scale = absmax(packed, start // BLOCKSIZE, -(-stop // BLOCKSIZE))
         values *= scale.repeat_interleave(BLOCKSIZE)[: stop - start]
         low, high = max(start, first), min(stop, last)
         out[low - first : high - first] = values[low - start : high - start]
 
 
-def _absmax(packed: NF4Weight, first: int, last: int) -> Tensor:
-    """fp32 [last - first]; `first` is a multiple of 256."""
-    absmax = packed.absmax[first:last]
+def absmax(packed: NF4Weight, first: int, last: int) -> Tensor:
+    """The scales of the blocks first..last, fp32 [last - first]; `first` is a multiple of 256."""
+    codes = packed.absmax[first:last]
     if packed.nested_absmax is None or packed.offset is None:
-        return absmax
+        return codes
     nested = packed.nested_absmax[first // NESTED_BLOCKSIZE : -(-last // NESTED_BLOCKSIZE)]
-    levels = tables.dynamic_levels(packed.device)[absmax.int()]
+    levels = tables.dynamic_levels(packed.device)[codes.int()]
     return levels * nested.repeat_interleave(NESTED_BLOCKSIZE)[: last - first] + packed.offset
 
 
