@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,23 @@ def _fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     from halfbyte.kernels import compute
 
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))
+
+
+@pytest.fixture
+def int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compute: int8` on every machine: where the processor can't, by the reference."""
+    from torch import Tensor
+
+    from halfbyte.kernels import product_int8
+    from halfbyte.kernels.product_int8 import cpu, reference
+
+    def plain(x: Tensor, weight: Any, bias: Any, pair: Any, transposed: bool, out: Tensor | None = None) -> Tensor:
+        y = reference.linear_transposed(x, weight, pair) if transposed else reference.linear(x, weight, bias, pair)
+        return y if out is None else out.copy_(y)
+
+    if product_int8.missing():
+        monkeypatch.setattr(product_int8, "missing", lambda device="cpu": "")
+        monkeypatch.setattr(cpu, "int8", plain)
 
 
 @pytest.hookimpl(wrapper=True)

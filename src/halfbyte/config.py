@@ -145,7 +145,9 @@ class RunConfig:
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     compute: str = option(
-        "auto", "type that is computed in; auto: bf16 unless a measurement finds fp32 faster", check=_one_of(*COMPUTE)
+        "auto",
+        "type that is computed in; auto: bf16 unless a measurement finds fp32 faster, and never int8",
+        check=_one_of(*COMPUTE),
     )
     task: str | None = option(None, "TASK.yaml that is evaluated before and after", path=True)
     seed: int = option(0, "of everything that is random", check=_between(0, 2**63 - 1))

@@ -23,7 +23,7 @@ from typing import Literal
 
 Weights = Literal["nf4", "nf4-single", "int8", "bf16", "fp32"]
 WEIGHTS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8", "bf16", "fp32")
-COMPUTE = ("auto", "bf16", "fp16", "fp32")  # what activations and products are computed in
+COMPUTE = ("auto", "bf16", "fp16", "fp32", "int8")  # of activations and products; int8: products with packed weights
 QUANTISED: tuple[Weights, ...] = ("nf4", "nf4-single", "int8")
 
 BLOCKSIZE = 64  # weights that share an absmax

@@ -7,20 +7,21 @@ Both quantise and dequantise to the same bits, those of bitsandbytes' CPU backen
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
 
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights
-from halfbyte.kernels import native
+from halfbyte.kernels import native, product_int8
 from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.dequantise import reference as _decode
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
 from halfbyte.kernels.product import cpu as _product
 from halfbyte.kernels.product import reference as _plain
 from halfbyte.kernels.product.reference import FrozenWeight, Pair
+from halfbyte.kernels.product_int8 import cpu as _product_int8
 from halfbyte.kernels.quantise import reference as _encode
 
 __all__ = [
@@ -119,19 +120,23 @@ def dequantise(
 
 @torch.no_grad()
 def linear(
-    x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, pair: Pair | None = None, out: Tensor | None = None
-) -> Tensor:
+    x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, pair: Pair | None = None, out: Tensor | None = None,
+    *, int8: bool = False,
+) -> Tensor:  # fmt: skip
     """y [T, O] = x [T, I] W^T (+ bias [O]) (+ h [T, R] B^T, for pair = (h, B [O, R])), in x's dtype; no autograd.
 
     `out`, if given, is written and returned: contiguous [T, O] of x's dtype, and not in the reference's scratch buffer
     unless `weight` is dense.
 
     `weight` is packed or a dense [O, I] tensor; the others have x's dtype. Sums are fp32 and rounded once where native
-    kernels run; elsewhere it is torch's product of the dequantised weight.
+    kernels run; elsewhere it is torch's product of the dequantised weight. `int8` multiplies bytes (see product_int8)
+    where x has more rows than decoding has and the weight fits; raises ConfigError where the processor can't.
     """
     _check(x, weight, (weight.shape[1], weight.shape[0]), bias, pair, out, (weight.shape[0], None))
     if not len(x):
         return x.new_empty(0, weight.shape[0]) if out is None else out
+    if int8 and _in_int8(x, weight):
+        return _product_int8.int8(x.contiguous(), weight, bias, _contiguous(pair), False, out)
     how = product_of(x, weight)
     if how.name == "reference":
         y = _plain.linear(x, weight, bias, pair)
@@ -144,11 +149,15 @@ def linear(
 
 
 @torch.no_grad()
-def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None) -> Tensor:
+def linear_transposed(
+    g: Tensor, weight: FrozenWeight, pair: Pair | None = None, *, int8: bool = False
+) -> Tensor:
     """dx [T, I] = g [T, O] W (+ h [T, R] A, for pair = (h, A [R, I])), in g's dtype; otherwise as `linear`."""
     _check(g, weight, weight.shape, None, pair, None, (None, weight.shape[1]))
     if not len(g):
         return g.new_empty(0, weight.shape[1])
+    if int8 and _in_int8(g, weight):
+        return _product_int8.int8(g.contiguous(), weight, None, _contiguous(pair), True)
     if product_of(g, weight).isa == BF16:
         return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True)
     return _plain.linear_transposed(g, weight, pair)
@@ -175,6 +184,12 @@ def _check(
                              f"not {x.dtype} {list(shape)} on {weight.device}")  # fmt: skip
     if out is not None and not out.is_contiguous():
         raise ValueError("out is not contiguous")
+
+
+def _in_int8(x: Tensor, weight: FrozenWeight) -> TypeGuard[PackedWeight]:
+    """Whether to multiply bytes, where that was asked for."""
+    product_int8.require(x.device)
+    return x.dtype == torch.bfloat16 and len(x) > _product.FEW and product_int8.fits(weight)
 
 
 def product_of(x: Tensor, weight: FrozenWeight) -> Choice:

@@ -23,8 +23,10 @@ from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
+from halfbyte.kernels import product_int8
 from halfbyte.kernels.choice import Choice
 from halfbyte.kernels.compute import Compute, choose_compute, compute_name
+from halfbyte.kernels.product.cpu import FEW
 from halfbyte.memory import hold_little
 from halfbyte.model.adapter import load_adapter, quant_linears
 from halfbyte.model.attention import use_attention
@@ -78,6 +80,7 @@ class Model:
     path: Path  # of the checkpoint that was named
     adapter: AdapterConfig | None = None
     dtype_reason: str = ""
+    int8: bool = False  # products with packed weights are computed in it
     attention: Choice | None = None  # transformers' name of it, and why; None: as transformers chose
     replaced: list[Replacement] = field(default_factory=list)  # the parts that halfbyte computes itself, and which not
 
@@ -124,7 +127,7 @@ class Model:
     @property
     def compute(self) -> str:
         """The compute type by its name in `config.py`."""
-        return compute_name(self.dtype)
+        return "int8" if self.int8 else compute_name(self.dtype)
 
     @property
     def head(self) -> Head:
@@ -230,7 +233,8 @@ def load_model(
 
     A checkpoint that is not in that format yet is packed once into the cache and mapped from there. `adapter` is a
     folder with a PEFT adapter, or the configuration of a fresh one (seeded with `seed`). `compute` is the type that
-    activations have: bf16, fp16, fp32 or auto, see `halfbyte.kernels.compute`.
+    activations have: bf16, fp16, fp32, int8 (bf16, with packed weights multiplied as bytes) or auto, see
+    `halfbyte.kernels.compute`.
     Raises CheckpointError, ConfigError.
     """
     where, reason = choose_device(device)
@@ -241,6 +245,8 @@ def load_model(
     state = load_state(checkpoint, net)
     chosen = _settle(compute, where, net, state, weights or source.weights or "nf4")
     assemble(net, state, where, chosen.dtype)
+    if chosen.name == "int8":
+        chosen = _multiply_bytes(net)
     net.eval().requires_grad_(False)
     replaced = replace_parts(net, where)
     if (source.path / "generation_config.json").is_file():
@@ -253,6 +259,7 @@ def load_model(
         weights=weights or source.weights or "nf4",
         dtype=chosen.dtype,
         dtype_reason=chosen.reason,
+        int8=chosen.name == "int8",
         device=where,
         device_reason=reason,
         fingerprint=fingerprint,
@@ -290,6 +297,20 @@ def _settle(asked: str, device: torch.device, net: Any, state: dict[str, Any], w
         compute_name(stored),
         f"{others / 1e9:.1f} GB of weights that are no linear layers would be copied to {chosen.name}",
     )
+
+
+def _multiply_bytes(net: Any) -> Compute:
+    """Let the layers of `net` multiply in int8. Raises ConfigError where none of them can."""
+    layers = quant_linears(net).values()
+    for layer in layers:
+        layer.int8 = product_int8.fits(layer.frozen)
+    count = sum(layer.int8 for layer in layers)
+    if not count:
+        raise ConfigError("no layer of this model can be multiplied in int8", where="compute",
+                          found="no layer's in-features are a multiple of 64", do="use compute: auto")  # fmt: skip
+    others = f"; in-features of the others are no multiple of 64: {len(layers) - count} in bf16"
+    reason = f"as asked: {count} linear layers multiply more than {FEW} rows as bytes, all else is bf16"
+    return Compute("int8", reason + (others if count < len(layers) else ""))
 
 
 def assemble(net: Any, state: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:

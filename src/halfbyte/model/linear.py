@@ -45,6 +45,7 @@ class _QuantLinearFunction(torch.autograd.Function):
         narrow: tuple[Tensor, Tensor] | None,
         scaling: float,
         dropout: float,
+        int8: bool,
     ) -> Tensor:
         h_TR = keep_TI = None
         if narrow is not None:
@@ -53,10 +54,11 @@ class _QuantLinearFunction(torch.autograd.Function):
             h_TR = _small(_dropped(x_TI, keep_TI, dropout), narrow[0])
         kept = (x_TI, h_TR, keep_TI) if narrow is not None else (None, None, None)
         ctx.save_for_backward(*kept)
-        ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout = weight, narrow, scaling, dropout
+        ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout, ctx.int8 = weight, narrow, scaling, dropout, int8
         if any(ctx.needs_input_grad) and recompute.ends_with(sum(tensor is not None for tensor in kept)):
             return x_TI.new_empty(1).expand(len(x_TI), weight.shape[0])  # nobody will read it
-        return kernels.linear(x_TI, weight, bias, None if narrow is None or h_TR is None else (h_TR, narrow[1]))
+        pair = None if narrow is None or h_TR is None else (h_TR, narrow[1])
+        return kernels.linear(x_TI, weight, bias, pair, int8=int8)
 
     @staticmethod
     @once_differentiable
@@ -71,10 +73,10 @@ class _QuantLinearFunction(torch.autograd.Function):
             grad_A = (grad_h.T @ _dropped(x_TI, keep_TI, ctx.dropout)).float()
             pair = (grad_h, narrow_A) if keep_TI is None else None
         if ctx.needs_input_grad[0]:
-            grad_x = kernels.linear_transposed(grad_TO, ctx.weight, pair)
+            grad_x = kernels.linear_transposed(grad_TO, ctx.weight, pair, int8=ctx.int8)
             if keep_TI is not None:
                 grad_x += _dropped(grad_h @ narrow_A, keep_TI, ctx.dropout)
-        return grad_x, None, None, grad_A, grad_B, None, None, None
+        return grad_x, None, None, grad_A, grad_B, None, None, None, None
 
 
 def _small(x_TI: Tensor, a_RI: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ class FrozenLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         x = input.reshape(-1, self.in_features)
-        y = _QuantLinearFunction.apply(x, self.weight.detach(), bias, None, None, None, 1.0, 0.0)  # type: ignore[no-untyped-call]
+        y = _QuantLinearFunction.apply(x, self.weight.detach(), bias, None, None, None, 1.0, 0.0, False)  # type: ignore[no-untyped-call]
         return y.view(*input.shape[:-1], self.out_features)  # type: ignore[no-any-return]
 
 
@@ -108,6 +110,7 @@ class QuantLinear(nn.Module):
 
     `weight` is a packed weight or a dense [O, I] tensor; `bias` [O] or None, frozen, in the compute dtype.
     `lora_A` [R, I] and `lora_B` [O, R] are fp32 parameters, or None. Inputs are [..., I] in the compute dtype.
+    `int8`: many rows are multiplied with the packed weight as bytes, in both directions (kernels/product_int8).
     """
 
     bias: Tensor | None
@@ -122,6 +125,7 @@ class QuantLinear(nn.Module):
         self.register_parameter("lora_A", None)
         self.register_parameter("lora_B", None)
         self.scaling, self.dropout = 1.0, 0.0
+        self.int8 = False
         self._narrow: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -156,6 +160,7 @@ class QuantLinear(nn.Module):
             self.narrow(x.dtype),
             self.scaling,
             self.dropout if self.training else 0.0,
+            self.int8,
         )
         return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
 

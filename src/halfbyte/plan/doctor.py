@@ -160,14 +160,16 @@ def _parts() -> Finding:
 
 
 def _compute() -> Finding:
-    """What `compute: auto` stands for on this processor; of a card, each run says it."""
+    """What `compute: auto` stands for on this processor, and whether int8 can be had; of a card, each run says it."""
     try:
+        from halfbyte.kernels import product_int8
         from halfbyte.kernels.compute import fastest
 
-        choice = fastest()
+        choice, missing = fastest(), product_int8.missing()
     except Exception as error:  # a broken torch must not keep the doctor from telling the rest
         return Finding("problem", "compute", f"can't be measured: {error}", "reinstall torch")
-    return Finding("ok", "compute", f"{choice.name}: {choice.reason}")
+    int8 = f"can't be had: {missing}" if missing else "can be asked for, at some price in quality"
+    return Finding("ok", "compute", f"{choice.name}: {choice.reason}; int8 {int8}")
 
 
 def _compiler() -> Finding:
