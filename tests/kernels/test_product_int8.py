@@ -18,7 +18,7 @@ from halfbyte.kernels.product_int8 import cpu, reference
 
 PACKED: list[Weights] = ["nf4", "nf4-single", "int8"]
 # rows and columns of the matrix, rows of x: ragged units and blocks, panels of every height, more than one cut of rows
-SHAPES = [(64, 64, 17), (192, 128, 30), (129, 192, 33), (100, 64, 47), (70, 1152, 600), (1100, 128, 20)]
+SHAPES = [(64, 64, 17), (192, 128, 30), (129, 192, 33), (100, 64, 47), (70, 1152, 600), (70, 64, 1020), (1100, 128, 20)]
 native = pytest.mark.parametrize("vnni", [True] if not product_int8.missing() else [])
 
 

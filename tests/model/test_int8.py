@@ -34,7 +34,8 @@ def opened(source: Path, compute: str, weights: Any = "nf4") -> Model:
 def loss_and_gradient(model: Model) -> tuple[Tensor, Tensor]:
     loss = next_token_loss(model.hidden(IDS), IDS, model.head) / IDS[:, 1:].numel()
     loss.backward()
-    return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters_to_train().values() if p.grad is not None])
+    gradients = [p.grad.flatten() for p in model.parameters_to_train().values() if p.grad is not None]
+    return loss.detach(), torch.cat(gradients)
 
 
 @pytest.mark.parametrize("weights", ["nf4", "int8"])

@@ -149,9 +149,7 @@ def linear(
 
 
 @torch.no_grad()
-def linear_transposed(
-    g: Tensor, weight: FrozenWeight, pair: Pair | None = None, *, int8: bool = False
-) -> Tensor:
+def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None, *, int8: bool = False) -> Tensor:
     """dx [T, I] = g [T, O] W (+ h [T, R] A, for pair = (h, A [R, I])), in g's dtype; otherwise as `linear`."""
     _check(g, weight, weight.shape, None, pair, None, (None, weight.shape[1]))
     if not len(g):

@@ -273,9 +273,10 @@ void multiply(Task task, const Matrix& matrix, const bf16* pair_x, int threads) 
         task.before = largest;
         inverse = largest + task.steps;
     }
-    float* const wide = scratch<8, float>(std::min(kMostRows, task.rows) * task.pair_steps);
+    if (task.rows == 0) return;
     const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
     const int64_t size = ((task.rows + cuts - 1) / cuts + kTileRows - 1) / kTileRows * kTileRows;
+    float* const wide = scratch<8, float>(size * task.pair_steps);
     for (int64_t first = 0; first < task.rows; first += size) {
         Task part = task;
         part.rows = std::min(size, task.rows - first);

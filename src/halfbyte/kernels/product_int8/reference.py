@@ -4,8 +4,8 @@ Rows x [T, K] become integers in -127..127 with one scale for each 64 steps of t
 over 127). W becomes integers, too:
 
 - int8: its codes as they are. A code times its row's scale over 127 is the weight.
-- NF4, y = x W^T: each of the 16 levels times LEVELS, rounded. LEVELS is the factor under 127.5 for which the levels come
-  closest to integers (0.47 % of a normal weight's magnitude, root mean square; 0.59 % at 127). Blocks are NF4's.
+- NF4, y = x W^T: each of the 16 levels times LEVELS, rounded. LEVELS is the factor under 127.5 for which the levels
+  come closest to integers (0.47 % of a normal weight's magnitude, root mean square; 0.59 % at 127). Blocks are NF4's.
 - dx = g W: the contraction runs over W's rows. Each row is divided by its largest scale, which g is multiplied with
   before it is quantised. For int8 that leaves the codes. For NF4 a tile of 64 rows and 64 columns (a block of each row)
   gets one scale, the largest that is left in it, and every weight is rounded to 1/127 of that.
@@ -62,8 +62,8 @@ def _most_over(values: Tensor) -> Tensor:
 def _multiply(x_TBK: Tensor, x_scales_TB: Tensor, w_BNK: Tensor, w_scales_BN: Tensor) -> Tensor:
     """The scaled sum over the blocks: [T, N] in fp32. A block's own sum is an integer below 2^24, which fp32 holds."""
     y = x_TBK.new_zeros(len(x_TBK), w_BNK.shape[1])
-    for x_TK, x_scale_T, w_NK, w_scale_N in zip(x_TBK.unbind(1), x_scales_TB.unbind(1), w_BNK, w_scales_BN, strict=True):
-        y += (x_TK @ w_NK.T) * w_scale_N * x_scale_T.unsqueeze(1)
+    for block, (w_NK, w_scale_N) in enumerate(zip(w_BNK, w_scales_BN, strict=True)):
+        y += (x_TBK[:, block] @ w_NK.T) * w_scale_N * x_scales_TB[:, block, None]
     return y
 
 
