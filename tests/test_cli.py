@@ -121,6 +121,20 @@ def test_the_compute_type_is_frozen_in_the_run(
         assert f"{wanted}: as asked" in capsys.readouterr().out
 
 
+def test_int8_is_frozen_in_the_run_and_stands_in_its_results(
+    folder: Path, capsys: pytest.CaptureFixture[str], int8: None
+) -> None:
+    wide = tiny_checkpoint("llama", folder / "wide", hidden_size=64, intermediate_size=128, head_dim=16)
+    run_yaml = task_files(folder, wide, tune="{max_steps: 1, batch: 4}")
+    assert main(["tune", str(run_yaml), "--set", "compute=int8"]) == 0
+    assert "compute int8: as asked: 14 linear layers" in capsys.readouterr().out
+    out = folder / "out"
+    assert "compute: int8\n" in (out / "run.yaml").read_text()
+    assert json.loads((out / "evaluations" / "tuned" / "result.json").read_text())["compute"] == "int8"
+    assert main(["tune", str(run_yaml), "--resume"]) == 0 and "compute int8" in capsys.readouterr().out
+    assert main(["tune", str(run_yaml), "--resume", "--set", "compute=bf16"]) == 2
+
+
 def test_pack_says_what_it_wrote_and_does_it_once(
     model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@
 #define HALFBYTE_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
 #define HALFBYTE_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")))
+#define HALFBYTE_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")))
 #endif
 
 namespace halfbyte {

@@ -13,19 +13,6 @@
 namespace halfbyte {
 namespace {
 
-enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2 };
-
-// What cpu.py passes for a matrix [rows, columns]; the layout is that of `_Matrix` there.
-struct MatrixArgument {
-    int64_t rows, columns;
-    const void *codes, *absmax;  // absmax: NF4's constants, or int8's scale
-    const float *nested_absmax, *levels, *dynamic;
-    float offset;
-    int32_t kind;
-
-    Nf4 nf4() const { return {static_cast<const uint8_t*>(codes), absmax, nested_absmax, offset, levels, dynamic}; }
-};
-
 // ---- few rows, any processor ------------------------------------------------------------------------------------------
 
 constexpr int64_t kStretch = 1024;  // weights decoded at once

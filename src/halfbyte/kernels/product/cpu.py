@@ -17,7 +17,7 @@ _CPU = torch.device("cpu")
 
 
 class _Matrix(ctypes.Structure):
-    """`MatrixArgument` of cpu.cpp."""
+    """`MatrixArgument` of shared.h."""
 
     _fields_ = (
         ("rows", ctypes.c_int64),
@@ -35,7 +35,7 @@ class _Matrix(ctypes.Structure):
 _MATRICES: weakref.WeakKeyDictionary[PackedWeight, _Matrix] = weakref.WeakKeyDictionary()
 
 
-def _matrix(weight: PackedWeight | Tensor) -> _Matrix:
+def matrix(weight: PackedWeight | Tensor) -> _Matrix:
     """Described once for a packed weight, whose tensors never change; it points into them."""
     if isinstance(weight, Tensor):
         return _Matrix(rows=weight.shape[0], columns=weight.shape[1], codes=weight.data_ptr(), kind=0)
@@ -77,7 +77,7 @@ def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str,
     """x [T, I] W^T + bias, T at most FEW, bf16 or fp32; a dense W is bf16."""
     out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
     native.library().halfbyte_product_few(
-        ctypes.byref(_matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
+        ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
         out.data_ptr(), native.DTYPES[x.dtype], torch.get_num_threads(), native.ISAS.index(isa),
     )  # fmt: skip
     return out
@@ -95,7 +95,7 @@ def bf16(
     out = x.new_empty(x.shape[0], weight.shape[1 if transposed else 0]) if out is None else out
     h, beside = (None, None) if pair is None else pair
     native.library().halfbyte_product_bf16(
-        ctypes.byref(_matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
+        ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
         None if h is None else h.data_ptr(), None if beside is None else beside.data_ptr(),
         0 if h is None else h.shape[1], out.data_ptr(), transposed, torch.get_num_threads(),
     )  # fmt: skip

@@ -8,45 +8,12 @@
 namespace halfbyte {
 namespace {
 
-constexpr int64_t kUnit = 64;  // output columns of a matrix that are laid out at once
-
 // x [rows, steps] times a matrix, then pair_x [rows, pair_steps] times a LoRA matrix, into out [rows, columns].
 struct Task {
     const bf16 *x, *pair_x, *bias;
     int64_t rows, steps, pair_steps, columns;
     bf16* out;
 };
-
-// 16 x 16 transpose of 32-bit words, in place.
-HALFBYTE_AVX512BF16 inline void transpose(__m512i* rows) {
-    __m512i turned[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-        turned[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-        turned[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        rows[4 * i] = _mm512_unpacklo_epi64(turned[4 * i], turned[4 * i + 2]);
-        rows[4 * i + 1] = _mm512_unpackhi_epi64(turned[4 * i], turned[4 * i + 2]);
-        rows[4 * i + 2] = _mm512_unpacklo_epi64(turned[4 * i + 1], turned[4 * i + 3]);
-        rows[4 * i + 3] = _mm512_unpackhi_epi64(turned[4 * i + 1], turned[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        turned[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
-        turned[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
-        turned[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
-        turned[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        rows[i] = _mm512_shuffle_i32x4(turned[i], turned[i + 8], 0x88);
-        rows[i + 4] = _mm512_shuffle_i32x4(turned[i + 4], turned[i + 12], 0x88);
-        rows[i + 8] = _mm512_shuffle_i32x4(turned[i], turned[i + 8], 0xdd);
-        rows[i + 12] = _mm512_shuffle_i32x4(turned[i + 4], turned[i + 12], 0xdd);
-    }
-}
 
 // `rows` (at most 16) x `steps` of x, whose rows are `stride` apart -> [pairs][row] of pairs, zeros beyond the last step.
 // Of 32 consecutive steps, pair p takes order[2 p] and order[2 p + 1].

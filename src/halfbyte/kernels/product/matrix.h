@@ -2,9 +2,7 @@
 // a row from there on as bf16, zeros beyond the row's end.
 #pragma once
 
-#include <new>
-
-#include "../decode.h"
+#include "shared.h"
 
 #ifdef HALFBYTE_X86
 
@@ -12,24 +10,6 @@
 
 namespace halfbyte {
 namespace {
-
-// A buffer of this thread that grows and is kept: fresh pages in every call would cost more than what they hold.
-template <int kName, typename T>
-T* scratch(int64_t count) {
-    struct Buffer {
-        T* data = nullptr;
-        int64_t size = 0;
-        ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-    };
-    static thread_local Buffer buffer;
-    if (buffer.size < count) {
-        ::operator delete(buffer.data, std::align_val_t(64));
-        buffer.data = nullptr;
-        buffer.data = static_cast<T*>(::operator new(size_t(count) * sizeof(T), std::align_val_t(64)));
-        buffer.size = count;
-    }
-    return buffer.data;
-}
 
 struct Words {
     __m512i low, high;  // bf16 columns 0..31 and 32..63

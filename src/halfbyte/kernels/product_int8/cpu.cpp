@@ -16,50 +16,18 @@
 //
 // LoRA's pair is multiplied in fp32 into the same sums: of its few steps nothing would be gained.
 #include <cmath>
-#include <new>
 
 #include "weights.h"
 
 namespace halfbyte {
 namespace {
 
-enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2 };
-
-// What cpu.py passes for a matrix [rows, columns]; the layout is that of product/cpu.py.
-struct MatrixArgument {
-    int64_t rows, columns;
-    const void *codes, *absmax;  // absmax: NF4's constants, or int8's scale
-    const float *nested_absmax, *levels, *dynamic;
-    float offset;
-    int32_t kind;
-
-    Nf4 nf4() const { return {static_cast<const uint8_t*>(codes), absmax, nested_absmax, offset, levels, dynamic}; }
-};
-
 #ifdef HALFBYTE_X86
 
-constexpr int64_t kTileRows = 14;  // of a register tile; it is 32 columns wide: 28 sums, 2 weights, 1 input
-constexpr int64_t kChunk = 16;     // blocks of the contraction that are decoded at once
+constexpr int64_t kTileRows = 14;   // of a register tile; it is 32 columns wide: 28 sums, 2 weights, 1 input
+constexpr int64_t kChunk = 16;      // blocks of the contraction that are decoded at once
 constexpr int64_t kMostRows = 512;  // rows at once; more are cut
 constexpr float kTiny = 0x1p-100f;  // blocks of x with smaller magnitudes count as zero
-
-// A buffer of this thread that grows and is kept: fresh pages in every call would cost more than what they hold.
-template <int kName, typename T>
-T* scratch(int64_t count) {
-    struct Buffer {
-        T* data = nullptr;
-        int64_t size = 0;
-        ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-    };
-    static thread_local Buffer buffer;
-    if (buffer.size < count) {
-        ::operator delete(buffer.data, std::align_val_t(64));
-        buffer.data = nullptr;
-        buffer.data = static_cast<T*>(::operator new(size_t(count) * sizeof(T), std::align_val_t(64)));
-        buffer.size = count;
-    }
-    return buffer.data;
-}
 
 // x [rows, steps] times a matrix, plus pair_x [rows, pair_steps] times pair (in fp32), into out [rows, columns].
 struct Task {

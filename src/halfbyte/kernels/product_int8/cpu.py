@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfbyte.kernels import native
 from halfbyte.kernels.packed import PackedWeight
-from halfbyte.kernels.product.cpu import _matrix
+from halfbyte.kernels.product.cpu import matrix
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def int8(
     out = x.new_empty(x.shape[0], weight.shape[1 if transposed else 0]) if out is None else out
     h, beside = (None, None) if pair is None else pair
     native.library().halfbyte_product_int8(
-        ctypes.byref(_matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
+        ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
         None if h is None else h.data_ptr(), None if beside is None else beside.data_ptr(),
         0 if h is None else h.shape[1], out.data_ptr(), transposed, torch.get_num_threads(),
     )  # fmt: skip

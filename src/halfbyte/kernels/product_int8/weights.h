@@ -1,49 +1,16 @@
 // A packed matrix as bytes for `vpdpbusd`: what product_int8/cpu.cpp multiplies with. Needs whole blocks in a row.
 #pragma once
 
-#include "../decode.h"
+#include "../product/shared.h"
 
 #ifdef HALFBYTE_X86
-#define HALFBYTE_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")))
 
 namespace halfbyte {
 namespace {
 
-constexpr int64_t kUnit = 64;             // output columns that a thread works on at once
-constexpr int64_t kQuads = kBlock / 4;    // of a block of the contraction: `vpdpbusd` takes four steps at once
-constexpr float kLevels = 124.11f;        // an NF4 level times this is nearly an integer: see reference.py
+constexpr int64_t kQuads = kBlock / 4;  // of a block of the contraction: `vpdpbusd` takes four steps at once
+constexpr float kLevels = 124.11f;  // an NF4 level times this is nearly an integer: see reference.py
 constexpr float kMost = 127.0f;
-
-// 16 x 16 transpose of 32-bit words, in place.
-HALFBYTE_VNNI inline void transpose(__m512i* rows) {
-    __m512i turned[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-        turned[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-        turned[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        rows[4 * i] = _mm512_unpacklo_epi64(turned[4 * i], turned[4 * i + 2]);
-        rows[4 * i + 1] = _mm512_unpackhi_epi64(turned[4 * i], turned[4 * i + 2]);
-        rows[4 * i + 2] = _mm512_unpacklo_epi64(turned[4 * i + 1], turned[4 * i + 3]);
-        rows[4 * i + 3] = _mm512_unpackhi_epi64(turned[4 * i + 1], turned[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        turned[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
-        turned[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
-        turned[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
-        turned[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        rows[i] = _mm512_shuffle_i32x4(turned[i], turned[i + 8], 0x88);
-        rows[i + 4] = _mm512_shuffle_i32x4(turned[i + 4], turned[i + 12], 0x88);
-        rows[i + 8] = _mm512_shuffle_i32x4(turned[i], turned[i + 8], 0xdd);
-        rows[i + 12] = _mm512_shuffle_i32x4(turned[i + 4], turned[i + 12], 0xdd);
-    }
-}
 
 // Four vectors of 64 bytes, one a step -> the four steps of each of the 64 columns side by side, in order.
 HALFBYTE_VNNI inline void interleave(__m512i* steps) {

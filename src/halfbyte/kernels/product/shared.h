@@ -1,0 +1,78 @@
+// What the products in bf16 (product/) and in int8 (product_int8/) share.
+#pragma once
+
+#include <new>
+
+#include "../decode.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr int64_t kUnit = 64;  // output columns of a matrix that are laid out at once
+
+enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2 };
+
+// What cpu.py passes for a matrix [rows, columns]; the layout is that of `_Matrix` there.
+struct MatrixArgument {
+    int64_t rows, columns;
+    const void *codes, *absmax;  // absmax: NF4's constants, or int8's scale
+    const float *nested_absmax, *levels, *dynamic;
+    float offset;
+    int32_t kind;
+
+    Nf4 nf4() const { return {static_cast<const uint8_t*>(codes), absmax, nested_absmax, offset, levels, dynamic}; }
+};
+
+#ifdef HALFBYTE_X86
+// A buffer of this thread that grows and is kept: fresh pages in every call would cost more than what they hold.
+template <int kName, typename T>
+T* scratch(int64_t count) {
+    struct Buffer {
+        T* data = nullptr;
+        int64_t size = 0;
+        ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
+    };
+    static thread_local Buffer buffer;
+    if (buffer.size < count) {
+        ::operator delete(buffer.data, std::align_val_t(64));
+        buffer.data = nullptr;
+        buffer.data = static_cast<T*>(::operator new(size_t(count) * sizeof(T), std::align_val_t(64)));
+        buffer.size = count;
+    }
+    return buffer.data;
+}
+
+// 16 x 16 transpose of 32-bit words, in place.
+HALFBYTE_AVX512 inline void transpose(__m512i* rows) {
+    __m512i turned[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        turned[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        turned[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        rows[4 * i] = _mm512_unpacklo_epi64(turned[4 * i], turned[4 * i + 2]);
+        rows[4 * i + 1] = _mm512_unpackhi_epi64(turned[4 * i], turned[4 * i + 2]);
+        rows[4 * i + 2] = _mm512_unpacklo_epi64(turned[4 * i + 1], turned[4 * i + 3]);
+        rows[4 * i + 3] = _mm512_unpackhi_epi64(turned[4 * i + 1], turned[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        turned[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+        turned[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+        turned[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+        turned[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        rows[i] = _mm512_shuffle_i32x4(turned[i], turned[i + 8], 0x88);
+        rows[i + 4] = _mm512_shuffle_i32x4(turned[i + 4], turned[i + 12], 0x88);
+        rows[i + 8] = _mm512_shuffle_i32x4(turned[i], turned[i + 8], 0xdd);
+        rows[i + 12] = _mm512_shuffle_i32x4(turned[i + 4], turned[i + 12], 0xdd);
+    }
+}
+#endif
+
+}  // namespace
+}  // namespace halfbyte
