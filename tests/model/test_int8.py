@@ -49,9 +49,9 @@ def test_loss_and_gradients_are_near_those_in_fp32(family: str, weights: Any, fo
     assert all(layer.int8 for layer in quant_linears(model.net).values())
     loss, gradient = loss_and_gradient(model)
     _, usual = loss_and_gradient(opened(source, "bf16", weights))
-    print("FIG", family, weights, float((loss - exact_loss).abs() / exact_loss), float((gradient - exact).norm() / exact.norm()), float((usual - exact).norm() / exact.norm()))
+    assert (gradient - exact).norm() < 4 * (usual - exact).norm()  # measured: 1.5 to 2.7 times
     assert not torch.equal(gradient, usual)
-    torch.testing.assert_close(loss, exact_loss, rtol=0.02, atol=0)
+    torch.testing.assert_close(loss, exact_loss, rtol=0.01, atol=0)  # measured: at most 0.003
 
 
 def test_recomputed_layers_give_the_same_bits(folder: Path, int8: None) -> None:

@@ -90,14 +90,16 @@ def test_the_cache_is_weighed(monkeypatch, tmp_path):
     assert "5.00 kB" in module._cache().found
 
 
-def test_the_compute_type_is_shown_with_both_figures(monkeypatch):
-    from halfbyte.kernels import compute
+def test_the_compute_type_is_shown_with_both_figures_and_whether_int8_can_be_had(monkeypatch):
+    from halfbyte.kernels import compute, product_int8
 
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.009, fp32=0.002))
-    assert module._compute() == Finding(
-        "ok", "compute",
-        "fp32: bf16 is slow on this processor: a product took 9.00 ms in bf16 and 2.00 ms in fp32",
-    )  # fmt: skip
+    for missing, int8 in (("", "can be asked for, at some price in quality"), ("none here", "can't be had: none here")):
+        monkeypatch.setattr(product_int8, "missing", lambda missing=missing: missing)
+        assert module._compute() == Finding(
+            "ok", "compute",
+            "fp32: bf16 is slow on this processor: a product took 9.00 ms in bf16 and 2.00 ms in fp32; int8 " + int8,
+        )  # fmt: skip
     out = io.StringIO()
     render_doctor(doctor(), Console(file=out, width=200))
     assert "a product took 9.00 ms in bf16" in out.getvalue()
