@@ -135,7 +135,7 @@ def linear(
     _check(x, weight, (weight.shape[1], weight.shape[0]), bias, pair, out, (weight.shape[0], None))
     if not len(x):
         return x.new_empty(0, weight.shape[0]) if out is None else out
-    if int8 and _in_int8(x, weight):
+    if int8 and _in_int8(weight, x):
         return _product_int8.int8(x.contiguous(), weight, bias, _contiguous(pair), False, out)
     how = product_of(x, weight)
     if how.name == "reference":
@@ -154,7 +154,7 @@ def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None,
     _check(g, weight, weight.shape, None, pair, None, (None, weight.shape[1]))
     if not len(g):
         return g.new_empty(0, weight.shape[1])
-    if int8 and _in_int8(g, weight):
+    if int8 and _in_int8(weight, g):
         return _product_int8.int8(g.contiguous(), weight, None, _contiguous(pair), True)
     if product_of(g, weight).isa == BF16:
         return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True)
@@ -184,7 +184,7 @@ def _check(
         raise ValueError("out is not contiguous")
 
 
-def _in_int8(x: Tensor, weight: FrozenWeight) -> TypeGuard[PackedWeight]:
+def _in_int8(weight: FrozenWeight, x: Tensor) -> TypeGuard[PackedWeight]:
     """Whether to multiply bytes, where that was asked for."""
     product_int8.require(x.device)
     return x.dtype == torch.bfloat16 and len(x) > _product.FEW and product_int8.fits(weight)

@@ -48,7 +48,7 @@ def linear_transposed(g: Tensor, weight: PackedWeight, pair: Pair | None = None)
 
 def _quantise(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     """Integers [T, B, 64] (as fp32) and scales [T, B]; the last block is filled up with zeros."""
-    x_TBK = F.pad(x_TK, (0, -x_TK.shape[1] % BLOCKSIZE)).unflatten(1, (-1, BLOCKSIZE))
+    x_TBK = F.pad(x_TK, (0, -x_TK.shape[1] % BLOCKSIZE)).reshape(len(x_TK), -1, BLOCKSIZE)
     largest_TB = x_TBK.abs().amax(2)
     up_TB = torch.where(largest_TB < _TINY, 0.0, _most_over(largest_TB))
     return (x_TBK * up_TB.unsqueeze(2)).round(), largest_TB * (1 / MOST)
@@ -71,7 +71,7 @@ def _by_rows(weight: PackedWeight) -> tuple[Tensor, Tensor]:
     """Integers [O, B, 64] and scales [O, B], blocks along the rows."""
     blocks = weight.shape[1] // BLOCKSIZE
     if isinstance(weight, Int8Weight):
-        codes = weight.codes.float().unflatten(1, (blocks, BLOCKSIZE))
+        codes = weight.codes.float().view(-1, blocks, BLOCKSIZE)
         return codes, (weight.scale * (1 / MOST)).unsqueeze(1).expand(-1, blocks)
     levels = (tables.nf4_levels(weight.device) * LEVELS).round()
     return levels[_indices(weight)], _scales(weight) * (1 / LEVELS)
@@ -87,7 +87,7 @@ def _by_columns(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
         largest_O = scales_OJ.abs().amax(1)
         inverse_O = torch.where(largest_O > 0, 1 / largest_O, 0.0)
         left_OJ = scales_OJ * inverse_O.unsqueeze(1)
-        tiles_BKJ = F.pad(left_OJ, (0, 0, 0, -len(left_OJ) % BLOCKSIZE)).unflatten(0, (-1, BLOCKSIZE))
+        tiles_BKJ = F.pad(left_OJ, (0, 0, 0, -len(left_OJ) % BLOCKSIZE)).reshape(-1, BLOCKSIZE, left_OJ.shape[1])
         most_BJ = tiles_BKJ.abs().amax(1)
         up_BJ = torch.where(most_BJ > 0, _most_over(most_BJ), 0.0)
         factors_OJ = left_OJ * up_BJ.repeat_interleave(BLOCKSIZE, 0)[: len(left_OJ)]
@@ -95,7 +95,7 @@ def _by_columns(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
         codes_OI = (levels[_indices(weight)] * factors_OJ.unsqueeze(2)).round().flatten(1)
         scales_BJ = most_BJ * (1 / MOST)
     padded = F.pad(codes_OI, (0, 0, 0, -len(codes_OI) % BLOCKSIZE))
-    codes_BIK = padded.unflatten(0, (-1, BLOCKSIZE)).transpose(1, 2)
+    codes_BIK = padded.view(-1, BLOCKSIZE, padded.shape[1]).transpose(1, 2)
     return largest_O, codes_BIK, scales_BJ.repeat_interleave(BLOCKSIZE, 1)
 
 
