@@ -118,7 +118,6 @@ def dequantise(
     return out
 
 
-@torch.no_grad()
 def linear(
     x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, pair: Pair | None = None, out: Tensor | None = None,
     *, int8: bool = False,
@@ -145,10 +144,9 @@ def linear(
     if how.isa == BF16:
         return _product.bf16(x, weight, bias, _contiguous(pair), False, out)
     y = _product.few(x, weight, bias, how.isa or "", out)
-    return y if pair is None else y.addmm_(pair[0], pair[1].T)
+    return y if pair is None else y.addmm_(pair[0].detach(), pair[1].detach().T)
 
 
-@torch.no_grad()
 def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None, *, int8: bool = False) -> Tensor:
     """dx [T, I] = g [T, O] W (+ h [T, R] A, for pair = (h, A [R, I])), in g's dtype; otherwise as `linear`."""
     _check(g, weight, weight.shape, None, pair, None, (None, weight.shape[1]))
@@ -167,21 +165,24 @@ def _check(
 ) -> None:  # fmt: skip
     """Raise ValueError for what native code, which gets bare pointers, would read or write beyond. `widths` of an input
     and of an output row; `beside`: the fixed one of the second pair's sizes (the other is the rank)."""
-    rank = pair[0].shape[-1] if pair is not None else 0
-    parts: list[tuple[str, Tensor, tuple[int, ...]]] = [("x", x, (len(x), widths[0]))]
+    T, dtype, device = len(x), x.dtype, weight.device
+    _same("x", x, (T, widths[0]), dtype, device)
     if bias is not None:
-        parts.append(("bias", bias, (widths[1],)))
+        _same("bias", bias, (widths[1],), dtype, device)
     if pair is not None:
-        sizes = (beside[0] or rank, beside[1] or rank)
-        parts += [("h", pair[0], (len(x), rank)), ("the pair's matrix", pair[1], sizes)]
+        rank = pair[0].shape[-1]
+        _same("h", pair[0], (T, rank), dtype, device)
+        _same("the pair's matrix", pair[1], (beside[0] or rank, beside[1] or rank), dtype, device)
     if out is not None:
-        parts.append(("out", out, (len(x), widths[1])))
-    for name, tensor, shape in parts:
-        if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != weight.device:
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
-                             f"not {x.dtype} {list(shape)} on {weight.device}")  # fmt: skip
-    if out is not None and not out.is_contiguous():
-        raise ValueError("out is not contiguous")
+        _same("out", out, (T, widths[1]), dtype, device)
+        if not out.is_contiguous():
+            raise ValueError("out is not contiguous")
+
+
+def _same(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+        raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
+                         f"not {dtype} {list(shape)} on {device}")  # fmt: skip
 
 
 def _in_int8(weight: FrozenWeight, x: Tensor) -> TypeGuard[PackedWeight]:

@@ -79,6 +79,20 @@ class _QuantLinearFunction(torch.autograd.Function):
         return grad_x, None, None, grad_A, grad_B, None, None, None, None
 
 
+def _linear(
+    x_TI: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: tuple[Tensor | None, Tensor | None],
+    narrow: tuple[Tensor, Tensor] | None, scaling: float, dropout: float, int8: bool,
+) -> Tensor:  # fmt: skip
+    """The sum; where no gradient will be asked for, without autograd, which costs a decoded token several
+    microseconds a layer."""
+    if torch.is_grad_enabled() or dropout > 0:
+        return _QuantLinearFunction.apply(  # type: ignore[no-untyped-call,no-any-return]
+            x_TI, weight, bias, *lora, narrow, scaling, dropout, int8
+        )
+    pair = None if narrow is None else (_small(x_TI, narrow[0]), narrow[1])
+    return kernels.linear(x_TI, weight, bias, pair, int8=int8)
+
+
 def _small(x_TI: Tensor, a_RI: Tensor) -> Tensor:
     """x A^T. With few rows the native product has the smaller overhead, with many torch's cuts such a shape better."""
     return kernels.linear(x_TI, a_RI) if len(x_TI) <= FEW else F.linear(x_TI, a_RI)
@@ -101,8 +115,8 @@ class FrozenLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         x = input.reshape(-1, self.in_features)
-        y = _QuantLinearFunction.apply(x, self.weight.detach(), bias, None, None, None, 1.0, 0.0, False)  # type: ignore[no-untyped-call]
-        return y.view(*input.shape[:-1], self.out_features)  # type: ignore[no-any-return]
+        y = _linear(x, self.weight.detach(), bias, (None, None), None, 1.0, 0.0, False)
+        return y.view(*input.shape[:-1], self.out_features)
 
 
 class QuantLinear(nn.Module):
@@ -151,18 +165,17 @@ class QuantLinear(nn.Module):
         self._narrow = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _QuantLinearFunction.apply(  # type: ignore[no-untyped-call]
+        y = _linear(
             x.reshape(-1, self.in_features),
             self.frozen,
             None if self.bias is None else self.bias.to(x.dtype),
-            self.lora_A,
-            self.lora_B,
+            (self.lora_A, self.lora_B),
             self.narrow(x.dtype),
             self.scaling,
             self.dropout if self.training else 0.0,
             self.int8,
         )
-        return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
+        return y.view(*x.shape[:-1], self.out_features)
 
     def narrow(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """A and scaling * B in `dtype`; None without an adapter. Kept only where nothing can change it unseen: in eval

@@ -49,6 +49,7 @@ def decode(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
     return dequantise(weight, dtype, out=scratch.take(weight.shape, dtype, weight.device))
 
 
+@torch.no_grad()
 def linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None, pair: Pair | None) -> Tensor:
     """x [T, I] W^T (+ bias) (+ h [T, R] B^T with B [O, R])."""
     if isinstance(weight, Tensor) and weight.dtype != x.dtype:
@@ -59,6 +60,7 @@ def linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None, pair: Pair | No
     return y if pair is None else y.addmm_(pair[0], pair[1].T)
 
 
+@torch.no_grad()
 def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None) -> Tensor:
     """g [T, O] W (+ h [T, R] A with A [R, I])."""
     if isinstance(weight, Tensor) and weight.dtype != g.dtype:
