@@ -121,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--memory", help="what the run may take, mapped weights included, e.g. 8GB (default: what is free)"
     )
-    plan.add_argument(
-        "--sources", action="store_true", help="where each figure comes from, and what sources disagree on"
-    )
+    plan.add_argument("--sources", action="store_true", help="where each figure comes from; who disagrees")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
     pack = verb(

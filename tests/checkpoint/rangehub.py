@@ -47,6 +47,9 @@ class RangeHub(ThreadingHTTPServer):
         self.elsewhere: RangeHub | None = None  # where files are sent on to
         self.lock = threading.Lock()
 
+    def handle_error(self, *_: object) -> None:
+        """A client that has enough closes the connection: no word of it."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
@@ -73,11 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"/org/model/resolve/([^/]+)/(.+)", unquote(urlsplit(self.path).path))
         revision, file = match.groups() if match else ("", self.path)
         self.asked = Asked(file, self.headers["Range"], self.headers["Authorization"], revision)
-        self.server.log.append(self.asked)
+        if match:  # else something that huggingface_hub wants to know
+            self.server.log.append(self.asked)
         fault = self.server.failing(file)
         kind = fault.kind if fault else ""
-        if not match or kind == "404":
-            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"} if not match else {})
+        if not match:
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif fault and kind.isdigit():
             code, _, value = fault.value.partition("=")
             self.answer(int(kind), b"x" * 200, {code: value} if code else {})

@@ -14,6 +14,7 @@ from halfbyte.checkpoint import remote
 from halfbyte.checkpoint.headers import LIMIT
 from halfbyte.checkpoint.remote import list_hub_model
 from halfbyte.errors import CheckpointError
+from tests.checkpoint.hostile import HOSTILE
 from tests.checkpoint.rangehub import SHA, Fault, RangeHub, serving, use
 
 CONFIG = {"model_type": "llama", "hidden_size": 64}
@@ -39,7 +40,11 @@ def sharded(shards: int = 3) -> dict[str, bytes]:
     names = [f"model-{i}.safetensors" for i in range(shards)]
     index = {"weight_map": {f"t{i}": name for i, name in enumerate(names)}}
     files = {name: file(f"t{i}") for i, name in enumerate(names)}
-    return {"config.json": json.dumps(CONFIG).encode(), "model.safetensors.index.json": json.dumps(index).encode(), **files}
+    return {
+        "config.json": json.dumps(CONFIG).encode(),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        **files,
+    }
 
 
 @pytest.fixture
@@ -125,10 +130,11 @@ def test_a_pause_that_is_asked_for_is_made(serve: Serve) -> None:
         ("503", "", "model.safetensors", ("HTTP 503",), 4),
         ("401", "X-Error-Code=GatedRepo", "config.json", ("gated", "accept its terms", "HF_TOKEN"), 1),
         ("403", "X-Error-Code=GatedRepo", "model.safetensors", ("gated", "accept its terms", "HF_TOKEN"), 1),
-        ("401", "", "config.json", ("no such model", "private or gated", "HF_TOKEN"), 1),
+        ("401", "", "config.json", ("refuses access", "accept its terms", "HF_TOKEN"), 1),
+        ("401", "X-Error-Code=RepoNotFound", "config.json", ("no such model", "private or gated", "HF_TOKEN"), 1),
         ("403", "", "config.json", ("refuses access", "accept its terms", "HF_TOKEN"), 1),
         ("404", "", "config.json", ("no config.json", "check the spelling"), 1),
-        ("404", "X-Error-Code=RevisionNotFound", "", (), 0),
+        ("404", "X-Error-Code=RevisionNotFound", "config.json", ("not this revision",), 1),
         ("416", "", "model.safetensors", ("no sound safetensors file", "ends before byte 0"), 1),
         ("204", "", "config.json", ("something else than was asked for", "HTTP 204"), 1),
         ("418", "", "config.json", ("HTTP 418",), 1),
@@ -136,7 +142,6 @@ def test_a_pause_that_is_asked_for_is_made(serve: Serve) -> None:
         ("html", "", "model.safetensors", ("text/html", "login page"), 1),
         ("claim", "bytes 9-16/400", "model.safetensors", ("Content-Range 'bytes 9-16/400' for bytes 0-7",), 1),
         ("claim", "bytes 0-7/oops", "model.safetensors", ("Content-Range",), 1),
-        ("claim", "", "model.safetensors", (), 0),
         ("loop", "", "config.json", ("redirect",), 21),
         ("cut", "", "config.json", ("breaks off", "try again later"), 4),
         ("silent", "1.5", "config.json", ("does not answer in time", "no byte for 1 seconds"), 2),
@@ -146,8 +151,6 @@ def test_a_pause_that_is_asked_for_is_made(serve: Serve) -> None:
 def test_every_failure_is_one_clear_error_after_a_bounded_time(
     serve: Serve, kind: str, value: str, files: str, says: tuple[str, ...], requests: int
 ) -> None:
-    if not requests:
-        return
     long = json.dumps({**CONFIG, "architectures": ["x" * 200]}).encode()
     hub = serve(single() | {"config.json": long}, Fault(kind, files, value=value))
     started = time.monotonic()
@@ -160,3 +163,62 @@ def test_every_failure_is_one_clear_error_after_a_bounded_time(
     assert len(asked) == requests or (kind == "silent" and 2 <= len(asked) <= 3)
     assert time.monotonic() - started < 6
     assert hub.sent < 10_000
+
+
+def test_no_network_is_said_and_the_cache_helps_where_there_is_one(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use("http://127.0.0.1:1", monkeypatch, str(tmp_path))
+    with pytest.raises(CheckpointError, match="can't be reached"):
+        list_hub_model("org/model")
+    snapshot = tmp_path / "models--org--model" / "snapshots" / SHA
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--org--model" / "refs").mkdir()
+    (tmp_path / "models--org--model" / "refs" / "main").write_text(SHA)
+    for name, content in single().items():
+        (snapshot / name).write_bytes(content)
+    found = list_hub_model("org/model")
+    assert list(found.tensors) == ["a", "b"] and found.revision == SHA and "can't be reached" in found.notes[0]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "switched off" in list_hub_model("org/model").notes[0]
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
+        list_hub_model("org/another")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model.safetensors": None}, "has neither model.safetensors nor model.safetensors.index.json"),
+        ({"config.json": b"[]"}, "holds no object"),
+        ({"config.json": b'{"a":' * 100_000}, "no valid JSON"),
+        ({"config.json": b"<html>"}, "an HTML page"),
+        ({"config.json": b"{}"}, "names no model_type"),
+        ({"config.json": json.dumps({**CONFIG, "quantization_config": {"quant_method": "gptq"}}).encode()}, "gptq"),
+        ({"config.json": json.dumps({**CONFIG, "quantization_config": 3}).encode()}, "not read: 3"),
+    ],
+)
+def test_what_is_no_model_of_the_kind_that_is_read(serve: Serve, changes: dict[str, bytes | None], says: str) -> None:
+    files = {name: content for name, content in (single() | changes).items() if content is not None}
+    serve(files)
+    with pytest.raises(CheckpointError) as caught:
+        list_hub_model("org/model")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("shard", ["../../secret", "http://elsewhere/x", "a/b.safetensors", "gone.safetensors"])
+def test_an_index_names_only_files_that_are_there(serve: Serve, shard: str) -> None:
+    index = {"weight_map": {"t0": "model-0.safetensors", "x": shard}}
+    hub = serve(sharded() | {"model.safetensors.index.json": json.dumps(index).encode()})
+    with pytest.raises(CheckpointError, match=r"shards are missing|is not on the hub"):
+        list_hub_model("org/model")
+    assert {asked.file for asked in hub.log} <= {*hub.files, "model.safetensors", "gone.safetensors"}
+
+
+@pytest.mark.parametrize(("name", "content"), HOSTILE.items(), ids=list(HOSTILE))
+def test_hostile_headers_are_refused_from_afar_as_they_are_here(serve: Serve, name: str, content: bytes) -> None:
+    hub = serve(single() | {"model.safetensors": content})
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match="no sound safetensors file") as caught:
+        list_hub_model("org/model")
+    assert time.monotonic() - started < 3 and len(str(caught.value)) < 4000
+    assert hub.sent <= len(content) + 100

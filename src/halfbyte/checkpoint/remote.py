@@ -119,6 +119,7 @@ class Remote:
         self.received: list[int] = []  # bytes, of each answer
         self._json: dict[str, dict[str, Any]] = {}
         self._timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
+        self._said = _hub_utilities().build_hf_headers()  # the token, and who asks
         self._patience = 3 * self._timeout  # seconds of one read, with all its attempts
 
     def where(self, name: str = "") -> str:
@@ -177,14 +178,13 @@ class Remote:
     def _try(self, name: str, start: int, count: int | None, deadline: float) -> tuple[bytes, int | None]:
         from huggingface_hub import hf_hub_url
 
-        hub = _hub_utilities()
         revision = self.commit or self.revision
-        headers = {**hub.build_hf_headers(), "Accept-Encoding": "identity"}
+        headers = {**self._said, "Accept-Encoding": "identity"}
         if count is not None:
             headers["Range"] = f"bytes={start}-{start + count - 1}"
         try:
             url = hf_hub_url(self.model, name, revision=revision)
-            with hub.get_session().stream("GET", url, headers=headers, timeout=self._timeout) as answer:
+            with _hub_utilities().get_session().stream("GET", url, headers=headers, timeout=self._timeout) as answer:
                 return self._answer(answer, name, start, count, deadline)
         except (CheckpointError, _Again):
             raise

@@ -20,8 +20,9 @@ def to_json(plans: Sequence[Plan]) -> dict[str, Any]:
 def render(plans: Sequence[Plan], console: Console) -> None:
     """Print one table, a row a model, and below it why something in it is unknown."""
     settings = plans[0].settings
-    console.print(Text(f"rank {settings['rank']}, {settings['sequence']} tokens, {settings['batch']} at once in training, "
-                       f"{settings['evaluation_batch']} in evaluation{_memory(plans)}", style="bold"), soft_wrap=True)  # fmt: skip
+    for_all = f"rank {settings['rank']}, {settings['sequence']} tokens, {settings['batch']} at once in training, "
+    for_all += f"{settings['evaluation_batch']} in evaluation{_memory(plans)}"
+    console.print(Text(for_all, style="bold"), soft_wrap=True)
     console.print(_table(plans))
     console.print(Text("mapped: the weights in the format that runs; evaluate, tune: peaks beside them", style="dim"))
     for plan in plans:

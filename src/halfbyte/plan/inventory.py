@@ -102,7 +102,7 @@ def _from_hub(model: str, revision: str | None) -> Inventory:
         near = catalogue.nearest_names(model)
         if not near:
             raise
-        hint = f"{error.do}; the catalogue, which needs no network, has {', '.join(near)}"
+        hint = f"{error.do}; the catalogue has {', '.join(near)}, for which no network is needed"
         raise CheckpointError(error.what, where=error.where, found=error.found, do=hint) from None
 
 

@@ -23,11 +23,7 @@ _FACTS = (
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "max_position_embeddings", "sliding_window"),
     *("rope_theta", "rope_scaling", "rms_norm_eps", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),
 )
-_OWN_SOURCE = {
-    "released": "released_source",
-    "licence": "licence_source",
-    "published_params": "published_params_source",
-}
+_OWN_SOURCE = {name: f"{name}_source" for name in ("released", "licence", "published_params")}
 _NOT_NEEDED = frozenset(("sliding_window", "rope_scaling"))  # null: there is none, or nobody says; no figure needs them
 
 
@@ -71,9 +67,8 @@ def _catalogue_facts(entry: catalogue.Entry) -> dict[str, dict[str, Any]]:
 
 def _read_facts(inventory: Inventory) -> dict[str, dict[str, Any]]:
     """Of a folder or a hub model: its own config.json; shapes are the headers', where there are any."""
-    facts = {
-        name: {"value": inventory.config[name], "from": "config.json"} for name in _FACTS if name in inventory.config
-    }
+    config = inventory.config
+    facts = {name: {"value": config[name], "from": "config.json"} for name in _FACTS if config.get(name) is not None}
     if inventory.source != "config":
         facts["tensors"] = {"value": len(inventory.tensors), "from": "names and shapes in the safetensors headers"}
     return facts
