@@ -1,4 +1,4 @@
-"""Safetensors files that no honest program writes: each must end in one clear error, at once and without much memory."""
+"""Safetensors files that no honest program writes: each must end in one clear error at once, without much memory."""
 
 from __future__ import annotations
 
