@@ -82,10 +82,10 @@ def test_what_does_not_hold_together_is_refused(tmp_path: Path, header: object, 
 def test_hostile_files_are_refused_at_once_and_without_much_memory(tmp_path: Path, name: str, content: bytes) -> None:
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match="no sound safetensors file") as caught:
         read_header(file)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert len(str(caught.value)) < 4000 and str(caught.value).replace("\n", "").isprintable()
     tracemalloc.start()
     with pytest.raises(CheckpointError):

@@ -22,6 +22,7 @@ from halfbyte.errors import CheckpointError
 LIMIT = 100_000_000  # bytes of the header: the limit of the safetensors library itself
 MOST_COMMAS = 300_000  # in the header's JSON: room for 60,000 tensors in one file; many more take seconds to parse
 _MOST_DIMENSIONS = 64
+_MOST_FAULTS = 1000  # that are looked for
 _PIECE = 1 << 20  # bytes that are read at once
 
 Text = bytes | bytearray
@@ -101,6 +102,8 @@ def parse_header(text: Text, size: int | None, where: object) -> dict[str, Tenso
     faults: list[str] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in _parse(where, text).items():
+        if len(faults) >= _MOST_FAULTS:
+            break
         if name == "__metadata__":
             if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
                 faults.append("__metadata__: no object of strings")
@@ -211,6 +214,8 @@ def _check_layout(tensors: dict[str, TensorInfo], data: int, size: int | None, f
         if info.start != reached:
             kind = "overlaps the tensor before it" if info.start < reached else "leaves a gap before it"
             faults.append(f"{shown(name)}: {kind} ({abs(info.start - reached)} bytes)")
+        if len(faults) >= _MOST_FAULTS:
+            return
         reached = max(reached, info.end)
     if size is not None and reached > size:
         faults.append(f"the tensors need {reached} bytes, the file has {size}: it is cut")
