@@ -104,17 +104,24 @@ def _parser() -> argparse.ArgumentParser:
         "what a model weighs, what a run needs, what fits here (nothing is loaded)",
         "halfbyte plan llama-3.1-8b --lora-rank 32 --lora-targets attention",
     )
-    plan.add_argument("model", metavar="MODEL|RUN", help="a local folder, a name from the catalogue, or a RUN.yaml")
+    plan.add_argument(
+        "model",
+        metavar="MODEL|RUN",
+        nargs="+",
+        help="a local folder, a name from the catalogue, a hub id, or a RUN.yaml; several are compared in one table",
+    )
+    plan.add_argument("--revision", help="branch, tag or commit of a hub model")
     plan.add_argument("--lora-rank", type=int, help="rank of the adapter (default: 16)")
     plan.add_argument(
         "--lora-targets", help="all, attention, or names and patterns, separated by commas (default: all)"
     )
-    weights(plan, "nf4")
+    weights(plan, "as packed already, else nf4")
     plan.add_argument("--sequence", type=int, help="longest item in tokens (default: 512)")
     plan.add_argument("--batch", type=int, help="items computed at once (default: 1)")
     plan.add_argument(
         "--memory", help="what the run may take, mapped weights included, e.g. 8GB (default: what is free)"
     )
+    plan.add_argument("--sources", action="store_true", help="where each figure comes from; who disagrees")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
     pack = verb(

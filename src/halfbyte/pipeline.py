@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +17,9 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
+
+if TYPE_CHECKING:
+    from halfbyte.plan.ladder import Plan
 
 
 @dataclass(frozen=True)
@@ -67,43 +70,68 @@ def resolve(
 
 
 def plan(options: argparse.Namespace, console: Console) -> int:
-    """`halfbyte plan`; returns 3 where the plan does not fit."""
-    from halfbyte.plan.ladder import plan_model
+    """`halfbyte plan`; returns 3 where the plan does not fit, of several models where none does."""
+    from halfbyte.plan import compare, sources
     from halfbyte.plan.render import render_plan
 
-    rank, targets, weights, model = options.lora_rank, options.lora_targets, options.weights, options.model
-    memory, batch = options.memory, options.batch
+    if options.sources:
+        found = [sources.sources(_planned(model)[0], options.revision) for model in options.model]
+        if options.json:
+            print(json.dumps(found[0] if len(found) == 1 else {"schema": 1, "sources": found}, indent=2))
+        else:
+            sources.render(found, console)
+        return 0
+    plans = [_plan_one(options, model) for model in options.model]
+    if options.json:
+        print(json.dumps(plans[0].to_json() if len(plans) == 1 else compare.to_json(plans), indent=2))
+    elif len(plans) == 1:
+        render_plan(plans[0], console)
+    else:
+        compare.render(plans, console)
+    return 3 if all(made.fits is False for made in plans) else 0
+
+
+def _planned(model: str) -> tuple[str, RunConfig | None]:
+    """The model that is meant, and of a run its options."""
+    path = Path(model)
+    if path.suffix not in (".yaml", ".yml") and not (path / "run.yaml").is_file():
+        return model, None
+    config = load_run(path / "run.yaml" if path.is_dir() else path)
+    return config.model, config
+
+
+def _plan_one(options: argparse.Namespace, model: str) -> Plan:
+    """The plan of one model or run; what the command line names goes before what the run says."""
+    from halfbyte.plan.ladder import BATCH, SEQUENCE, plan_model
+
+    rank, targets, weights, sequence = options.lora_rank, options.lora_targets, options.weights, options.sequence
+    memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
     compute = "auto"
-    path = Path(model)
-    if path.suffix in (".yaml", ".yml") or (path / "run.yaml").is_file():
-        config = load_run(path / "run.yaml" if path.is_dir() else path)
-        model, weights = config.model, weights or config.weights
+    model, config = _planned(model)
+    if config is not None:
+        weights, revision = weights or config.weights, revision or config.revision
         rank = config.adapter.rank if rank is None else rank
         targets = targets or config.adapter.targets
-        options.sequence = config.data.max_tokens if options.sequence is None else options.sequence
+        sequence = config.data.max_tokens if sequence is None else sequence
         memory = memory or (None if config.memory == "auto" else config.memory)
         recompute, compute = config.tune.recompute, config.compute
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
     if isinstance(targets, str) and "," in targets:
         targets = [part.strip() for part in targets.split(",") if part.strip()]
-    made = plan_model(
+    return plan_model(
         model,
         rank=rank if rank is not None else 16,
         targets=targets or "all",
-        weights=weights or "nf4",
-        sequence=512 if options.sequence is None else options.sequence,
-        batch=1 if batch is None else batch,
+        weights=weights,
+        sequence=SEQUENCE if sequence is None else sequence,
+        batch=BATCH if batch is None else batch,
         recompute=recompute,
         compute=compute,
         memory=parse_bytes(memory) if memory else None,
+        revision=revision,
     )
-    if options.json:
-        print(json.dumps(made.to_json(), indent=2))
-    else:
-        render_plan(made, console)
-    return 3 if made.fits is False else 0
 
 
 def pack_model(model: str, out: Path, weights: Weights, revision: str | None, console: Console) -> None:

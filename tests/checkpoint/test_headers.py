@@ -1,5 +1,7 @@
 import json
 import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from safetensors.torch import save_file
 
 from halfbyte.checkpoint.headers import DTYPES, LIMIT, read_header
 from halfbyte.errors import CheckpointError
+from tests.checkpoint.hostile import HOSTILE
 
 
 def write(file: Path, header: object, data: int = 0, *, length: int | None = None) -> Path:
@@ -73,6 +76,35 @@ def test_what_does_not_hold_together_is_refused(tmp_path: Path, header: object, 
     with pytest.raises(CheckpointError) as caught:
         read_header(file)
     assert says in str(caught.value) and str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "content"), HOSTILE.items(), ids=list(HOSTILE))
+def test_hostile_files_are_refused_at_once_and_without_much_memory(tmp_path: Path, name: str, content: bytes) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(content)
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match="no sound safetensors file") as caught:
+        read_header(file)
+    assert time.process_time() - started < 1
+    assert len(str(caught.value)) < 4000 and str(caught.value).replace("\n", "").isprintable()
+    tracemalloc.start()
+    with pytest.raises(CheckpointError):
+        read_header(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000_000
+
+
+def test_a_header_of_many_zeros_costs_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "sparse"
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", LIMIT) + b"{")
+        stream.truncate(2 * LIMIT)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="zero bytes"):
+        read_header(file)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_every_fault_is_named_at_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from halfbyte.checkpoint import mapped
+from halfbyte.checkpoint.files import Folder
 from halfbyte.checkpoint.mapped import Mapped
 from halfbyte.checkpoint.source import Checkpoint, Stored, _one_file
 from halfbyte.errors import CheckpointError
@@ -36,7 +37,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return Checkpoint("x", tmp_path, {}, _one_file(tmp_path), None, "bfloat16")
+    return Checkpoint("x", tmp_path, {}, _one_file(Folder(tmp_path)), None, "bfloat16")
 
 
 def test_values_of_every_dtype_and_alignment(checkpoint: Checkpoint) -> None:

@@ -42,36 +42,37 @@ def test_a_model_without_linear_layers(tmp_path):
     assert taken.linears == {} and taken.parameters > 0
 
 
-def _packed_llama(config, folder, kind):
+def packed_llama(config, folder, kind, *, skip="nothing", state=None):
+    """A packed Llama of zeros; layers whose name ends with `skip` stay in 16 bits, `state` is every quant state."""
     tensors, settings = {}, {"quant_method": "bitsandbytes", f"load_in_{8 if kind == 'int8' else 4}bit": True}
     if kind != "int8":
         settings |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": kind == "nf4"}
     for spec in tensors_from(dimensions(config)):
-        if spec.kind != "linear":
+        if spec.kind != "linear" or spec.module.endswith(skip):
             tensors[spec.name] = ("BF16", spec.shape)
         elif kind == "int8":
             tensors[spec.name] = ("I8", spec.shape)
             tensors[f"{spec.module}.SCB"] = ("F32", spec.shape[:1])
             tensors[f"{spec.module}.weight_format"] = b"\0"
         else:
-            state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(spec.shape)}
+            own = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(spec.shape)}
             tensors[spec.name] = ("U8", (-(-spec.count // 2), 1))
             tensors[f"{spec.name}.absmax"] = ("F32", (-(-spec.count // 64),))
             tensors[f"{spec.name}.quant_map"] = ("F32", (16,))
-            tensors[f"{spec.name}.quant_state.bitsandbytes__nf4"] = json.dumps(state).encode()
+            tensors[f"{spec.name}.quant_state.bitsandbytes__nf4"] = (state or json.dumps(own)).encode()
     return write_model(folder, {**config, "quantization_config": settings}, tensors)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "nf4-single", "int8"])
 def test_a_packed_checkpoint_counts_with_the_shapes_that_it_unpacks_to(kind, llama, tmp_path):
-    taken = from_folder(_packed_llama(llama, tmp_path, kind))
+    taken = from_folder(packed_llama(llama, tmp_path, kind))
     plain = tensors_from(dimensions(llama))
     assert taken.packed == kind
     assert sorted((s.name, s.shape, s.kind) for s in taken.tensors) == sorted((s.name, s.shape, s.kind) for s in plain)
 
 
 def test_a_broken_quant_state_is_one_clear_error(llama, tmp_path):
-    folder = _packed_llama(llama, tmp_path, "nf4")
+    folder = packed_llama(llama, tmp_path, "nf4")
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data.replace(b'{"quant_type"', b'!"quant_type"', 1))
     with pytest.raises(CheckpointError, match="quant state"):
@@ -107,7 +108,7 @@ def test_a_folder_wins_over_a_name_of_the_catalogue(llama, tmp_path, monkeypatch
     [
         ("./nowhere", "no such folder"),
         ("/no/where/at/all", "no such folder"),
-        ("someone/some-model", "hf download"),
+        ("someone/some-model", "unset HF_HUB_OFFLINE"),
         ("someone/llama-3.1-8b-tuned", "the catalogue has llama-3.1-8b"),
         ("llama-3.1-7b", "or llama-3.1-8b"),
         ("file.txt", "a file stands"),

@@ -14,12 +14,20 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*
 _UNWANTED = ["*/*", "consolidated*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 
 
-def download(model: str, revision: str | None) -> Path:
-    """The local folder of a hub model, fetched if it is not there. Raises CheckpointError."""
+def download(model: str, revision: str | None, *, local_only: bool = False) -> Path:
+    """The local folder of a hub model, fetched if it is not there (`local_only`: never). Raises CheckpointError."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                local_files_only=local_only,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+            )
+        )
     except Exception as error:
         raise hub_error(model, revision, error) from None
 
@@ -63,7 +71,7 @@ def hub_error(model: str, revision: str | None, error: Exception) -> CheckpointE
             "the hub shows no such model",
             where=where,
             found=no_folder,
-            do=f"check the spelling; if the model is private, {login}",
+            do=f"check the spelling; if the model is private or gated, {login}",
         )
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes) or constants.HF_HUB_OFFLINE:
         return CheckpointError(
@@ -74,7 +82,11 @@ def hub_error(model: str, revision: str | None, error: Exception) -> CheckpointE
         )
     status = next((c.response.status_code for c in causes if isinstance(c, errors.HfHubHTTPError)), None)
     if status in (401, 403):
-        return CheckpointError("the hub refuses access to this model", where=where, found=f"HTTP {status}", do=login)
+        do = f"if the model is gated, accept its terms on its page on the hub; {login}"
+        return CheckpointError("the hub refuses access to this model", where=where, found=f"HTTP {status}", do=do)
+    if status == 429:
+        do = "wait some minutes; HF_TOKEN, if it is not set, raises what the hub allows"
+        return CheckpointError("the hub has had too many requests from here", where=where, found="HTTP 429", do=do)
     if status is not None:
         return CheckpointError("the hub answers with an error", where=where, found=f"HTTP {status}", do="try later")
     last = str(causes[-1]) or type(causes[-1]).__name__

@@ -7,7 +7,6 @@ not is refused by name, with the way to get something that is. No code that come
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -17,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from halfbyte.checkpoint.headers import TensorInfo, read_header
+from halfbyte.checkpoint.files import Files, Folder
+from halfbyte.checkpoint.headers import TensorInfo, listed, shown
 from halfbyte.checkpoint.hub import download
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import Weights
@@ -44,6 +44,20 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """What a model's configuration and headers say, wherever its files lie; nothing more of it needs to be here."""
+
+    name: str
+    files: Files
+    config: dict[str, Any]
+    tensors: dict[str, Stored]
+    weights: Weights | None
+    dtype: str
+    revision: str | None = None  # commit of a hub model
+    notes: tuple[str, ...] = ()  # how it came to be known
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model's files: where they are, what they hold. The tensors' values are read by `checkpoint.mapped`."""
 
@@ -62,6 +76,12 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(stored.nbytes for stored in self.tensors.values())
+
+    @property
+    def listing(self) -> Listing:
+        """The same, as far as it is known without the folder."""
+        kept = (self.config, self.tensors, self.weights, self.dtype, self.revision)
+        return Listing(self.name, Folder(self.path), *kept)
 
     @cached_property
     def quant_states(self) -> dict[str, list[str]]:
@@ -138,15 +158,26 @@ def open_folder(path: Path, *, name: str | None = None, revision: str | None = N
         raise CheckpointError(
             "this folder has no config.json", where=path, do="copy config.json from where the weights came from"
         )
-    config = _read_json(path / CONFIG)
+    found = list_files(Folder(path), name or path.resolve().name, sharded=SINGLE not in files, revision=revision)
+    return Checkpoint(found.name, path, found.config, found.tensors, found.weights, found.dtype, revision)
+
+
+def list_files(
+    files: Files, name: str, *, sharded: bool, config: dict[str, Any] | None = None, revision: str | None = None
+) -> Listing:
+    """Read and check the headers of a model's files; `config` is config.json where it was read already.
+
+    Raises CheckpointError for what is missing, broken or of a kind that is not read.
+    """
+    config = files.json(CONFIG) if config is None else config
     if not isinstance(config.get("model_type"), str):
-        raise CheckpointError("config.json names no model_type", where=path / CONFIG, do="use the model's own file")
-    weights = packed_format(config, path)
-    tensors = _one_file(path) if SINGLE in files else _shards(path)
-    _check_packed(tensors, weights, path)
-    return Checkpoint(
-        name or path.resolve().name, path, config, tensors, weights, _main_dtype(tensors, config), revision
-    )
+        raise CheckpointError(
+            "config.json names no model_type", where=files.where(CONFIG), do="use the model's own file"
+        )
+    weights = packed_format(config, files.where())
+    tensors = _shards(files) if sharded else _one_file(files)
+    _check_packed(tensors, weights, files.where())
+    return Listing(name, files, config, tensors, weights, _main_dtype(tensors, config), revision)
 
 
 def is_packed_part(name: str) -> bool:
@@ -154,7 +185,7 @@ def is_packed_part(name: str) -> bool:
     return name.endswith(PACKED_SUFFIXES) or QUANT_STATE in name
 
 
-def packed_format(config: Mapping[str, Any], where: Path) -> Weights | None:
+def packed_format(config: Mapping[str, Any], where: object) -> Weights | None:
     """What `quantization_config` of a config.json says. Raises CheckpointError for a format that is not read."""
     settings = config.get("quantization_config") or config.get("compression_config")
     if not settings:
@@ -167,7 +198,9 @@ def packed_format(config: Mapping[str, Any], where: Path) -> Weights | None:
             do="use the model's 16-bit checkpoint, or one that bitsandbytes packed as nf4 or in 8 bits",
         )
 
-    method = str(settings.get("quant_method") or "bitsandbytes")
+    if not isinstance(settings, dict):
+        raise refuse(shown(settings))
+    method = shown(str(settings.get("quant_method") or "bitsandbytes"))
     four = settings.get("load_in_4bit") or settings.get("_load_in_4bit")
     eight = settings.get("load_in_8bit") or settings.get("_load_in_8bit")
     if method != "bitsandbytes" and not method.startswith("QuantizationMethod.BITS"):
@@ -180,76 +213,75 @@ def packed_format(config: Mapping[str, Any], where: Path) -> Weights | None:
         return "int8"
     kind = settings.get("bnb_4bit_quant_type", "fp4")
     if kind != "nf4":
-        raise refuse(f"bitsandbytes {kind}")
+        raise refuse(f"bitsandbytes {shown(kind)}")
     return "nf4" if settings.get("bnb_4bit_use_double_quant") else "nf4-single"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError("this file can't be read", where=file, found=error.strerror) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("this is no valid JSON", where=file, found=error, do="fetch the file again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError("this JSON file holds no object", where=file, do="fetch the file again")
-    return content
-
-
-def _one_file(path: Path) -> dict[str, Stored]:
-    return {name: _stored(SINGLE, info) for name, info in read_header(path / SINGLE).items()}
+def _one_file(files: Files) -> dict[str, Stored]:
+    (header,) = files.headers([SINGLE])
+    return {name: _stored(SINGLE, info) for name, info in header.items()}
 
 
 def _stored(file: str, info: TensorInfo) -> Stored:
     return Stored(file, info.dtype, info.shape, info.start, info.end)
 
 
-def _shards(path: Path) -> dict[str, Stored]:
+_MOST_SHARDS = 2000  # far beyond any model; of the hub, each one is two requests
+
+
+def _shards(files: Files) -> dict[str, Stored]:
     """The tensors of all shards; the index and the shards' own headers must say the same."""
-    index = _read_json(path / INDEX).get("weight_map")
+    index, where = files.json(INDEX).get("weight_map"), files.where(INDEX)
     if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
-        raise CheckpointError("this index has no weight_map", where=path / INDEX, do="fetch the file again")
+        raise CheckpointError("this index has no weight_map", where=where, do="fetch the file again")
     shards = sorted(set(index.values()))
-    missing = [shard for shard in shards if Path(shard).name != shard or not (path / shard).is_file()]
+    if len(shards) > _MOST_SHARDS:
+        raise CheckpointError("this index names more files than any model has", where=where, found=len(shards))
+    missing = [shard for shard in shards if not _is_plain(shard)]
+    missing = missing or files.missing(shards)
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(shards)} shards are missing",
-            where=path,
-            found=f"no {', '.join(missing)}",
+            where=files.where(),
+            found=f"no {shown(', '.join(missing), 1000)}",
             do="finish the download; for a hub model, run the command again",
         )
     tensors: dict[str, Stored] = {}
     faults: list[str] = []
-    for shard in shards:
-        for name, info in read_header(path / shard).items():
+    for shard, header in zip(shards, files.headers(shards), strict=True):
+        for name, info in header.items():
             if index.get(name) != shard:
-                faults.append(f"{name}: in {shard}, but the index says {index.get(name, 'nothing')}")
+                faults.append(f"{shown(name)}: in {shard}, but the index says {shown(index.get(name, 'nothing'))}")
             tensors[name] = _stored(shard, info)
-    faults += [f"{name}: not in {index[name]}" for name in index if name not in tensors]
+    faults += [f"{shown(name)}: not in {index[name]}" for name in index if name not in tensors]
     if faults:
-        shown = "\n    ".join(faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else []))
         raise CheckpointError(
             "the index and the shards contradict each other",
-            where=path / INDEX,
-            found=f"\n    {shown}",
+            where=where,
+            found=listed(faults),
             do="fetch all files again, from the same revision",
         )
     return tensors
 
 
-def _check_packed(tensors: Mapping[str, Stored], weights: Weights | None, path: Path) -> None:
+def _is_plain(file: str) -> bool:
+    """Whether this is the name of a file in the model's own folder."""
+    return Path(file).name == file and file.isprintable() and "\\" not in file
+
+
+def _check_packed(tensors: Mapping[str, Stored], weights: Weights | None, where: object) -> None:
     parts = [name for name in tensors if is_packed_part(name)]
     if parts and weights is None:
         raise CheckpointError(
             "this checkpoint holds packed weights, but its config.json has no quantization_config",
-            where=path,
-            found=f"{parts[0]} and {len(parts) - 1} more",
+            where=where,
+            found=f"{shown(parts[0])} and {len(parts) - 1} more",
             do="use the config.json that was saved with the weights",
         )
     if weights is not None and not parts:
         raise CheckpointError(
             f"config.json says that this checkpoint is packed ({weights}), but no tensor is",
-            where=path,
+            where=where,
             do="remove quantization_config from config.json if the weights are plain, or fetch the packed ones",
         )
 
@@ -286,11 +318,11 @@ def _no_weights(path: Path, files: list[str]) -> CheckpointError:
             found=", ".join(old[:5]),
             do="convert them with transformers: " + _CONVERT.format(path=path, more=""),
         )
-    shown = ", ".join(files[:10]) + (", ..." if len(files) > 10 else "")
+    first = ", ".join(files[:10]) + (", ..." if len(files) > 10 else "")
     return CheckpointError(
         f"this folder has neither {SINGLE} nor {INDEX}",
         where=path,
-        found=shown,
+        found=first,
         do="give a folder that holds a model in safetensors",
     )
 

@@ -1,9 +1,9 @@
-"""Where the tensors of a model are known from: a local folder's headers, its config.json alone, or the catalogue.
+"""Where the tensors of a model are known from: headers of a folder or a hub model, config.json alone, the catalogue.
 
 The headers are the truth where there are any: what lies in the files is counted, with three corrections, each of them
 noted. An output head that is tied is counted once even if it is stored twice; buffers that older versions saved
 (rotary frequencies, causal masks) are no parameters; a matrix that is packed already counts with the shape that it
-unpacks to.
+unpacks to. Of a hub model only configuration and headers are fetched (`checkpoint/remote.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from halfbyte.checkpoint.source import Checkpoint, is_packed_part, open_folder
+from halfbyte.checkpoint.headers import shown
+from halfbyte.checkpoint.source import QUANT_STATE, Listing, Stored, is_packed_part, open_folder
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.plan import catalogue
@@ -37,7 +38,7 @@ class Inventory:
     """The tensors of a model. `unknown` maps what can't be said to the reason why."""
 
     name: str
-    source: str  # "headers", "config" or "catalogue"
+    source: str  # "headers", "hub" (headers, too), "config" or "catalogue"
     where: str
     config: Mapping[str, Any]
     tensors: tuple[TensorSpec, ...]
@@ -46,6 +47,7 @@ class Inventory:
     largest_stored_bytes: int | None = None  # of the tensors in the files
     notes: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()  # linear layers that a packed checkpoint keeps in 16 bits
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -53,14 +55,20 @@ class Inventory:
         return {spec.module: (spec.shape[0], spec.shape[1]) for spec in self.tensors if spec.kind == "linear"}
 
     @property
+    def quantised(self) -> dict[str, tuple[int, int]]:
+        """Those of `linears` that a quantised format packs: all, where the checkpoint itself is not packed."""
+        return {name: shape for name, shape in self.linears.items() if name not in self.kept}
+
+    @property
     def parameters(self) -> int | None:
         return None if "parameters" in self.unknown else sum(spec.count for spec in self.tensors)
 
 
-def take_inventory(name_or_path: str) -> Inventory:
-    """The tensors of a local folder or of a model of the catalogue; a folder wins over a name.
+def take_inventory(name_or_path: str, revision: str | None = None) -> Inventory:
+    """The tensors of a local folder, a model of the catalogue or one of the hub; the first of these that there is.
 
-    Raises ConfigError for what is neither, and CheckpointError for a folder that can't be read.
+    A `revision` (branch, tag or commit) asks the hub, whatever the catalogue has. Raises ConfigError for what is none
+    of them, and CheckpointError for files that can't be read.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -69,17 +77,12 @@ def take_inventory(name_or_path: str) -> Inventory:
         do = "for a run file, plan the run: halfbyte plan RUN.yaml" if path.suffix in (".yaml", ".yml") else None
         raise ConfigError("a file stands where a model's folder is expected", where=path,
                           do=do or "name the folder that holds config.json")  # fmt: skip
-    entry = None if _looks_like_path(name_or_path) else catalogue.lookup(name_or_path)
+    is_hub_id = bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name_or_path)) and ".." not in name_or_path
+    entry = None if _looks_like_path(name_or_path) or (revision and is_hub_id) else catalogue.lookup(name_or_path)
     if entry is not None:
         return from_catalogue(entry)
-    near = catalogue.nearest_names(name_or_path)
-    hint = f"; the catalogue has {', '.join(near)}" if near else ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and not _looks_like_path(name_or_path):
-        raise ConfigError(
-            f"'{name_or_path}' is no folder here, and the catalogue does not have it",
-            do="fetch its config.json and safetensors files into a folder (hf download ID --local-dir FOLDER) and plan "
-            f"that folder; config.json alone will do for {', '.join(sorted(FAMILIES))}{hint}",
-        )
+    if is_hub_id and not _looks_like_path(name_or_path):
+        return _from_hub(name_or_path, revision)
     if _looks_like_path(name_or_path):
         raise ConfigError("there is no such folder", where=name_or_path, do="check the path")
     catalogue.find(name_or_path)
@@ -88,6 +91,19 @@ def take_inventory(name_or_path: str) -> Inventory:
 
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or name.endswith("/")
+
+
+def _from_hub(model: str, revision: str | None) -> Inventory:
+    from halfbyte.checkpoint.remote import list_hub_model  # not before it is needed: it takes a tenth of a second
+
+    try:
+        return from_listing(list_hub_model(model, revision), "hub")
+    except CheckpointError as error:
+        near = catalogue.nearest_names(model)
+        if not near:
+            raise
+        hint = f"{error.do}; the catalogue has {', '.join(near)}, for which no network is needed"
+        raise CheckpointError(error.what, where=error.where, found=error.found, do=hint) from None
 
 
 def from_catalogue(entry: catalogue.Entry) -> Inventory:
@@ -132,7 +148,7 @@ def from_folder(folder: Path) -> Inventory:
     suffixes = {file.suffix for file in folder.iterdir()}
     if not suffixes & _WEIGHT_SUFFIXES and not (folder / "model.safetensors.index.json").exists():
         return _from_config(folder)
-    return from_checkpoint(open_folder(folder))
+    return from_listing(open_folder(folder).listing)
 
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
@@ -165,20 +181,23 @@ def _from_config(folder: Path) -> Inventory:
 _BUFFER = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(^|\.)attn\.(masked_)?bias)$")
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> Inventory:
-    """The tensors of an opened checkpoint, by its headers."""
-    config = text_config(checkpoint.config)
+def from_listing(listing: Listing, source: str = "headers") -> Inventory:
+    """The tensors of a model by its headers, wherever they lie."""
+    config = text_config(listing.config)
     model_type = config.get("model_type")
-    dims = dimensions(config, where=checkpoint.path / "config.json") if is_known(config) else None
-    notes: list[str] = []
+    dims = dimensions(config, where=listing.files.where("config.json")) if is_known(config) else None
+    shapes = _unpacked_shapes(listing, every=source != "hub")
+    notes = list(listing.notes)
     specs: list[TensorSpec] = []
-    for name, stored in checkpoint.tensors.items():
+    for name, stored in listing.tensors.items():
         if _BUFFER.search(name) or is_packed_part(name):
             continue
-        shape = _unpacked_shape(checkpoint, name) or tuple(stored.shape)
+        shape = shapes.get(name, stored.shape)
         specs.append(TensorSpec(name, shape, kind_of(name, shape, model_type)))
-    if checkpoint.weights is not None:
-        notes.append(f"the checkpoint is packed already: {checkpoint.weights}")
+    kept = _kept_in_16_bits(listing, specs)
+    if listing.weights is not None:
+        but = f"; {len(kept)} linear layers in it are not ({next(iter(kept))}, ...)" if kept else ""
+        notes.append(f"the checkpoint is packed already: {listing.weights}{but}")
     defaults = FAMILIES[model_type].defaults if model_type in FAMILIES else {}
     tied = bool({**defaults, **config}.get("tie_word_embeddings", False))
     heads = [spec for spec in specs if spec.kind == "head"]
@@ -186,31 +205,60 @@ def from_checkpoint(checkpoint: Checkpoint) -> Inventory:
         specs = [spec for spec in specs if spec.kind != "head"]
         notes.append(f"{heads[0].name} is stored, but tied to the embedding: counted once")
     return Inventory(
-        name=checkpoint.name,
-        source="headers",
-        where=str(checkpoint.path),
+        name=listing.name,
+        source=source,
+        where=str(listing.files.where()),
         config=config,
         tensors=tuple(specs),
         dims=dims,
-        packed=checkpoint.weights,
-        largest_stored_bytes=max((stored.nbytes for stored in checkpoint.tensors.values()), default=0),
+        packed=listing.weights,
+        largest_stored_bytes=max((stored.nbytes for stored in listing.tensors.values()), default=0),
         notes=notes,
+        kept=frozenset(kept),
     )
 
 
+def _kept_in_16_bits(listing: Listing, specs: list[TensorSpec]) -> list[str]:
+    """The linear layers that a packed checkpoint does not pack: bitsandbytes skips those it is told to."""
+    if listing.weights is None:
+        return []
+    floats = {"BF16", "F16", "F32"}
+    return [spec.module for spec in specs if spec.kind == "linear" and listing.tensors[spec.name].dtype in floats]
+
+
+_STATE = f"{QUANT_STATE}bitsandbytes__nf4"
 _STATE_LIMIT = 65536  # bytes; bitsandbytes' own quant states are about 200
 
 
-def _unpacked_shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...] | None:
-    """The shape that a 4-bit weight unpacks to: its quant state, a JSON object stored beside it, says so."""
-    state = checkpoint.tensors.get(f"{name}.quant_state.bitsandbytes__nf4")
-    if state is None:
-        return None
+def _unpacked_shapes(listing: Listing, *, every: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes that 4-bit weights unpack to: quant states, JSON objects stored beside them, say so.
+
+    Not `every` one is read of a hub model, where each is a request: layers that differ in nothing but the number of
+    their block and have as many codes have one shape.
+    """
+    known: dict[tuple[str, int], tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, stored in listing.tensors.items():
+        state = listing.tensors.get(name + _STATE)
+        if state is None:
+            continue
+        alike = (name if every else re.sub(r"\d+", "*", name), stored.nbytes)
+        if alike not in known:
+            known[alike] = _read_shape(listing, name, state, stored.nbytes)
+        shapes[name] = known[alike]
+    return shapes
+
+
+def _read_shape(listing: Listing, name: str, state: Stored, codes: int) -> tuple[int, ...]:
     try:
-        with (checkpoint.path / state.file).open("rb") as stream:
-            stream.seek(state.start)
-            shape = json.loads(stream.read(min(state.end - state.start, _STATE_LIMIT)))["shape"]
-        return tuple(int(size) for size in shape)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError("a quant state can't be read", where=f"{checkpoint.path}: {name}", found=str(error),
+        text = listing.files.read(state.file, state.start, min(state.nbytes, _STATE_LIMIT))
+        shape = json.loads(text)["shape"]
+        if len(shape) != 2 or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+            raise ValueError(f"{shown(shape)} is no shape of a matrix")
+        if -(-shape[0] * shape[1] // 2) != codes:
+            raise ValueError(f"{codes:,} bytes of codes are not those of a matrix of {shape[0]:,} x {shape[1]:,}")
+        return tuple(shape)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        where, found = listing.files.where(state.file), shown(str(error))
+        raise CheckpointError(f"the quant state of {shown(name)} can't be read", where=where, found=found,
                               do="pack or fetch the model again") from None  # fmt: skip

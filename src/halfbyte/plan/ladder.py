@@ -105,7 +105,7 @@ def plan_model(
     *,
     rank: int = AdapterConfig.rank,
     targets: str | Sequence[str] = AdapterConfig.targets,
-    weights: str = "nf4",
+    weights: str | None = None,
     sequence: int = SEQUENCE,
     batch: int = BATCH,
     memory: str | int | None = None,
@@ -113,23 +113,26 @@ def plan_model(
     evaluation_batch: int = EVALUATION_BATCH,
     native: Native | None = None,
     compute: str = "auto",
+    revision: str | None = None,
 ) -> Plan:
-    """Plan a local folder or a model of the catalogue, without torch and without reading weights.
+    """Plan a local folder, a model of the catalogue or one of the hub, without torch and without reading weights.
 
-    `rank` and `targets` describe the adapter, `weights` the format that runs, `sequence` the longest item in tokens,
+    `rank` and `targets` describe the adapter, `weights` the format that runs (None: the one in which the checkpoint is
+    packed already, else nf4), `revision` a branch, tag or commit of a hub model, `sequence` the longest item in tokens,
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `native` the parts that native code computes (None: as this machine's CPU will), `compute` the type of the
     activations (auto: as the weights, 16 bits where those are quantised).
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
-    CheckpointError for a folder that can't be read.
+    CheckpointError for a model that can't be read.
     """
     _check(rank=rank, sequence=sequence, batch=batch, evaluation_batch=evaluation_batch)
     known: dict[str, Weights] = {name: name for name in WEIGHTS}
-    if weights not in known:
+    if weights is not None and weights not in known:
         raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
-    inventory = take_inventory(name_or_path)
+    inventory = take_inventory(name_or_path, revision)
+    weights = weights or inventory.packed or "nf4"
     available = _memory(memory)
     native = native or foretold(inventory.config, dtype_bytes=_width(weights, compute))
     settings = (sequence, batch, available, recompute, evaluation_batch, native, compute)
@@ -154,7 +157,8 @@ def make_plan(
     chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
     adapter = sum(rank * (linears[name][0] + linears[name][1]) for name in chosen)
     info = shape_info(inventory.config, rank=rank, targets=targets, native=native)
-    packed = {format_: _packed(format_, linears.values()) for format_ in QUANTISED}
+    quantised = inventory.quantised
+    packed = {format_: _packed(format_, quantised.values()) for format_ in QUANTISED}
     weights_bytes = _weights_bytes(inventory, packed)
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = _mapped(weights, weights_bytes, constants)
@@ -187,13 +191,13 @@ def make_plan(
                   "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch, "recompute": layers,
                   "layers": info.layers},
         parameters=inventory.parameters,
-        linear_parameters=sum(rows * columns for rows, columns in linears.values()),
-        linear_layers=len(linears),
+        linear_parameters=sum(rows * columns for rows, columns in quantised.values()),
+        linear_layers=len(quantised),
         expert_parameters=experts,
         weights_bytes=weights_bytes,
         constants_bytes=_json_keys(constants),
         tables_bytes=_json_keys({format_: total.tables for format_, total in packed.items()}),
-        json_bytes=_json_keys({format_: _state_bytes(format_, linears.values()) for format_ in QUANTISED}),
+        json_bytes=_json_keys({format_: _state_bytes(format_, quantised.values()) for format_ in QUANTISED}),
         adapter_parameters=adapter,
         adapter_layers=len(chosen),
         memory_bytes=memory_bytes,
@@ -236,7 +240,7 @@ def _weights_bytes(inventory: Inventory, packed: dict[Weights, PackedBytes]) -> 
     total = inventory.parameters
     if total is None:
         return {"fp32": None, "bf16": None, "int8": None, "nf4": None}
-    rest = 2 * (total - sum(rows * columns for rows, columns in inventory.linears.values()))
+    rest = 2 * (total - sum(rows * columns for rows, columns in inventory.quantised.values()))
     return {"fp32": 4 * total, "bf16": 2 * total, "int8": packed["int8"].codes + rest,
             "nf4": packed["nf4"].codes + rest}  # fmt: skip
 
@@ -288,7 +292,7 @@ def _width(weights: str, compute: str = "auto") -> int:
 
 def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:
     """What is memory-mapped while the model is in use in the format `weights`."""
-    packed = {format_: _packed(format_, inventory.linears.values()) for format_ in QUANTISED}
+    packed = {format_: _packed(format_, inventory.quantised.values()) for format_ in QUANTISED}
     constants = {format_: total.constants for format_, total in packed.items()}
     return _mapped(weights, _weights_bytes(inventory, packed), constants)
 

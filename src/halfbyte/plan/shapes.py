@@ -129,6 +129,7 @@ def is_known(config: Mapping[str, Any]) -> bool:
     return text_config(config).get("model_type") in FAMILIES
 
 
+_MOST_LAYERS = 4096  # the tensors are written down one by one
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -143,7 +144,7 @@ def dimensions(config: Mapping[str, Any], where: object = "config.json") -> Dime
         raise ConfigError(
             "the shapes of this model_type are not known from its configuration alone",
             where=where,
-            found=repr(model_type),
+            found=repr(model_type)[:100],
             do=f"plan a folder that holds its safetensors files, too; {nearest(str(model_type), FAMILIES, 'types')}",
         )
     family = FAMILIES[model_type]
@@ -155,6 +156,8 @@ def dimensions(config: Mapping[str, Any], where: object = "config.json") -> Dime
     for key in ("num_key_value_heads", "head_dim"):
         if values.get(key) is not None and not _is_count(values[key]):
             faults.append(f"'{key}' is {_found(values[key])}")
+    if _is_count(values.get("num_hidden_layers")) and int(values["num_hidden_layers"]) > _MOST_LAYERS:
+        faults.append(f"'num_hidden_layers' is {values['num_hidden_layers']}, more than any model has")
     if faults:
         raise ConfigError(
             "the configuration lacks what the shapes follow from",
@@ -198,7 +201,7 @@ def _is_count(value: object) -> bool:
 
 
 def _found(value: object) -> str:
-    return "missing" if value is None else f"{value!r}, no positive whole number"
+    return "missing" if value is None else f"{repr(value)[:100]}, no positive whole number"
 
 
 def tensors_from(dims: Dimensions) -> list[TensorSpec]:
