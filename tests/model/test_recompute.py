@@ -49,9 +49,9 @@ def test_the_last_product_of_a_layer_is_not_done_twice(tmp_path: Path, monkeypat
     ids = torch.randint(100, (1, 24), generator=torch.Generator().manual_seed(0))
     products, linear = [], kernels.linear
 
-    def counted(*arguments: Any) -> Tensor:
+    def counted(*arguments: Any, **options: Any) -> Tensor:
         products.append(arguments[1].shape)
-        return linear(*arguments)
+        return linear(*arguments, **options)
 
     monkeypatch.setattr(kernels, "linear", counted)
     counts = []
