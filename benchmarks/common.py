@@ -3,19 +3,21 @@
 A figure is a list of values, one a turn that counts; its name ends with its unit (`seconds`, `peak_bytes`,
 `tokens_per_second`). A row of the CSV is one figure of one contender: least, quartiles and most over the turns, with
 machine and versions. Who competes: "halfbyte" (and what follows it, as in "halfbyte cpu-avx2"), "peer" (transformers,
-bitsandbytes and PEFT), "limit" (what the machine allows), and whatever else a benchmark names.
+bitsandbytes and PEFT; for a single op, torch), "limit" (what the machine allows), and whatever else a benchmark names.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import logging
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,7 @@ NAMES = ("op", "shape", "case", "who", "figure")
 QUANTILES = ("least", "p25", "median", "p75", "most")
 FIELDS = (*NAMES, "turns", *QUANTILES, "machine", "versions")
 _PEER_LIBRARIES = ("bitsandbytes", "peft", "accelerate")
+_BEGAN = time.perf_counter()
 
 Key = TypeVar("Key")
 
@@ -57,17 +60,32 @@ def quantiles(values: Iterable[float]) -> tuple[float, float, float, float, floa
     return known[0], p25, median, p75, known[-1]
 
 
-def in_turns(work: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
-    """Seconds of each of `rounds` rounds in which everybody works once, so that a slow moment of the machine hits all
-    alike; a first round does not count."""
-    seconds: dict[Key, list[float]] = {key: [] for key in work}
-    for turn in range(rounds + 1):
+def rounds_within(rounds: int, seconds: float = math.inf) -> Iterator[int]:
+    """0 for the round that does not count, then 1 to `rounds`; ends earlier when, by the length of the last one, the
+    next would not end within `seconds` of the first that counts. One always counts."""
+    yield 0
+    began = last = time.perf_counter()
+    for turn in range(1, rounds + 1):
+        yield turn
+        now = time.perf_counter()
+        if now - began + now - last > seconds:
+            return
+        last = now
+
+
+def in_turns(
+    work: Mapping[Key, Callable[[], object]], rounds: int, seconds: float = math.inf
+) -> dict[Key, list[float]]:
+    """Seconds of each round in which everybody works once, so that a slow moment of the machine hits all alike; a first
+    round does not count. At most `rounds`, and as many as fit into `seconds`."""
+    found: dict[Key, list[float]] = {key: [] for key in work}
+    for turn in rounds_within(rounds, seconds):
         for key, run in work.items():
             began = time.perf_counter()
             run()
             if turn:
-                seconds[key].append(time.perf_counter() - began)
-    return seconds
+                found[key].append(time.perf_counter() - began)
+    return found
 
 
 def rows_of(op: str, shape: str, case: str, who: str, figures: Iterable[Mapping[str, float]]) -> list[Row]:
@@ -79,6 +97,7 @@ def rows_of(op: str, shape: str, case: str, who: str, figures: Iterable[Mapping[
     return [Row(op, shape, case, who, name, tuple(found)) for name, found in values.items()]
 
 
+@functools.cache
 def about() -> dict[str, str]:
     """Machine and versions, each as JSON; the peer's versions too, and torch's threads."""
     import torch  # so that the machine's entry says how many threads torch uses
@@ -95,36 +114,43 @@ def about() -> dict[str, str]:
     return {"machine": json.dumps(found["machine"]), "versions": json.dumps(found["versions"])}
 
 
-def write(rows: Iterable[Row], file: Path) -> None:
-    """The rows as CSV with machine and versions, and in short on the screen."""
-    rows, environment = list(rows), about()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, FIELDS)
-        writer.writeheader()
-        for row in rows:
-            cells = row.cells()
-            writer.writerow(cells | environment)
-            print(f"{row.op:24} {row.shape:12} {row.case:44} {row.who:24} {cells['median']:>12} {row.figure}")
-    print(f"written to {file}", flush=True)
+class Table:
+    """A CSV file of rows with machine and versions, begun anew; rows are in it, and on the screen, once added."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", newline="", encoding="utf-8") as out:
+            csv.DictWriter(out, FIELDS).writeheader()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        with self.file.open("a", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, FIELDS)
+            for row in rows:
+                cells = row.cells()
+                writer.writerow(cells | about())
+                out.flush()
+                say(f"{row.op:13} {row.shape:10} {row.case:44} {row.who:22} {cells['median']:>12} {row.figure}")
 
 
-def arguments(doc: str | None, *, rounds: int, shapes: Iterable[str] = ()) -> argparse.ArgumentParser:
-    """The options that benchmarks share; with `shapes`, those of the ones that need a whole model."""
+def say(text: str) -> None:
+    """A line on the screen, after the seconds since the program began."""
+    print(f"{time.perf_counter() - _BEGAN:7.1f} s  {text}", flush=True)
+
+
+def arguments(
+    doc: str | None, given: Sequence[str] | None, *, rounds: int, seconds: float, **options: dict[str, object]
+) -> argparse.Namespace:
+    """The options that benchmarks share, and further ones as `add_argument` takes them, from `given` or the command
+    line."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="turns that count (%(default)s)")
-    parser.add_argument("--out", type=Path, help="the CSV file; by default in benchmarks/results")
-    if shapes:
-        parser.add_argument("--shape", choices=list(shapes), default="1b", help="of the model (%(default)s)")
-        parser.add_argument("--folder", type=Path, help="holds the checkpoints, made there where they are missing; "
-                            "by default a folder for temporary files, removed after")  # fmt: skip
-    return parser
-
-
-def results_file(options: argparse.Namespace, name: str) -> Path:
-    """Where the rows of a benchmark go."""
-    shape = getattr(options, "shape", None)
-    return options.out or RESULTS / (f"{name}-{shape}.csv" if isinstance(shape, str) else f"{name}.csv")
+    parser.add_argument("--seconds", type=float, default=seconds, help="what the turns of one case may take; "
+                        "there are fewer where they would take longer, but always one (%(default)s)")  # fmt: skip
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files (%(default)s)")
+    for name, settings in options.items():
+        parser.add_argument(f"--{name}", **settings)  # type: ignore[arg-type]
+    return parser.parse_args(given)
 
 
 def quiet() -> None:

@@ -1,7 +1,7 @@
 """Greedy decoding: tokens a second with the prefill apart, and the time to the first token after opening.
 
-Each in a process of its own that waits for its turn (8b: one process after another); whole generations are discarded
-first on both sides, in the first of which bitsandbytes repacks. The peer is in eval mode. The limit is one reading of
+Each in a process of its own that waits for its turn. A first generation does not count on either side; until its first
+token bitsandbytes repacks. The peer is in eval mode. The limit is one reading of
 every weight that a token needs (packed weights with constants, 16-bit head, norms) at the speed of reading memory.
 
     python benchmarks/decode.py --shape 1b --folder /path/with/checkpoints
@@ -17,15 +17,16 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
 
 import importlib
 import time
-from typing import Any
 
-from benchmarks import common, shapes
+from benchmarks import bench
+from benchmarks.bench import Bench
 from benchmarks.common import Row, rows_of
-from benchmarks.turns import Phase, race
+from benchmarks.turns import Phase, working
 
-PROMPT, NEW_TOKENS, WARM_UP = 32, 64, 8
-BATCHES = (8, 32, 64)
-RANK, TARGETS = 32, "attention"
+PROMPT, NEW_TOKENS, FEW = 32, 64, 4
+BATCHES = (8, 16, 64)
+RANK, TARGETS, ADAPTER = 32, "attention", "r=32 on q, k, v, o"
+WITHOUT, WITH = "1 sequence, without adapter", f"1 sequence, {ADAPTER}"
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -34,106 +35,64 @@ def prompts(count: int) -> list[list[int]]:
     return torch.randint(256, (count, PROMPT), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def ours(folder: str, adapter: bool, batch: int, new_tokens: int = NEW_TOKENS) -> Phase:
-    """halfbyte: first the time to the first token after opening, then `new_tokens` of each row after the prefill's."""
+def ours(folder: str) -> Phase:
+    """halfbyte. A case has `rank` and `targets` (rank 0: no adapter; with one, it stays), `prompts`, `new_tokens`."""
     from benchmarks.limits import bytes_per_token
     from halfbyte.config import AdapterConfig, DecodingConfig
     from halfbyte.evaluate.generate import generate
-    from halfbyte.memory import MemoryMeter
+    from halfbyte.memory import MemoryMeter, give_back
     from halfbyte.model.build import load_model
 
     importlib.import_module("transformers.models.llama.modeling_llama")
-    asked = prompts(batch)
-
-    def decode(tokens: int) -> Any:
-        return generate(model, asked, DecodingConfig(max_new_tokens=tokens, stop=[]), batch=batch, ends=())
-
     began = time.perf_counter()
     model = load_model(str(Path(folder) / "nf4"))
-    if adapter:
-        model.add_adapter(AdapterConfig(rank=RANK, alpha=2 * RANK, targets=TARGETS))
-    opened = time.perf_counter()
+    case = yield {"open_seconds": time.perf_counter() - began, "bytes_per_token": bytes_per_token(model.net)}
+    ready = None
     with MemoryMeter() as meter:
-        decode(1)
-        first = time.perf_counter()
-        decode(WARM_UP if batch > 1 else new_tokens + 1)
-    yield {"open_seconds": opened - began, "first_token_seconds": first - opened, "peak_bytes": meter.peak_bytes or 0,
-           "mapped_bytes": meter.mapped_bytes or 0, "bytes_per_token": bytes_per_token(model.net)}  # fmt: skip
-    while True:
-        made = decode(new_tokens + 1)
-        assert made.decoded_tokens == batch * new_tokens
-        yield {"tokens_per_second": made.decoded_tokens / made.decode_seconds,
-               "prefill_seconds": made.seconds - made.decode_seconds}  # fmt: skip
+        while True:
+            if case["rank"] and model.adapter is None:
+                model.add_adapter(AdapterConfig(rank=case["rank"], alpha=2 * case["rank"], targets=case["targets"]))
+            if case != ready:
+                give_back()
+                meter.reset()
+                ready = case
+            asked, new_tokens = case["prompts"], case["new_tokens"]
+            options = DecodingConfig(max_new_tokens=new_tokens + 1, stop=[])
+            made = generate(model, asked, options, batch=len(asked), ends=())
+            assert made.decoded_tokens == len(asked) * new_tokens
+            case = yield {"tokens_per_second": made.decoded_tokens / made.decode_seconds,
+                          "prefill_seconds": made.seconds - made.decode_seconds,
+                          "peak_bytes": meter.peak_bytes or 0, "mapped_bytes": meter.mapped_bytes or 0}  # fmt: skip
 
 
-def peer(folder: str, adapter: bool, new_tokens: int = NEW_TOKENS) -> Phase:
-    """The stock stack in eval mode, one sequence."""
-    from benchmarks import peers
-    from halfbyte.memory import MemoryMeter
-
-    importlib.import_module("transformers.models.llama.modeling_llama")
-    importlib.import_module("bitsandbytes")
-    asked = prompts(1)
-    began = time.perf_counter()
-    net = peers.load(folder).eval()
-    if adapter:
-        net = peers.with_adapter(net, RANK, TARGETS).eval()
-    opened = time.perf_counter()
-    with MemoryMeter() as meter:
-        _, first, _ = peers.decode(net, asked, 1)
-        peers.decode(net, asked, new_tokens + 1)
-    yield {"open_seconds": opened - began, "first_token_seconds": first, "peak_bytes": meter.peak_bytes or 0,
-           "mapped_bytes": meter.mapped_bytes or 0}  # fmt: skip
-    while True:
-        _, prefill, seconds = peers.decode(net, asked, new_tokens + 1)
-        yield {"tokens_per_second": new_tokens / seconds, "prefill_seconds": prefill}
-
-
-def one_at_a_time(shape: str, folder: str, rounds: int) -> list[Row]:
-    """A single sequence, with and without adapter."""
-    large = shape == "8b"
-    made: list[Row] = []
-    phases: dict[str, Any] = {"limit": ("benchmarks.limits:memory", {})}
-    for adapter in (False, True):
-        name = f"r={RANK} on q, k, v, o" if adapter else "without adapter"
-        phases[f"peer/{name}"] = ("benchmarks.decode:peer", {"folder": folder, "adapter": adapter})
-        phases[f"halfbyte/{name}"] = ("benchmarks.decode:ours", {"folder": folder, "adapter": adapter, "batch": 1})
-    if large:  # a second load of four minutes would only repeat what the smaller shape says of adapters
-        phases.pop(f"peer/{name}")
-    outcomes = race(phases, rounds, together=not large)
-    reads = outcomes.pop("limit").turns
-    for key, outcome in outcomes.items():
-        who, _, name = key.partition("/")
-        first = dict(outcome.first)
-        nbytes = first.pop("bytes_per_token", None)
-        made += rows_of("decode", shape, f"1 sequence, {name}", who, [first])
-        made += rows_of("decode", shape, f"1 sequence, {name}", who, outcome.turns)
-        if nbytes is not None:
-            limit = [{"tokens_per_second": turn["read_bytes_per_second"] / nbytes, **turn} for turn in reads]
-            made += rows_of("decode", shape, f"1 sequence, {name}", "limit", limit)
-            made += rows_of("decode", shape, f"1 sequence, {name}", "limit", [{"bytes_per_token": nbytes}])
-    return made
-
-
-def several(shape: str, folder: str, rounds: int, batches: tuple[int, ...]) -> list[Row]:
-    """halfbyte with batches; one process after another."""
-    made: list[Row] = []
-    for batch in batches:
-        arguments = {"folder": folder, "adapter": True, "batch": batch}
-        outcome = race({"halfbyte": ("benchmarks.decode:ours", arguments)}, rounds)["halfbyte"]
-        made += rows_of("decode", shape, f"{batch} sequences, r={RANK} on q, k, v, o", "halfbyte", outcome.turns)
-    return made
-
-
-def main() -> None:
-    parser = common.arguments(__doc__, rounds=3, shapes=shapes.SHAPES)
-    parser.add_argument("--batches", type=int, nargs="*", default=list(BATCHES), help="of halfbyte (%(default)s)")
-    options = parser.parse_args()
-    with shapes.checkpoints(options.shape, options.folder) as folder:
-        made = one_at_a_time(options.shape, str(folder), options.rounds)
-        made += several(options.shape, str(folder), min(2, options.rounds), tuple(options.batches))
-    common.write(made, common.results_file(options, "decode"))
+def measure(run: Bench) -> None:
+    """One sequence without and with an adapter, beside the peer and the limit; several sequences, halfbyte alone."""
+    phases = {"halfbyte": ("benchmarks.decode:ours", {"folder": str(run.folder)}), "limit": ("benchmarks.limits:memory", {})}
+    new_tokens = FEW if run.shape == "tiny" else NEW_TOKENS
+    with working(phases) as workers:
+        opened = dict(workers["halfbyte"].opened)
+        nbytes = opened.pop("bytes_per_token")
+        run.add("decode", rows_of("decode", run.shape, WITHOUT, "halfbyte", [opened]))
+        for name, rank in ((WITHOUT, 0), (WITH, RANK)):
+            case = {"do": "decode", "rank": rank, "targets": TARGETS, "prompts": prompts(1), "new_tokens": new_tokens}
+            outcomes = run.turns(workers | {"peer": run.peer}, f"decode, {name}", case)
+            limit = outcomes.pop("limit").turns
+            made: list[Row] = []
+            for who, outcome in outcomes.items():
+                if name == WITHOUT:  # nobody has generated anything before
+                    first = {"first_token_seconds": outcome.first["prefill_seconds"]}
+                    made += rows_of("decode", run.shape, name, who, [first])
+                made += rows_of("decode", run.shape, name, who, outcome.turns)
+            limit = [{"tokens_per_second": turn["read_bytes_per_second"] / nbytes, **turn} for turn in limit]
+            made += rows_of("decode", run.shape, name, "limit", limit)
+            made += rows_of("decode", run.shape, name, "limit", [{"bytes_per_token": nbytes}])
+            run.add("decode", made)
+        for batch in () if run.shape == "8b" else BATCHES:
+            case = {"do": "decode", "rank": RANK, "targets": TARGETS, "prompts": prompts(batch), "new_tokens": new_tokens}
+            name = f"{batch} sequences, {ADAPTER}"
+            outcome = run.turns({"halfbyte": workers["halfbyte"]}, f"decode, {name}", case, rounds=2)["halfbyte"]
+            run.add("decode", rows_of("decode", run.shape, name, "halfbyte", outcome.turns))
 
 
 if __name__ == "__main__":
-    main()
+    bench.main(__doc__, None, measure)

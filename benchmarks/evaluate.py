@@ -19,14 +19,17 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
 import shutil
 import tempfile
 import time
+from typing import Any
 
-from benchmarks import common, shapes
-from benchmarks.common import ROOT, Row, rows_of
-from benchmarks.turns import Phase, race
+from benchmarks import bench, shapes
+from benchmarks.bench import Bench
+from benchmarks.common import ROOT, rows_of
+from benchmarks.turns import Figures, Phase, Worker, working
 
 DEMO = ROOT / "src" / "halfbyte" / "demo"
 PEER_BATCH = 16
-LIMIT, WARM_UP = 32, 4  # items
+LIMIT, ALL = 32, 369  # items
+FIGURES = ("seconds", "items_per_second", "within_tolerance")
 
 
 def ours(folder: str, limit: int | None) -> Phase:
@@ -38,7 +41,6 @@ def ours(folder: str, limit: int | None) -> Phase:
     task, model = load_task(DEMO / "task.yaml"), load_model(str(Path(folder) / "nf4"))
     out = Path(tempfile.mkdtemp())
     try:
-        evaluate_task(model, task, out / "0", variant="bench", limit=WARM_UP)
         yield {}
         turn = 0
         while True:
@@ -51,68 +53,58 @@ def ours(folder: str, limit: int | None) -> Phase:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def peer(folder: str, limit: int | None) -> Phase:
-    """A loop over batches of prompts sorted by length, with `generate`."""
+def by_a_plain_loop(net: Any, folder: str, limit: int | None) -> Figures:
+    """The stock stack's `net` answers batches of prompts sorted by length, with `generate`."""
     import torch
     from transformers import AutoTokenizer
 
-    from benchmarks import peers
     from halfbyte.config import load_task
     from halfbyte.data.numbers import parse_number
     from halfbyte.evaluate.tasks import load_task_set
 
     task = load_task(DEMO / "task.yaml")
-    items = load_task_set(task, limit=limit).items
     tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "bf16", padding_side="left")
-    net = peers.load(folder).eval()
-
-    def answers(asked: list[str]) -> dict[int, str]:
-        order = sorted(range(len(asked)), key=lambda place: -len(asked[place]))
-        found: dict[int, str] = {}
-        for start in range(0, len(order), PEER_BATCH):
-            places = order[start : start + PEER_BATCH]
-            batch = tokenizer([asked[place] for place in places], return_tensors="pt", padding=True)
-            with torch.inference_mode():
-                made = net.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                                    max_new_tokens=task.decoding.max_new_tokens, do_sample=False,
-                                    pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-            texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-            found |= {place: text.split("\n")[0] for place, text in zip(places, texts, strict=True)}
-        return found
-
-    answers([str(item.example.prompt) for item in items[:WARM_UP]])
-    yield {}
-    while True:
-        began = time.perf_counter()
-        found = answers([str(item.example.prompt) for item in items])
-        hits = 0
-        for place, item in enumerate(items):
-            number, right = parse_number(found[place]), item.number or 0.0
-            hits += number is not None and abs(number - right) <= 0.2 * abs(right)
-        seconds = time.perf_counter() - began
-        yield {"seconds": seconds, "items_per_second": len(items) / seconds, "within_tolerance": hits / len(items)}
+    began = time.perf_counter()
+    items = load_task_set(task, limit=limit).items
+    asked = [str(item.example.prompt) for item in items]
+    order = sorted(range(len(asked)), key=lambda place: -len(asked[place]))
+    found: dict[int, str] = {}
+    for start in range(0, len(order), PEER_BATCH):
+        places = order[start : start + PEER_BATCH]
+        batch = tokenizer([asked[place] for place in places], return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            made = net.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False,
+                                max_new_tokens=task.decoding.max_new_tokens, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+        texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        found |= {place: text.split("\n")[0] for place, text in zip(places, texts, strict=True)}
+    hits = 0
+    for place, item in enumerate(items):
+        number, right = parse_number(found[place]), item.number or 0.0
+        hits += number is not None and abs(number - right) <= 0.2 * abs(right)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "items_per_second": len(items) / seconds, "within_tolerance": hits / len(items)}
 
 
-def compared(shape: str, case: str, folder: Path, limit: int | None, rounds: int) -> list[Row]:
+def compare(run: Bench, shape: str, folder: Path, limit: int | None, peer: Worker) -> None:
     arguments = {"folder": str(folder), "limit": limit}
-    outcomes = race(
-        {"halfbyte": ("benchmarks.evaluate:ours", arguments), "peer": ("benchmarks.evaluate:peer", arguments)}, rounds
-    )
-    return [row for who, outcome in outcomes.items() for row in rows_of("evaluate", shape, case, who, outcome.turns)]
+    with working({"halfbyte": ("benchmarks.evaluate:ours", arguments)}) as workers:
+        case = {"do": "evaluate", "limit": limit}
+        outcomes = run.turns(workers | {"peer": peer}, f"evaluate, model {shape}", case, rounds=2)
+    for who, outcome in outcomes.items():
+        turns = [{name: turn[name] for name in FIGURES} for turn in outcome.turns]
+        run.add("evaluate", rows_of("evaluate", shape, f"{limit or ALL} items", who, turns))
 
 
-def main() -> None:
-    parser = common.arguments(__doc__, rounds=3, shapes=shapes.SHAPES)
-    parser.add_argument("--limit", type=int, default=LIMIT, help="items that the large model is asked (%(default)s)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, shapes.checkpoints(options.shape, options.folder) as folder:
+def measure(run: Bench) -> None:
+    """The demo's own model, and that of the run."""
+    with tempfile.TemporaryDirectory() as temporary:
         demo = Path(temporary)
         shutil.copytree(DEMO / "base", demo / "bf16")
         shapes.pack_to(demo / "bf16", demo / "nf4")
-        made = compared("demo", "369 items", demo, None, options.rounds)
-        made += compared(options.shape, f"{options.limit} items", folder, options.limit, min(2, options.rounds))
-    common.write(made, common.results_file(options, "evaluate"))
+        with working({"peer": ("benchmarks.peers:session", {"folder": str(demo)})}) as workers:
+            compare(run, "demo", demo, run.limit, workers["peer"])
+    compare(run, run.shape, run.folder, run.limit or LIMIT, run.peer)
 
 
 if __name__ == "__main__":
-    main()
+    bench.main(__doc__, None, measure, limit={"type": int, "help": f"items; by default {LIMIT}, of the demo all"})

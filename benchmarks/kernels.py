@@ -16,7 +16,7 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -92,11 +92,11 @@ def peer(weight: Tensor) -> dict[Contender, Work]:
     return made
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     common.quiet()
-    parser = common.arguments(__doc__, rounds=5)
-    parser.add_argument("--matrix", type=int, nargs=2, default=(14336, 4096), metavar=("OUT", "IN"))
-    options = parser.parse_args()
+    matrix = {"type": int, "nargs": 2, "default": (14336, 4096), "metavar": ("OUT", "IN")}
+    options = common.arguments(__doc__, given, rounds=3, seconds=45.0, matrix=matrix)
+    table = common.Table(options.results / "kernels.csv")
     weight = (torch.randn(*options.matrix, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     copy = torch.empty_like(weight)
     work: dict[Contender, Work] = {("copy", "bf16 to bf16", "limit"): lambda: copy.copy_(weight)}
@@ -106,17 +106,16 @@ def main() -> None:
         work |= ours(implementation, weight, reused)
     before = os.environ.get(VARIABLE)
     try:
-        seconds = common.in_turns(work, options.rounds)
+        seconds = common.in_turns(work, options.rounds, options.seconds)
     finally:
         os.environ.pop(VARIABLE, None)
         if before is not None:
             os.environ[VARIABLE] = before
     shape = "{}x{}".format(*options.matrix)
-    rows = [
+    table.add(
         common.Row(op, shape, case, who, "weights_per_second", tuple(weight.numel() / value for value in values))
         for (op, case, who), values in seconds.items()
-    ]
-    common.write(rows, common.results_file(options, "kernels"))
+    )
 
 
 if __name__ == "__main__":

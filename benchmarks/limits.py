@@ -1,4 +1,6 @@
-"""What the machine allows: the matrix products alone, reading memory, copying it. Phases and plain functions.
+"""What the machine allows: the matrix products alone, reading memory, copying it.
+
+    python benchmarks/limits.py
 
 The products of a step are those of the linear layers and of the head in bf16 by torch (oneDNN), without attention:
 forward, and backward with respect to the input (the frozen weights have no gradient). Each shape is timed by itself, in
@@ -7,21 +9,29 @@ every turn, and counted as often as it occurs.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # not this folder: its modules would pass for packages of the same name (kernels, evaluate)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import common
 from benchmarks.shapes import SHAPES, linears
 from benchmarks.turns import Figures, Phase
 
 READ_FLOATS = 1 << 28  # 1 GiB, many times any cache
 REPEATS = 2  # of a product in a turn
+LARGE = 4096  # rows and columns of a product in which only the arithmetic counts
 
 
 def _seconds(work: Callable[[], object], repeats: int) -> float:
@@ -68,8 +78,6 @@ def products(shape: str, tokens: int) -> Phase:
             "head_backward_seconds": backward(head),
         }
 
-    with torch.inference_mode():
-        turn()
     yield {}
     while True:
         with torch.inference_mode():
@@ -79,8 +87,8 @@ def products(shape: str, tokens: int) -> Phase:
 class Memory:
     """Buffers of a GiB, and how fast they are read and copied."""
 
-    def __init__(self) -> None:
-        self.source = torch.ones(READ_FLOATS)
+    def __init__(self, floats: int = READ_FLOATS) -> None:
+        self.source = torch.ones(floats)
         self.target = torch.empty_like(self.source)
 
     def read_bytes_per_second(self) -> float:
@@ -96,7 +104,6 @@ class Memory:
 def memory() -> Phase:
     """A turn: bytes a second that memory is read with and copied with."""
     buffers = Memory()
-    buffers.read_bytes_per_second(), buffers.copy_bytes_per_second()
     yield {}
     while True:
         yield {"read_bytes_per_second": buffers.read_bytes_per_second(),
@@ -118,6 +125,38 @@ def bytes_per_token(net: Any) -> int:
     return packed + sum(dense.values())
 
 
+def step_flops(shape: str, tokens: int, recomputed: int) -> int:
+    """Of the products of one training step: forward, again for `recomputed` layers, and backward to the inputs."""
+    model = SHAPES[shape]
+    layers, head = model["num_hidden_layers"], Counter({(model["vocab_size"], model["hidden_size"]): 1})
+    once = flops(product_counts(shape), tokens)
+    return 2 * once + once * recomputed // layers + 2 * flops(head, tokens)
+
+
 def flops(counts: Counter[tuple[int, int]], tokens: int) -> int:
     """Of one pass of the products over `tokens` tokens."""
     return sum(2 * tokens * math.prod(size) * count for size, count in counts.items())
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    size = {"type": int, "default": LARGE, "help": "rows and columns of the product (%(default)s)"}
+    floats = {"type": int, "default": READ_FLOATS, "help": "numbers that are read and copied (%(default)s)"}
+    options = common.arguments(__doc__, given, rounds=9, seconds=10.0, size=size, floats=floats)
+    types = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    squares = {name: torch.randn(options.size, options.size).to(dtype) for name, dtype in types.items()}
+    buffers = Memory(options.floats)
+    speeds: dict[tuple[str, str], list[float]] = {}
+    with torch.inference_mode():
+        for turn in common.rounds_within(options.rounds, options.seconds):
+            found = {(f"{name} product", "flops_per_second"): 2 * options.size**3 / _seconds(lambda x=x: x @ x, 1)  # type: ignore[misc]
+                     for name, x in squares.items()}  # fmt: skip
+            found["reading", "bytes_per_second"] = buffers.read_bytes_per_second()
+            found["copying", "bytes_per_second"] = buffers.copy_bytes_per_second()
+            for key, value in found.items() if turn else ():  # a first round does not count
+                speeds.setdefault(key, []).append(value)
+    rows = [common.Row("machine", "", case, "limit", figure, tuple(found)) for (case, figure), found in speeds.items()]
+    common.Table(options.results / "machine.csv").add(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,10 +74,10 @@ def peer(weight: Tensor, rank: int) -> Any:
     return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["proj"]), net)
 
 
-def training(rounds: int, matrices: tuple[tuple[int, int], ...]) -> list[Row]:
+def training(rounds: int, seconds: float, matrices: tuple[tuple[int, int], ...]) -> Iterator[list[Row]]:
     """Seconds of a pass over 512 tokens, by matrix, rank and contender."""
-    made: list[Row] = []
     for size in matrices:
+        made: list[Row] = []
         weight = dense(size)
         x = torch.randn(TOKENS, size[1], dtype=torch.bfloat16).requires_grad_()
         gradient = torch.randn(TOKENS, size[0], dtype=torch.bfloat16)
@@ -88,12 +88,11 @@ def training(rounds: int, matrices: tuple[tuple[int, int], ...]) -> list[Row]:
         for (rank, who), layer in layers.items():
             work["forward", rank, who] = _forward(layer.train(), x)
             work["forward and backward", rank, who] = _both(layer, x, gradient)
-        seconds = common.in_turns(work, rounds)
-        for (what, rank, who), values in seconds.items():
+        for (what, rank, who), values in common.in_turns(work, rounds, seconds).items():
             for counted in (0, RANK) if who == "limit" else (rank,):
                 case = f"{what}, {f'r={counted}' if counted else 'without LoRA'}"
                 made.append(Row("linear", "{}x{}".format(*size), case, who, "seconds", tuple(values)))
-    return made
+        yield made
 
 
 def _forward(layer: Any, x: Tensor) -> Callable[[], object]:
@@ -110,8 +109,8 @@ def _both(layer: Any, x: Tensor, gradient: Tensor) -> Callable[[], object]:
     return run
 
 
-def distinct(size: tuple[int, int]) -> dict[str, list[Any]]:
-    """At least 1 GB of packed layers of `size` for each contender, all of one matrix, each in memory of its own."""
+def distinct(size: tuple[int, int], nbytes: int) -> dict[str, list[Any]]:
+    """At least `nbytes` of packed layers of `size` for each contender, all of one matrix, each in memory of its own."""
     from halfbyte.kernels.packed import NF4Weight
     from halfbyte.model.linear import QuantLinear
 
@@ -120,7 +119,7 @@ def distinct(size: tuple[int, int]) -> dict[str, list[Any]]:
     packed = mine.frozen
     assert isinstance(packed, NF4Weight) and packed.nested_absmax is not None
     codes, absmax, nested = packed.codes, packed.absmax, packed.nested_absmax
-    count = -(-DISTINCT_BYTES // packed.nbytes)
+    count = -(-nbytes // packed.nbytes)
 
     def another() -> QuantLinear:
         parts = dataclasses.replace(packed, codes=codes.clone(), absmax=absmax.clone(), nested_absmax=nested.clone())
@@ -129,18 +128,17 @@ def distinct(size: tuple[int, int]) -> dict[str, list[Any]]:
     return {"halfbyte": [another() for _ in range(count)], "peer": [copy.deepcopy(theirs) for _ in range(count)]}
 
 
-def decoding(rounds: int, size: tuple[int, int]) -> list[Row]:
+def decoding(rounds: int, seconds: float, size: tuple[int, int], distinct_bytes: int) -> Iterator[list[Row]]:
     """Bytes of packed weights and constants a second, by rows and contender; and reading alone."""
     shape = "{}x{}".format(*size)
-    layers, memory = distinct(size), limits.Memory()
+    layers, memory = distinct(size, distinct_bytes), limits.Memory(distinct_bytes // 4)
     nbytes = sum(layer.frozen.nbytes for layer in layers["halfbyte"])
-    made: list[Row] = []
     reads: list[float] = []
     with torch.inference_mode():
         for rows in ROWS:
             x = torch.randn(rows, size[1], dtype=torch.bfloat16)
             speeds: dict[str, list[float]] = {who: [] for who in layers}
-            for turn in range(rounds + 1):  # the first turn lets the peer repack
+            for turn in common.rounds_within(rounds, seconds):  # the first turn lets the peer repack
                 for who, found in layers.items():
                     began = time.perf_counter()
                     for layer in found:
@@ -149,22 +147,23 @@ def decoding(rounds: int, size: tuple[int, int]) -> list[Row]:
                         speeds[who].append(nbytes / (time.perf_counter() - began))
                 if turn:
                     reads.append(memory.read_bytes_per_second())
-            for who, values in speeds.items():
-                made.append(
-                    Row("rows", shape, f"{rows} row{'s' * (rows > 1)}", who, "packed_bytes_per_second", tuple(values))
-                )
+            case = f"{rows} row{'s' * (rows > 1)}"
+            yield [Row("rows", shape, case, who, "packed_bytes_per_second", tuple(found)) for who, found in speeds.items()]
     assert len({layer.weight.data_ptr() for layer in layers["peer"]}) == len(layers["peer"])
-    return [*made, Row("rows", shape, "reading alone", "limit", "bytes_per_second", tuple(reads))]
+    yield [Row("rows", shape, "reading alone", "limit", "bytes_per_second", tuple(reads))]
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     common.quiet()
-    parser = common.arguments(__doc__, rounds=5)
-    parser.add_argument("--matrix", type=int, nargs=2, metavar=("OUT", "IN"), help="one matrix instead of three")
-    options = parser.parse_args()
+    matrix = {"type": int, "nargs": 2, "metavar": ("OUT", "IN"), "help": "one matrix instead of three"}
+    distinct = {"type": int, "default": DISTINCT_BYTES, "help": "bytes of weights to decode with (%(default)s)"}
+    options = common.arguments(__doc__, given, rounds=5, seconds=30.0, matrix=matrix, distinct=distinct)
     matrices = (tuple(options.matrix),) if options.matrix else MATRICES
-    rows = training(options.rounds, matrices) + decoding(options.rounds, matrices[0])
-    common.write(rows, common.results_file(options, "linear"))
+    table = common.Table(options.results / "linear.csv")
+    for rows in training(options.rounds, options.seconds, matrices):
+        table.add(rows)
+    for rows in decoding(options.rounds, options.seconds, matrices[0], options.distinct):
+        table.add(rows)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,15 @@ import os
 import shutil
 import time
 
-from benchmarks import common, shapes
-from benchmarks.common import Row, rows_of
-from benchmarks.turns import Phase, race
+from benchmarks import bench, shapes
+from benchmarks.bench import Bench
+from benchmarks.common import rows_of
+from benchmarks.turns import Phase, working
 
 BUFFER = 8 << 20
 _IO = Path("/proc/self/io")
 CACHES = ("cold", "warm")
+OPENINGS = 3
 
 
 def weights_file(folder: str, kind: str) -> Path:
@@ -65,14 +67,14 @@ def prepare(file: Path, cache: str) -> None:
         read(file)
 
 
-def disk(folder: str) -> Phase:
+def disk(folder: str, caches: list[str]) -> Phase:
     """A turn: reading the bf16 file from a cold and from a warm cache, and writing as much as the packed file."""
     source, nbytes = weights_file(folder, "bf16"), weights_file(folder, "nf4").stat().st_size
     scratch, block = Path(folder) / "written", os.urandom(BUFFER)
     yield {"file_bytes": source.stat().st_size, "packed_bytes": nbytes}
     while True:
         figures: dict[str, float] = {}
-        for cache in CACHES:
+        for cache in caches:
             prepare(source, cache)
             began, before = time.perf_counter(), bytes_from_disk()
             read(source)
@@ -88,7 +90,7 @@ def disk(folder: str) -> Phase:
         yield figures
 
 
-def pack(folder: str) -> Phase:
+def pack(folder: str, caches: list[str]) -> Phase:
     """A turn: bf16 to NF4 on disk, from a cold and from a warm cache, with the peak of memory."""
     from halfbyte.memory import MemoryMeter, give_back
 
@@ -97,7 +99,7 @@ def pack(folder: str) -> Phase:
     yield {}
     while True:
         figures: dict[str, float] = {}
-        for cache in CACHES:
+        for cache in caches:
             prepare(source, cache)
             give_back()
             with MemoryMeter() as meter:
@@ -124,29 +126,6 @@ def opened(folder: str) -> Phase:
         yield {"seconds": seconds, "growth_bytes": (meter.peak_bytes or 0) - before}
 
 
-def peer(folder: str, prepared: bool) -> Phase:
-    """Once, in a fresh process: from_pretrained into NF4 after imports, from a warm cache, with the peak of memory; and
-    the peak with PEFT's preparation for training after it."""
-    from peft import prepare_model_for_kbit_training
-
-    from benchmarks import peers
-    from halfbyte.memory import MemoryMeter
-
-    _imports()
-    importlib.import_module("bitsandbytes")
-    read(weights_file(folder, "bf16"))
-    with MemoryMeter() as meter:
-        before, began = meter.peak_bytes or 0, time.perf_counter()
-        net = peers.load(folder)
-        figures = {"seconds": time.perf_counter() - began, "growth_bytes": (meter.peak_bytes or 0) - before,
-                   "peak_bytes": meter.peak_bytes or 0, "mapped_bytes": meter.mapped_bytes or 0,
-                   "footprint_bytes": net.get_memory_footprint()}  # fmt: skip
-        if prepared:
-            prepare_model_for_kbit_training(net)
-            figures["prepared_peak_bytes"] = meter.peak_bytes or 0
-        yield figures
-
-
 def _imports() -> None:
     """What transformers imports only when a model is built."""
     for name in ("transformers", "transformers.models.llama.modeling_llama", "halfbyte.model.build",
@@ -154,25 +133,26 @@ def _imports() -> None:
         importlib.import_module(name)
 
 
-def main() -> None:
-    options = common.arguments(__doc__, rounds=3, shapes=shapes.SHAPES).parse_args()
-    shape = options.shape
-    rounds = 1 if shape == "8b" else options.rounds
-    made: list[Row] = []
-    with shapes.checkpoints(shape, options.folder) as folder:
-        where = {"folder": str(folder)}
-        outcomes = race({"limit": ("benchmarks.load:disk", where), "halfbyte": ("benchmarks.load:pack", where)}, rounds)
-        made += rows_of("pack", shape, "", "halfbyte", outcomes["halfbyte"].turns)
-        made += rows_of("pack", shape, "", "limit", [{**outcomes["limit"].first, **t} for t in outcomes["limit"].turns])
-        times = [race({"": ("benchmarks.load:opened", where)}, 0)[""].first for _ in range(max(3, options.rounds))]
-        made += rows_of("open", shape, "packed checkpoint", "halfbyte", times)
-        loads = [
-            race({"": ("benchmarks.load:peer", where | {"prepared": not n})}, 0)[""].first
-            for n in range(min(2, rounds))
-        ]
-        made += rows_of("open", shape, "bf16 checkpoint into NF4", "peer", loads)
-    common.write(made, common.results_file(options, "load"))
+def measure(run: Bench) -> None:
+    """Packing beside the disk, opening, and the peer's load."""
+    where, shape, large = str(run.folder), run.shape, run.shape == "8b"
+    arguments = {"folder": where, "caches": CACHES[:1] if large else CACHES}
+    phases = {"limit": ("benchmarks.load:disk", arguments), "halfbyte": ("benchmarks.load:pack", arguments)}
+    with working(phases) as workers:
+        sizes = workers["limit"].opened
+        # the largest is packed once when the checkpoint is made; a first turn that does not count would only wait
+        outcomes = run.turns(workers, "pack", rounds=0 if large else run.rounds)
+    for who, outcome in outcomes.items():
+        counted = outcome.turns or [outcome.first]
+        run.add("load", rows_of("pack", shape, "", who, [{**sizes, **t} if who == "limit" else t for t in counted]))
+    times = []
+    for _ in range(OPENINGS):
+        with working({"": ("benchmarks.load:opened", {"folder": where})}) as workers:
+            times.append(workers[""].opened)
+    run.add("load", rows_of("open", shape, "packed checkpoint", "halfbyte", times))
+    read(weights_file(where, "bf16"))  # a warm cache is all the peer can wish for
+    run.add("load", rows_of("open", shape, "bf16 checkpoint into NF4", "peer", [run.peer.opened]))
 
 
 if __name__ == "__main__":
-    main()
+    bench.main(__doc__, None, measure)

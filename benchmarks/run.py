@@ -1,10 +1,12 @@
-"""Everything that `make bench` measures: each benchmark in a process of its own, then docs/performance.md.
+"""Everything that `make bench` measures, and docs/performance.md of it.
 
     python benchmarks/run.py --shape 1b
     python benchmarks/run.py --shape 8b --folder /path/with/30GB/free
 
-The checkpoints (random weights; nothing is downloaded) are made in the folder where they are missing. Without --folder
-they go to a temporary folder and are removed at the end; what was made in a named folder stays with --keep only.
+What needs no model runs in a process of its own and only with the small shape. The checkpoints (random weights; nothing
+is downloaded) are made in the folder where they are missing. Without --folder they go to a temporary folder and are
+removed at the end; what was made in a named folder stays with --keep only. A benchmark that fails does not keep the
+others from running.
 """
 
 from __future__ import annotations
@@ -15,47 +17,72 @@ from pathlib import Path
 if __name__ == "__main__":  # not this folder: its modules would pass for packages of the same name (kernels, evaluate)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import shutil
 import subprocess
 import time
+import traceback
+from collections.abc import Callable, Sequence
 
-from benchmarks import shapes
+from benchmarks import bench, common, decode, evaluate, load, render, shapes, step, tune
+from benchmarks.bench import Bench
 
 HERE = Path(__file__).resolve().parent
-ALONE = ("kernels", "linear")  # need no model; measured with the small shape
-WITH_A_MODEL = ("load", "step", "decode", "evaluate")
+ALONE = ("limits", "kernels", "linear", "ops")
+WITH_A_MODEL: dict[str, Callable[[Bench], None]] = {
+    "load": load.measure, "step": step.measure, "decode": decode.measure, "evaluate": evaluate.measure,
+    "tune": tune.measure,
+}  # fmt: skip
+LARGE: dict[str, Callable[[Bench], None]] = {  # evaluating is the same loop as with 1b, at six times the time
+    "load": load.measure, "step": step.measure, "decode": decode.measure, "step, roomy": step.measure_roomy,
+    "tune": tune.measure,
+}  # fmt: skip
 
 
-def measure(script: str, *arguments: str) -> None:
+def attempt(name: str, work: Callable[[], object]) -> bool:
+    """Whether `work` went through; how long it took is said, and why it failed."""
     began = time.perf_counter()
-    print(f"\n{script}:", flush=True)
-    subprocess.run([sys.executable, str(HERE / f"{script}.py"), *arguments], check=True)
-    print(f"{script} took {time.perf_counter() - began:.0f} s", flush=True)
+    common.say(f"--- {name}")
+    try:
+        work()
+    except Exception:
+        traceback.print_exc()
+        common.say(f"--- {name} failed")
+        return False
+    common.say(f"--- {name} took {time.perf_counter() - began:.0f} s")
+    return True
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=shapes.SHAPES, default="1b")
-    parser.add_argument("--folder", type=Path, help="holds the checkpoints")
-    parser.add_argument("--keep", action="store_true", help="leave the checkpoints in the folder")
-    parser.add_argument("--only", nargs="*", choices=(*ALONE, *WITH_A_MODEL), help="some of the benchmarks")
-    options = parser.parse_args()
-    wanted = options.only or [*(ALONE if options.shape != "8b" else ()), *WITH_A_MODEL]
-    if options.shape == "8b" and not options.only:
-        wanted.remove("evaluate")  # the same loop as with 1b, at six times the time
-    for script in ALONE:
-        if script in wanted:
-            measure(script)
-    made = options.folder is not None and not options.folder.exists()
-    with shapes.checkpoints(options.shape, options.folder) as folder:
-        for script in WITH_A_MODEL:
-            if script in wanted:
-                measure(script, "--shape", options.shape, "--folder", str(folder))
-    if made and not options.keep:
-        shutil.rmtree(options.folder)
-    measure("render")
+def alone(script: str) -> None:
+    subprocess.run([sys.executable, str(HERE / f"{script}.py")], check=True)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    only = {"nargs": "*", "choices": (*ALONE, *WITH_A_MODEL, *LARGE), "help": "some of the benchmarks"}
+    options = common.arguments(
+        __doc__, given, rounds=0, seconds=0.0, only=only,
+        shape={"choices": list(shapes.SHAPES), "default": "1b"},
+        folder={"type": Path, "help": "holds the checkpoints"},
+        keep={"action": "store_true", "help": "leave the checkpoints in the folder"},
+        limit={"type": int, "help": "items to evaluate"},
+    )  # fmt: skip
+    shape, stages = options.shape, LARGE if options.shape == "8b" else WITH_A_MODEL
+    wanted = options.only or [*(ALONE if shape == "1b" else ()), *stages]
+    went = [attempt(name, lambda name=name: alone(name)) for name in ALONE if name in wanted]  # type: ignore[misc]
+    if any(name in wanted for name in stages):
+        made = options.folder is not None and not options.folder.exists()
+        common.say(f"the checkpoints of {shape}")
+        with shapes.checkpoints(shape, options.folder) as folder:
+            rounds, seconds = options.rounds or bench.ROUNDS[shape], options.seconds or bench.SECONDS[shape]
+            with Bench(shape, folder, rounds, seconds, options.results, options.limit) as run:
+                for name, measure in stages.items():
+                    if name in wanted:
+                        went.append(attempt(name, lambda measure=measure, run=run: measure(run)))  # type: ignore[misc]
+        if made and not options.keep:
+            shutil.rmtree(options.folder)
+    if options.results == common.RESULTS:
+        render.main()
+    return 0 if all(went) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

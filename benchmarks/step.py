@@ -1,9 +1,8 @@
 """A training step of 512 tokens, all of them learned: halfbyte, the stock stack, bf16 LoRA, and the products alone.
 
 Everybody trains on the same tokens with AdamW and clipped gradients, each in a process of its own that waits for its
-turn (8b: one process after another, since they do not fit beside each other); the first step does not count. The first
-loss is that of the base model, since a fresh adapter adds nothing: it has to be the same for all. Memory is the peak of
-the whole process, opening left out, as `halfbyte.memory` counts it.
+turn; the first step does not count. The first loss is that of the base model, since a fresh adapter adds nothing: it
+has to be the same for all. Memory is the peak of the whole process, opening left out, as `halfbyte.memory` counts it.
 
     python benchmarks/step.py --shape 1b --folder /path/with/checkpoints
 """
@@ -16,19 +15,20 @@ from pathlib import Path
 if __name__ == "__main__":  # not this folder: its modules would pass for packages of the same name (kernels, evaluate)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-import time
 from collections.abc import Mapping
-from typing import Any
 
-from benchmarks import common, limits, shapes
+from benchmarks import bench, limits, shapes
+from benchmarks.bench import Bench
 from benchmarks.common import Row, rows_of
-from benchmarks.turns import Outcome, Phase, race
+from benchmarks.turns import Outcome, Phase, Worker, working
 
 TOKENS = 512
-ADAPTERS = {"r=32 on q, k, v, o": (32, "attention"), "r=16 on all linear layers": (16, "all")}
-BUDGETS = {"7.5GB": 7_500_000_000, "12GB": 12_000_000_000}  # the mapped weights included
+R32, R16 = "r=32 on q, k, v, o", "r=16 on all linear layers"
+ADAPTERS = {R32: (32, "attention"), R16: (16, "all")}
+SMALL, LARGE = "7.5GB", "12GB"
+BUDGETS = {SMALL: 7_500_000_000, LARGE: 12_000_000_000}  # the mapped weights included
 METER = 0.02  # seconds between two looks at the memory
+SAME_LOSS = 0.01  # of the first step: NF4 is the same for both, rounding is not
 
 
 def tokens() -> list[int]:
@@ -37,8 +37,8 @@ def tokens() -> list[int]:
     return torch.randint(256, (TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def ours(folder: str, rank: int, targets: str, recompute: int | None, warm_up: int) -> Phase:
-    """halfbyte; `recompute`: layers (None: all of them)."""
+def ours(folder: str, rank: int, targets: str, recompute: int) -> Phase:
+    """halfbyte; `recompute`: layers."""
     from halfbyte.config import AdapterConfig, TuneConfig
     from halfbyte.data.encode import Item
     from halfbyte.memory import MemoryMeter, give_back
@@ -48,51 +48,17 @@ def ours(folder: str, rank: int, targets: str, recompute: int | None, warm_up: i
 
     model = load_model(str(Path(folder) / "nf4"))
     model.add_adapter(AdapterConfig(rank=rank, alpha=2 * rank, targets=targets))
-    layers = len(model.layers())
-    model.recompute(layers if recompute is None else recompute)
+    model.recompute(recompute)
     options = TuneConfig(batch=1, max_steps=10_000, learning_rate=1e-4)
     state = State(model.parameters_to_train(), options)
     item = Item(ids=tokens(), learned=[False] + [True] * (TOKENS - 1), prompt_tokens=0, cut=0, origin="")
     plan = Plan(steps=10_000, steps_per_epoch=1, micro_batch=1, pad_id=258, seed=0, validate_at=frozenset())
+    yield {}
     give_back()
     with MemoryMeter(METER) as meter:
-        records = train(model, [item], [], state, options, plan)
-        losses = [next(records).loss for _ in range(warm_up)]
-        yield {"first_loss": losses[0], "recomputed_layers": layers if recompute is None else recompute}
-        for record in records:
-            yield {"seconds": record.seconds, "peak_bytes": meter.peak_bytes or 0,
-                   "mapped_bytes": meter.mapped_bytes or 0}  # fmt: skip
-
-
-def peer(folder: str, rank: int, targets: str, recompute: bool, warm_up: int, quantised: bool = True) -> Phase:
-    """The stock stack, quantised or in bf16; `recompute`: all layers, or none."""
-    import torch
-
-    from benchmarks import peers
-    from halfbyte.memory import MemoryMeter, give_back
-
-    net = peers.to_train(folder, rank=rank, targets=targets, recompute=recompute, quantised=quantised)
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
-    ids = torch.tensor([tokens()])
-
-    def step() -> float:
-        optimiser.zero_grad()
-        loss = net(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        return float(loss.detach())
-
-    give_back()
-    with MemoryMeter(METER) as meter:
-        losses = [step() for _ in range(warm_up)]
-        yield {"first_loss": losses[0]}
-        while True:
-            began = time.perf_counter()
-            step()
-            yield {"seconds": time.perf_counter() - began, "peak_bytes": meter.peak_bytes or 0,
-                   "mapped_bytes": meter.mapped_bytes or 0}  # fmt: skip
+        for record in train(model, [item], [], state, options, plan):
+            yield {"seconds": record.seconds, "loss": record.loss, "peak_bytes": meter.peak_bytes or 0,
+                   "mapped_bytes": meter.mapped_bytes or 0, "recomputed_layers": recompute}  # fmt: skip
 
 
 def planned_layers(folder: Path, rank: int, targets: str, budget: int) -> int:
@@ -103,74 +69,67 @@ def planned_layers(folder: Path, rank: int, targets: str, budget: int) -> int:
     return int(made.settings["recompute"])
 
 
-def contenders(folder: Path, rank: int, targets: str, recompute: bool, warm_up: int, bf16: bool) -> dict[str, Any]:
-    """The phases of one race: everything recomputed, or nothing."""
-    common_ = {"folder": str(folder), "rank": rank, "targets": targets, "warm_up": warm_up}
-    phases: dict[str, Any] = {
-        "halfbyte": ("benchmarks.step:ours", common_ | {"recompute": None if recompute else 0}),
-        "peer": ("benchmarks.step:peer", common_ | {"recompute": recompute}),
-    }
-    if bf16:
-        phases["bf16 LoRA"] = ("benchmarks.step:peer", common_ | {"recompute": False, "quantised": False})
-    return phases
-
-
-def rows(shape: str, case: str, outcomes: Mapping[str, Outcome], layers: int, recomputed: int) -> list[Row]:
-    """Of a race in which the limit ran along."""
+def rows(run: Bench, case: str, outcomes: Mapping[str, Outcome], recomputed: int) -> list[Row]:
+    """Of a race in which the limit ran along. Raises RuntimeError if the first losses of halfbyte and peer differ."""
     made: list[Row] = []
+    layers = shapes.SHAPES[run.shape]["num_hidden_layers"]
+    flops = limits.step_flops(run.shape, TOKENS, recomputed)
+    losses = {who: outcome.first["loss"] for who, outcome in outcomes.items() if "loss" in outcome.first}
+    if "peer" in losses and abs(losses["halfbyte"] - losses["peer"]) > SAME_LOSS * losses["peer"]:
+        raise RuntimeError(f"{case}: the first losses differ, so the work was not the same: {losses}")
     for who, outcome in outcomes.items():
-        turns = outcome.turns
+        turns = [{name: value for name, value in turn.items() if name != "loss"} for turn in outcome.turns]
         if who == "limit":
-            turns = [{"seconds": limits.step_seconds(turn, layers, recomputed)} for turn in turns]
-        elif outcome.first:
-            made += rows_of("step", shape, case, who, [outcome.first])
-        made += rows_of("step", shape, case, who, turns)
+            seconds = [limits.step_seconds(turn, layers, recomputed) for turn in outcome.turns]
+            turns = [{"seconds": value, "flops_per_second": flops / value} for value in seconds]
+        made += rows_of("step", run.shape, case, who, turns)
+        if who in losses:
+            made += rows_of("step", run.shape, case, who, [{"first_loss": losses[who]}])
     return made
 
 
-def run(options: argparse.Namespace, folder: Path) -> list[Row]:
-    shape, layers = options.shape, shapes.SHAPES[options.shape]["num_hidden_layers"]
-    large = shape == "8b"
-    limit = {"limit": ("benchmarks.limits:products", {"shape": shape, "tokens": TOKENS})}
-    warm_up, rounds = 1, min(2, options.rounds) if large else options.rounds
-    made: list[Row] = []
-    for name, (rank, targets) in ADAPTERS.items():
-        if large and targets == "all":
-            continue
-        for recompute in (True,) if large else (True, False):
-            case = f"{name}, {'every' if recompute else 'no'} layer recomputed"
-            if options.only not in case:
-                continue
-            bf16 = not recompute and targets == "attention"
-            phases = contenders(folder, rank, targets, recompute, warm_up, bf16) | limit
-            turns = max(1, rounds - (targets == "all"))  # the second adapter gets a turn less, for time's sake
-            outcomes = race(phases, turns, together=not large)
-            made += rows(shape, case, outcomes, layers, layers if recompute else 0)
-    if large and not options.only:
-        made += budgets(shape, folder, warm_up, rounds, layers, limit)
-    return made
+def race(
+    run: Bench, what: str, adapter: str, recompute: int, others: Mapping[str, Worker], others_recompute: bool,
+    **fewer: float,
+) -> None:  # fmt: skip
+    """halfbyte with `recompute` layers computed again, the limit, and `others`, who recompute all or none, by turns."""
+    rank, targets = ADAPTERS[adapter]
+    shared = {"rank": rank, "targets": targets}
+    case = {"do": "step", "recompute": others_recompute, "ids": tokens(), **shared}
+    phases = {
+        "halfbyte": ("benchmarks.step:ours", {"folder": str(run.folder), "recompute": recompute, **shared}),
+        "limit": ("benchmarks.limits:products", {"shape": run.shape, "tokens": TOKENS}),
+    }
+    with working(phases) as workers:
+        outcomes = run.turns(workers | dict(others), f"step, {adapter}, {what}", case, **fewer)
+    run.add("step", rows(run, f"{adapter}, {what}", outcomes, recompute))
 
 
-def budgets(shape: str, folder: Path, warm_up: int, rounds: int, layers: int, limit: dict[str, Any]) -> list[Row]:
-    """halfbyte alone, within given memory: as few layers are recomputed as its planner says."""
-    rank, targets = next(iter(ADAPTERS.values()))
-    made: list[Row] = []
-    for name, budget in BUDGETS.items():
-        count = planned_layers(folder, rank, targets, budget)
-        arguments = {"folder": str(folder), "rank": rank, "targets": targets, "recompute": count, "warm_up": warm_up}
-        outcomes = race({"halfbyte": ("benchmarks.step:ours", arguments)} | limit, rounds, together=False)
-        made += rows(shape, f"{next(iter(ADAPTERS))}, within {name}", outcomes, layers, count)
-    return made
+def measure(run: Bench) -> None:
+    """With every layer and with none recomputed, for two adapters; of 8B, within the smaller memory."""
+    if run.shape == "8b":
+        return within(run, SMALL, {"peer": run.peer})
+    layers = shapes.SHAPES[run.shape]["num_hidden_layers"]
+    race(run, "every layer recomputed", R32, layers, {"peer": run.peer}, True)
+    bf16 = {"bf16 LoRA": ("benchmarks.peers:session", {"folder": str(run.folder), "quantised": False})}
+    with working(bf16) as workers:
+        race(run, "no layer recomputed", R32, 0, {"peer": run.peer, **workers}, False)
+    # one turn: the second adapter only shows what changes with it
+    race(run, "every layer recomputed", R16, layers, {"peer": run.peer}, True, rounds=1)
+    race(run, "no layer recomputed", R16, 0, {"peer": run.peer}, False, rounds=1)
 
 
-def main() -> None:
-    parser = common.arguments(__doc__, rounds=3, shapes=shapes.SHAPES)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it, as in 'every layer'")
-    options = parser.parse_args()
-    with shapes.checkpoints(options.shape, options.folder) as folder:
-        made = run(options, folder)
-    common.write(made, common.results_file(options, "step"))
+def measure_roomy(run: Bench) -> None:
+    """Of 8B, within the larger memory; the peer does not fit beside it."""
+    run.close_peer()
+    within(run, LARGE, {})
+
+
+def within(run: Bench, budget: str, others: Mapping[str, Worker]) -> None:
+    """As few layers recomputed as halfbyte's planner says for `budget`; the peer always recomputes every layer."""
+    count = planned_layers(run.folder, *ADAPTERS[R32], BUDGETS[budget])
+    race(run, f"within {budget}", R32, count, others, True)
 
 
 if __name__ == "__main__":
-    main()
+    bench.main(__doc__, None, measure)

@@ -1,9 +1,9 @@
 """Phases in processes of their own that take turns: memory is each one's own, and a slow moment hits all alike.
 
-A phase is a generator function of a benchmark. What it does before its first `yield` is not counted (opening,
-warming up), though that yield may report figures of it; from then on every yield ends one turn and reports the figures
-of that turn. While one process works, the others wait for their turn. What a phase prints goes nowhere, unless it
-fails: then its last lines are in the error.
+A phase is a generator function of a benchmark. What it does before its first `yield` (opening a model) is its opening,
+whose figures that yield reports; every later yield ends one turn and reports the figures of that turn. A turn is told
+which case it is for, a dictionary, by what `yield` returns; most phases have only one and ignore it. While one process
+works, the others wait. What a phase prints goes nowhere, unless it fails: then its last lines are in the error.
 """
 
 from __future__ import annotations
@@ -16,39 +16,57 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from benchmarks.common import quiet
+from benchmarks.common import quiet, rounds_within, say
 
 Figures = Mapping[str, float]
-Phase = Iterator[Figures]
+Case = dict[str, Any]
+Phase = Generator[Figures, Case, None]
 Phases = Mapping[str, tuple[str, Mapping[str, Any]]]  # name -> "module:function" and its arguments
 
 
 @dataclass
 class Outcome:
-    """What a phase reported: once before the turns, and of each turn."""
+    """What a phase reported of one case: of its first turn, which does not count, and of those that do."""
 
     first: Figures
     turns: list[Figures] = field(default_factory=list)
 
 
+def phase_of(name: str, arguments: Mapping[str, Any]) -> Phase:
+    """The phase that "module:function" makes."""
+    module, _, function = name.partition(":")
+    made: Phase = getattr(importlib.import_module(module), function)(**arguments)
+    return made
+
+
 class Worker:
-    """A phase ("module:function") in a process of its own; the arguments are what JSON can say."""
+    """A phase ("module:function") in a process of its own; the arguments are what JSON can say.
+
+    `opened` are the figures of its opening, for which the constructor waits.
+    """
 
     def __init__(self, phase: str, arguments: Mapping[str, Any]) -> None:
         self.phase = phase
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         command = [sys.executable, __file__, phase, json.dumps(dict(arguments))]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
+        try:
+            self.opened = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Worker:
         return self
@@ -56,16 +74,28 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._log.close()
 
-    def turn(self) -> Figures:
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def turn(self, case: Case | None = None) -> Figures:
         """Let the phase work until its next yield. Raises RuntimeError, with its last lines, when it fails."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("\n")
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(case or {}) + "\n")
         self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Figures:
+        assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
             self._process.wait()
@@ -76,32 +106,48 @@ class Worker:
         return figures
 
 
-def race(phases: Phases, turns: int, *, together: bool = True) -> dict[str, Outcome]:
-    """Name -> what its phase reported. `together`: all processes live at once and take turns; else one after another,
-    for models that do not fit beside each other."""
+@contextmanager
+def working(phases: Phases) -> Iterator[dict[str, Worker]]:
+    """A worker for each phase, opened one after another."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(Worker(*phase)) for name, phase in phases.items()}
+
+
+def by_turns(
+    workers: Mapping[str, Worker], rounds: int, seconds: float = math.inf, case: Case | None = None, what: str = ""
+) -> dict[str, Outcome]:
+    """Name -> what its phase reported of `case`: rounds in which everybody works once, of which the first does not
+    count. At most `rounds` that do, and as many as fit into `seconds`; each is said on the screen as `what`."""
     outcomes: dict[str, Outcome] = {}
-    groups = [list(phases)] if together else [[name] for name in phases]
-    for names in groups:
-        with ExitStack() as stack:
-            workers = {name: stack.enter_context(Worker(*phases[name])) for name in names}
-            for name, worker in workers.items():  # one at a time: even opening is a figure
-                outcomes[name] = Outcome(worker.turn())
-            for _ in range(turns):
-                for name, worker in workers.items():
-                    outcomes[name].turns.append(worker.turn())
+    for turn in rounds_within(rounds, seconds):
+        took = []
+        for name, worker in workers.items():
+            began = time.perf_counter()
+            figures = worker.turn(case)
+            took.append(f"{name} {time.perf_counter() - began:.1f} s")
+            if turn:
+                outcomes[name].turns.append(figures)
+            else:
+                outcomes[name] = Outcome(figures)
+        say(f"{what}, {f'turn {turn}' if turn else 'a first turn'}: {', '.join(took)}")
     return outcomes
 
 
 def serve(phase: str, arguments: dict[str, Any]) -> None:
-    """The worker's side: a line in is a turn, its figures are a line out."""
+    """The worker's side: the opening's figures are a line out; then a line in is a turn's case, its figures a line
+    out."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print
     quiet()
-    module, _, function = phase.partition(":")
-    turns: Phase = getattr(importlib.import_module(module), function)(**arguments)
-    for _ in sys.stdin:
-        answers.write(json.dumps(dict(next(turns))) + "\n")
+    turns = phase_of(phase, arguments)
+
+    def answer(figures: Figures) -> None:
+        answers.write(json.dumps(dict(figures)) + "\n")
         answers.flush()
+
+    answer(next(turns))
+    for line in sys.stdin:
+        answer(turns.send(json.loads(line)))
 
 
 if __name__ == "__main__":
