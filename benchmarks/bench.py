@@ -12,7 +12,7 @@ from benchmarks.common import Row, Table
 from benchmarks.turns import Case, Outcome, Worker
 
 ROUNDS = {"tiny": 1, "1b": 3, "8b": 2}
-SECONDS = {"tiny": 1.0, "1b": 90.0, "8b": 300.0}  # of one case's turns
+SECONDS = {"tiny": 1.0, "1b": 75.0, "8b": 300.0}  # of one case's turns
 
 
 @dataclass
@@ -55,7 +55,9 @@ class Bench:
             self._tables[name] = Table(self.results / f"{name}-{self.shape}.csv")
         self._tables[name].add(rows)
 
-    def turns(self, workers: dict[str, Worker], what: str, case: Case | None = None, **limits: float) -> dict[str, Outcome]:
+    def turns(
+        self, workers: dict[str, Worker], what: str, case: Case | None = None, **limits: float
+    ) -> dict[str, Outcome]:
         """`turns.by_turns` with the run's rounds and seconds, unless `limits` has other ones."""
         rounds = min(self.rounds, int(limits.get("rounds", self.rounds)))
         return turns.by_turns(workers, rounds, limits.get("seconds", self.seconds), case, f"{what}, {self.shape}")

@@ -67,7 +67,10 @@ def ours(folder: str) -> Phase:
 
 def measure(run: Bench) -> None:
     """One sequence without and with an adapter, beside the peer and the limit; several sequences, halfbyte alone."""
-    phases = {"halfbyte": ("benchmarks.decode:ours", {"folder": str(run.folder)}), "limit": ("benchmarks.limits:memory", {})}
+    phases = {
+        "halfbyte": ("benchmarks.decode:ours", {"folder": str(run.folder)}),
+        "limit": ("benchmarks.limits:memory", {}),
+    }
     new_tokens = FEW if run.shape == "tiny" else NEW_TOKENS
     with working(phases) as workers:
         opened = dict(workers["halfbyte"].opened)
@@ -88,7 +91,13 @@ def measure(run: Bench) -> None:
             made += rows_of("decode", run.shape, name, "limit", [{"bytes_per_token": nbytes}])
             run.add("decode", made)
         for batch in () if run.shape == "8b" else BATCHES:
-            case = {"do": "decode", "rank": RANK, "targets": TARGETS, "prompts": prompts(batch), "new_tokens": new_tokens}
+            case = {
+                "do": "decode",
+                "rank": RANK,
+                "targets": TARGETS,
+                "prompts": prompts(batch),
+                "new_tokens": new_tokens,
+            }
             name = f"{batch} sequences, {ADAPTER}"
             outcome = run.turns({"halfbyte": workers["halfbyte"]}, f"decode, {name}", case, rounds=2)["halfbyte"]
             run.add("decode", rows_of("decode", run.shape, name, "halfbyte", outcome.turns))

@@ -73,8 +73,9 @@ def by_a_plain_loop(net: Any, folder: str, limit: int | None) -> Figures:
         places = order[start : start + PEER_BATCH]
         batch = tokenizer([asked[place] for place in places], return_tensors="pt", padding=True)
         with torch.inference_mode():
-            made = net.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False,
-                                max_new_tokens=task.decoding.max_new_tokens, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+            made = net.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
+                                max_new_tokens=task.decoding.max_new_tokens, do_sample=False,
+                                pad_token_id=tokenizer.pad_token_id)  # fmt: skip
         texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         found |= {place: text.split("\n")[0] for place, text in zip(places, texts, strict=True)}
     hits = 0

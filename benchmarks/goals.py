@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from benchmarks.results import LIMIT, OURS, PEER, Result, Results, distance, in_words, times
+from halfbyte.config import parse_bytes
 
 MATRIX = "14336x4096"
 R32, R16 = "r=32 on q, k, v, o", "r=16 on all linear layers"
@@ -67,7 +68,7 @@ def total(*rows: Result | None) -> float | None:
 def goals(results: Results) -> list[Line]:
     """All goals in their order."""
     parts: tuple[Callable[[Results], Iterator[Line]], ...] = (_kernels, _linear, _small_step, _large_load, _large_step,
-                                                             _decoding)  # fmt: skip
+                                                             _runs, _decoding)  # fmt: skip
     return [line for part in parts for line in part(results)]
 
 
@@ -149,8 +150,8 @@ def _large_load(results: Results) -> Iterator[Line]:
 
 
 def _large_step(results: Results) -> Iterator[Line]:
-    peer = results.get("step", "8b", f"{R32}, every layer recomputed", PEER, "seconds")
-    peer_peak = results.get("step", "8b", f"{R32}, every layer recomputed", PEER, "peak_bytes")
+    peer, peer_peak = (results.get("step", "8b", f"{R32}, within 7.5GB", PEER, figure)
+                       for figure in ("seconds", "peak_bytes"))  # fmt: skip
     for budget, size, wanted in (("7.5GB", 7.5e9, 1.35), ("12GB", 12e9, 1.8)):
 
         def get(who: str, figure: str = "seconds", budget: str = budget) -> Result | None:
@@ -167,6 +168,26 @@ def _large_step(results: Results) -> Iterator[Line]:
             most.append(("1.8 GB beside the mapped weights", 1.8e9, False))
         yield _memory("... its peak memory, mapped weights included", get(OURS, "peak_bytes"),
                       get(OURS, "mapped_bytes"), peer_peak, most)  # fmt: skip
+
+
+def _runs(results: Results) -> Iterator[Line]:
+    """What `halfbyte tune` takes of the memory that it was given, and what it had planned."""
+    for row in results.rows:
+        if (row.op, row.who, row.figure) != ("tune", OURS, "peak_bytes"):
+            continue
+
+        def get(figure: str, row: Result = row) -> Result | None:
+            return results.get("tune", row.shape, row.case, OURS, figure)
+
+        budget = row.case.removeprefix("memory: ")
+        parts = [f"halfbyte tune, {row.shape.upper()}, {row.case}"]
+        count, planned = get("recomputed_layers"), total(get("planned_peak_bytes"), get("planned_mapped_bytes"))
+        if count is not None:
+            parts.append(f"{count.median:.0f} layers recomputed")
+        if planned is not None:
+            parts.append(f"planned {in_words(planned, 'bytes')}")
+        most = [(f"at most {budget}", float(parse_bytes(budget)), True)]
+        yield _memory(", ".join(parts), row, get("mapped_bytes"), None, most)
 
 
 def _decoding(results: Results) -> Iterator[Line]:

@@ -81,7 +81,8 @@ def products(shape: str, tokens: int) -> Phase:
     yield {}
     while True:
         with torch.inference_mode():
-            yield turn()
+            figures = turn()
+        yield figures
 
 
 class Memory:

@@ -148,7 +148,9 @@ def decoding(rounds: int, seconds: float, size: tuple[int, int], distinct_bytes:
                 if turn:
                     reads.append(memory.read_bytes_per_second())
             case = f"{rows} row{'s' * (rows > 1)}"
-            yield [Row("rows", shape, case, who, "packed_bytes_per_second", tuple(found)) for who, found in speeds.items()]
+            yield [
+                Row("rows", shape, case, who, "packed_bytes_per_second", tuple(found)) for who, found in speeds.items()
+            ]
     assert len({layer.weight.data_ptr() for layer in layers["peer"]}) == len(layers["peer"])
     yield [Row("rows", shape, "reading alone", "limit", "bytes_per_second", tuple(reads))]
 

@@ -1,4 +1,4 @@
-"""The ops between the products, halfbyte's native ones beside torch's (here the peer) on the same bf16 tensors, in turns.
+"""The ops between the products: halfbyte's native ones beside torch's (here the peer) on the same bf16 tensors.
 
 Attention (a prompt, and one query a row over a cache), RMSNorm, the gate of the MLP, and the loss from the last hidden
 states, head included. `relative_error` is the norm of the difference to torch's in fp32, by the norm of that: over the
@@ -165,7 +165,12 @@ def main(given: Sequence[str] | None = None) -> None:
     table = common.Table(options.results / "ops.csv")
     for shape in options.shapes:
         model, (tokens, batch, keys) = shapes.SHAPES[shape], SIZES[shape]
-        for cases in (attention(model, tokens, batch, keys), norm(model, tokens), gate(model, tokens), loss(model, tokens)):
+        for cases in (
+            attention(model, tokens, batch, keys),
+            norm(model, tokens),
+            gate(model, tokens),
+            loss(model, tokens),
+        ):
             for case in cases:
                 table.add(rows(case, shape, options.rounds, options.seconds))
 

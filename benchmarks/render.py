@@ -30,22 +30,26 @@ from benchmarks.results import (
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 TITLES = {
-    "copy": "Copying a matrix", "quantise": "Quantise", "dequantise": "Dequantise",
+    "machine": "The machine", "copy": "Copying a matrix", "quantise": "Quantise", "dequantise": "Dequantise",
     "linear": "The linear layer, 512 tokens", "rows": "Packed weights times few rows", "pack": "Packing",
     "open": "Opening", "step": "The training step", "decode": "Decoding", "evaluate": "Evaluating",
+    "tune": "Runs within given memory", "attention": "Attention", "norm": "RMSNorm", "gate": "The gate of the MLP",
+    "loss": "The loss, head included",
 }  # fmt: skip
 GOALS = ("what", "halfbyte", "peer", "ratio", "limit", "distance", "goal", "reached")
 WORST = ("what", "least ahead of the peer", "where", "farthest from the limit", "where")
-FIGURES = ("shape", "case", "who", "figure", "median", "worst", "ratio", "distance")
+FIGURES = ("shape", "case", "who", "figure", "turns", "median", "worst", "ratio", "distance")
+WHOLE_MODELS = ("step", "decode", "open", "pack", "tune")
 SPEEDS = ("seconds", "per_second")
 INTRODUCTION = """\
 # Performance on a CPU
 
 `make bench` measures all of this (`make bench-8b` the 8B shape) and writes this page; nothing in it is typed by hand
 but the remarks. Every figure is the median of its turns. In each run halfbyte, the peer and the limit work in turns on
-the same work (8B: one after another); first steps and first generations do not count on either side.
+the same work; first steps and first generations do not count on either side. Where a turn takes minutes there are few.
 
-- **peer**: transformers, bitsandbytes (NF4, double quantisation, bf16 compute) and PEFT, used as their documents say.
+- **peer**: transformers, bitsandbytes (NF4, double quantisation, bf16 compute) and PEFT, used as their documents say;
+  for attention, norm, gate and loss, torch.
 - **limit**: what this machine allows, measured beside: the bf16 matrix products of the linear layers and the head alone
   (without attention), reading memory, copying it, or the disk.
 - **ratio**: how many times faster than the peer. **distance**: from the limit, times its time or percent of its speed.
@@ -61,7 +65,7 @@ limit. Native kernels of every instruction set count."""
 def page(folder: Path, remarks: str) -> str:
     """The page's text for the CSV files in `folder`."""
     results = Results.read(folder)
-    lines = [INTRODUCTION, *_machines(results), "", "## Goals", ""]
+    lines = [INTRODUCTION, *_machines(results), *_ceiling(results), "", "## Goals", ""]
     lines += table(GOALS, [line.cells() for line in goals(results)])
     lines += ["", "## Worst cases", "", *WORST_CASES.splitlines(), ""]
     lines += table(WORST, _worst_cases(results))
@@ -84,6 +88,19 @@ def _machines(results: Results) -> Iterator[str]:
         yield "Nothing is measured yet."
 
 
+def _ceiling(results: Results) -> Iterator[str]:
+    """What the machine does at most, by torch: large products, reading, copying."""
+    figures = {"bf16 product": "flops_per_second", "fp32 product": "flops_per_second", "reading": "bytes_per_second",
+               "copying": "bytes_per_second"}  # fmt: skip
+    found = {case: results.get("machine", "", case, LIMIT, figure) for case, figure in figures.items()}
+    words = {case: in_words(row.median, row.figure) for case, row in found.items() if row is not None}
+    if len(words) == len(figures):
+        yield ""
+        yield (f"Its ceiling, measured beside (torch): {words['bf16 product']} in large bf16 products "
+               f"({words['fp32 product']} in fp32), {words['reading']} reading memory, {words['copying']} "
+               "copying (bytes read and written).")  # fmt: skip
+
+
 def counterpart(results: Results, row: Result, who: str) -> Result | None:
     """What `row` is to be compared with: the peer's or the limit's figure of the same case."""
     case, figure = row.case, row.figure
@@ -104,13 +121,13 @@ def counterpart(results: Results, row: Result, who: str) -> Result | None:
     if row.op == "open" and who == PEER:
         case = "bf16 checkpoint into NF4"
     if row.op == "step" and "within" in case and who == PEER:
-        case = case.partition(", within")[0] + ", every layer recomputed"
+        case = case.partition(", within")[0] + ", within 7.5GB"  # it recomputes every layer
     return results.get(row.op, row.shape, case, who, figure)
 
 
 def _cells(results: Results, row: Result) -> list[str]:
-    cells = [row.shape, row.case, row.who, row.figure.replace("_", " "), in_words(row.median, row.figure),
-             in_words(row.worst, row.figure)]  # fmt: skip
+    cells = [row.shape, row.case, row.who, row.figure.replace("_", " "), str(row.turns),
+             in_words(row.median, row.figure), in_words(row.worst, row.figure)]  # fmt: skip
     if not row.who.startswith(OURS) or not row.figure.endswith(SPEEDS):
         return [*cells, "", ""]
     peer, limit = counterpart(results, row, PEER), counterpart(results, row, LIMIT)
@@ -119,7 +136,7 @@ def _cells(results: Results, row: Result) -> list[str]:
 
 def _worst_cases(results: Results) -> Iterator[list[str]]:
     for op, title in TITLES.items():
-        for shape in dict.fromkeys(row.shape if op in ("step", "decode", "open", "pack") else "" for row in results.rows
+        for shape in dict.fromkeys(row.shape if op in WHOLE_MODELS else "" for row in results.rows
                                    if row.op == op):  # fmt: skip
             rows = [row for row in results.rows if row.op == op and shape in ("", row.shape)
                     and row.who.startswith(OURS) and row.who != "halfbyte reference"

@@ -90,12 +90,16 @@ def in_words(value: float, figure: str) -> str:
         return f"{value / 1e9:.3g} G weights/s"
     if figure.endswith("bytes_per_second"):
         return f"{value / 1e9:.3g} GB/s"
+    if figure.endswith("flops_per_second"):
+        return f"{value / 1e9:.3g} GFLOP/s"
     if figure.endswith("per_second"):
         return f"{_three_digits(value)} {figure.removesuffix('_per_second').rpartition('_')[2]}/s"
     if figure.endswith("bytes") or figure == "bytes_per_token":
         return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
     if figure.endswith("seconds"):
-        return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+        return f"{value * 1e6:.3g} us" if value < 1e-3 else f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+    if figure == "relative_error":
+        return f"{value:.2g}"
     if figure.endswith(("from_disk", "within_tolerance")):
         return f"{100 * value:.0f} %"
     return f"{value:.5g}"

@@ -115,7 +115,6 @@ def measure(run: Bench) -> None:
     with working(bf16) as workers:
         race(run, "no layer recomputed", R32, 0, {"peer": run.peer, **workers}, False)
     # one turn: the second adapter only shows what changes with it
-    race(run, "every layer recomputed", R16, layers, {"peer": run.peer}, True, rounds=1)
     race(run, "no layer recomputed", R16, 0, {"peer": run.peer}, False, rounds=1)
 
 

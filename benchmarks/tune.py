@@ -55,7 +55,9 @@ def tune(folder: str, memory: str, steps: int) -> Phase:
         code = main(["tune", str(write_run(place, Path(folder) / "nf4", memory, steps))])
         assert code == 0, f"halfbyte tune ended with {code}"
         plan = json.loads((place / "run" / "plan.json").read_text(encoding="utf-8"))["phases"]["tune"]
-        lines = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         settled = read_yaml(place / "run" / "run.yaml")["tune"]
         assert len(lines) == steps
         yield {"planned_peak_bytes": plan["peak_bytes"], "planned_mapped_bytes": plan["mapped_bytes"],

@@ -20,7 +20,7 @@ def measured(tmp_path, monkeypatch):
 
     def write(*rows: tuple, name: str = "rows") -> Path:
         made = [common.Row(*row[:5], tuple(row[5])) for row in rows]
-        common.write(made, tmp_path / f"{name}.csv")
+        common.Table(tmp_path / f"{name}.csv").add(made)
         return tmp_path
 
     return write
