@@ -19,6 +19,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from benchmarks.shapes import SHAPES, linears
 from benchmarks.turns import Figures, Phase
 
 READ_FLOATS = 1 << 28  # 1 GiB, many times any cache
+PASSES = 5  # over all of a buffer in a turn
 REPEATS = 2  # of a product in a turn
 LARGE = 4096  # rows and columns of a product in which only the arithmetic counts
 
@@ -103,12 +105,12 @@ class Memory:
 
 
 def memory() -> Phase:
-    """A turn: bytes a second that memory is read with and copied with."""
+    """A turn: bytes a second that memory is read with and copied with, the medians of some passes."""
     buffers = Memory()
     yield {}
     while True:
-        yield {"read_bytes_per_second": buffers.read_bytes_per_second(),
-               "copy_bytes_per_second": buffers.copy_bytes_per_second()}  # fmt: skip
+        yield {"read_bytes_per_second": median(buffers.read_bytes_per_second() for _ in range(PASSES)),
+               "copy_bytes_per_second": median(buffers.copy_bytes_per_second() for _ in range(PASSES))}  # fmt: skip
 
 
 def bytes_per_token(net: Any) -> int:
