@@ -34,7 +34,7 @@ class Bench:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close_peer()
+        self.close_peer(stop=error is not None)
 
     @property
     def peer(self) -> Worker:
@@ -44,9 +44,9 @@ class Bench:
             self._peer = turns.Worker("benchmarks.peers:session", {"folder": str(self.folder)})
         return self._peer
 
-    def close_peer(self) -> None:
+    def close_peer(self, stop: bool = False) -> None:
         if self._peer is not None:
-            self._peer.close()
+            self._peer.close(stop)
             self._peer = None
 
     def add(self, name: str, rows: list[Row]) -> None:

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import shutil
+import signal
 import subprocess
 import time
 import traceback
@@ -85,4 +86,5 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of the phases end, too
     sys.exit(main())

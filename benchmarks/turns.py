@@ -65,7 +65,7 @@ class Worker:
         try:
             self.opened = self._answer()
         except BaseException:
-            self.close()
+            self.close(stop=True)
             raise
 
     def __enter__(self) -> Worker:
@@ -74,9 +74,12 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(stop=error is not None)
 
-    def close(self) -> None:
+    def close(self, stop: bool = False) -> None:
+        """End the process: between two turns, or (`stop`) at once."""
+        if stop:
+            self._process.terminate()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()

@@ -30,7 +30,7 @@ class Inline:
     def turn(self, case=None):
         return self._turns.send(case or {})
 
-    def close(self):
+    def close(self, stop=False):
         self._turns.close()
         self.alive = False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from benchmarks import bench, common, decode, limits, load, peers, shapes, step, turns
@@ -63,6 +65,20 @@ def test_rounds_end_with_their_time_but_one_always_counts(monkeypatch, lengths, 
         found.append(turn)
         now[0] += lengths[turn]
     assert found == [0, *range(1, counted + 1)]
+
+
+def sleeping():
+    yield {}
+    time.sleep(60)
+    yield {}
+
+
+def test_an_error_ends_a_worker_in_the_midst_of_its_turn():
+    with pytest.raises(KeyboardInterrupt), turns.working({"a": (f"{__name__}:sleeping", {})}) as workers:
+        workers["a"]._process.stdin.write("{}\n")
+        workers["a"]._process.stdin.flush()
+        raise KeyboardInterrupt
+    assert not workers["a"].alive
 
 
 def test_a_phase_that_fails_says_why():
