@@ -18,6 +18,7 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -56,9 +57,11 @@ def attention(model: dict[str, Any], tokens: int, rows: int, keys: int) -> Itera
 
     heads, groups, width = model["num_attention_heads"], model["num_key_value_heads"], model["head_dim"]
 
+    module = SimpleNamespace(num_key_value_groups=heads // groups, is_causal=True)  # what transformers' own asks for
+
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = describe(len(q), q.shape[2], k.shape[2], k.shape[2] - q.shape[2])
-        return attend(None, q, k, v, mask)[0].transpose(1, 2)
+        return attend(module, q, k, v, mask)[0].transpose(1, 2)
 
     def torchs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
