@@ -78,6 +78,7 @@ def test_attention_is_not_done_twice_unless_the_graph_is(tmp_path: Path, monkeyp
     monkeypatch.setattr(cpu, "forward", counted)
     layers = len(model.layers())
     model.recompute(layers)
+    model.net.train()
     ids = torch.randint(100, (1, 24), generator=torch.Generator().manual_seed(0))
     parameters = list(model.parameters_to_train().values())
     for parameter in parameters:
