@@ -30,6 +30,8 @@ _STATUS, _ROLLUP = Path("/proc/self/status"), Path("/proc/self/smaps_rollup")
 def give_back() -> None:
     """Return what earlier work freed to the system, so that the next phase is not charged for it."""
     gc.collect()
+    if (pool := sys.modules.get("halfbyte.kernels.pool")) is not None:
+        pool.pool.clear()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's; other systems do without
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -39,7 +41,7 @@ _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 
 @functools.cache
 def hold_little() -> bool:
-    """From here on, glibc returns blocks from 1 MB on to the system as soon as they are freed; whether that was set.
+    """From here on, glibc returns blocks from 4 MB on to the system as soon as they are freed; whether that was set.
 
     Its own threshold grows to 32 MB, and what comes and goes then leaves holes: a step of a 1B model with every
     layer recomputed peaked at 0.96 GB instead of 0.65, in the same time. Smaller thresholds slow small models down. Who
@@ -51,7 +53,7 @@ def hold_little() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 20) and mallopt(_M_TRIM_THRESHOLD, 8 << 20))
+    return bool(mallopt(_M_MMAP_THRESHOLD, 4 << 20) and mallopt(_M_TRIM_THRESHOLD, 16 << 20))
 
 
 class MemoryMeter:

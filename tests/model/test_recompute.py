@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfbyte import kernels
 from halfbyte.config import AdapterConfig
+from halfbyte.kernels.attention import cpu
 from halfbyte.model.build import load_model
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import next_token_loss
@@ -44,7 +45,9 @@ def test_every_bit_of_the_gradients_is_the_same(family: str, dropout: float, tmp
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_the_last_product_of_a_layer_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_last_product_of_a_layer_nor_that_of_attention_is_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load_model(str(tiny_checkpoint("llama", tmp_path / "llama")), adapter=AdapterConfig(rank=4))
     ids = torch.randint(100, (1, 24), generator=torch.Generator().manual_seed(0))
     products, linear = [], kernels.linear
@@ -59,7 +62,33 @@ def test_the_last_product_of_a_layer_is_not_done_twice(tmp_path: Path, monkeypat
         products.clear()
         gradients(model, ids, layers)
         counts.append(len(products))
-    assert counts[1] - counts[0] == 6 * len(model.layers())  # of q, k, v, o, gate, up and down all but the last
+    assert counts[1] - counts[0] == 5 * len(model.layers())  # of q, k, v, o, gate, up and down all but o and down
+
+
+def test_attention_is_not_done_twice_unless_the_graph_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(str(tiny_checkpoint("llama", tmp_path / "llama")), adapter=AdapterConfig(rank=4))
+    if model.attention is None or model.attention.isa is None:
+        pytest.skip("no native attention here")
+    calls, forward = [], cpu.forward
+
+    def counted(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        calls.append(1)
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(cpu, "forward", counted)
+    layers = len(model.layers())
+    model.recompute(layers)
+    model.net.train()
+    ids = torch.randint(100, (1, 24), generator=torch.Generator().manual_seed(0))
+    parameters = list(model.parameters_to_train().values())
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.1)
+    loss = next_token_loss(model.hidden(ids), ids, model.logits)
+    once = torch.autograd.grad(loss, parameters, retain_graph=True)
+    assert len(calls) == layers
+    again = torch.autograd.grad(loss, parameters)  # what was kept is gone by now
+    assert len(calls) == 2 * layers
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
 def test_nothing_is_left_behind() -> None:

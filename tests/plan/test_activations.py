@@ -14,9 +14,11 @@ from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import CHUNK
 from halfbyte.plan.activations import (
     LOSS_CHUNK,
+    PLAIN,
     evaluation_bytes,
     layer_peak_bytes_per_token,
     loss_bytes,
+    recomputed_bytes_per_token,
     saved_bytes_per_token,
     scratch_bytes,
     shape_info,
@@ -153,6 +155,12 @@ def test_recomputation_trades_a_layer_for_its_input():
     steps = {totals[n] - totals[n + 1] for n in range(30)}
     assert steps == {1024 * (saved - 2 * 4096)}
     assert totals == sorted(totals, reverse=True) or totals[31] <= totals[32]
+
+
+def test_recomputed_native_attention_keeps_its_result_and_the_product_with_it():
+    config = find("llama-3.1-8b").config
+    plain, native = (recomputed_bytes_per_token(shape_info(config, native=n)) for n in (PLAIN, NATIVE))
+    assert plain == 2 * 4096 and native == 2 * (4096 + 4096 + 4096) + 4 * 32
 
 
 def test_evaluation_keeps_keys_and_values_of_every_layer():

@@ -19,6 +19,7 @@ from halfbyte.errors import CheckpointError
 from halfbyte.kernels.attention import cpu
 from halfbyte.kernels.attention.reference import Form
 from halfbyte.kernels.choice import Choice, choose
+from halfbyte.model import recompute
 
 NAME = "halfbyte"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
@@ -39,7 +40,7 @@ class Visible:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, form: Form, padding: Tensor | None, isa: str) -> Tensor:
-        out, lse = cpu.forward(q, k, v, form, padding, isa=isa)
+        out, lse = recompute.once(lambda: cpu.forward(q, k, v, form, padding, isa=isa), leads=True)
         ctx.save_for_backward(q, k, v, out, lse, padding)
         ctx.form, ctx.isa = form, isa
         return out

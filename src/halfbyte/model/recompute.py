@@ -4,7 +4,8 @@ Method: while the layer runs, every tensor that autograd wants to keep is replac
 pass asks for the first of them, the layer runs once more on its inputs, and the tensors are put in their places, each
 until it has been used. The second run ends as soon as the last of them is there; a `QuantLinear` asks before its
 product whether it is (`ends_with`), so the last product of a layer, a quarter of its work in most families, is not
-done twice.
+done twice. Nor is attention, whose result is small for what it costs, with the product that follows it: these
+results are kept from the first run (`once`).
 
 Rejected: torch.utils.checkpoint, which ends the second run after that product, and asks nothing before it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,7 @@ class _Active(threading.local):
     """The second run that this thread is in."""
 
     run: _Recomputed | None = None
+    first: _Recomputed | None = None  # or the first one
 
 
 _active = _Active()
@@ -37,6 +40,31 @@ def ends_with(saved: int) -> bool:
     """Whether the layer that is being computed again needs no more than the next `saved` tensors that are kept."""
     run = _active.run
     return run is not None and run.wanted - run.collected <= saved
+
+
+def once(work: Callable[[], tuple[Tensor, ...]], *, leads: bool = False) -> tuple[Tensor, ...]:
+    """What `work` returns, which a layer that is computed again keeps from its first run until its second.
+
+    `leads`: a product of the first of these tensors, if it comes next, shall be kept, too (`follows`).
+    """
+    run = _active.run
+    if run is not None and run.kept:
+        made = run.kept.popleft()
+    else:
+        made = work()
+    if _active.first is not None:
+        run = _active.first
+        run.kept.append(tuple(tensor.detach() for tensor in made))  # as they are, they hold the graph, which holds this
+    if run is not None:
+        run.leading = made[0].detach() if leads else None
+    return made
+
+
+def follows(tensor: Tensor) -> bool:
+    """Whether `tensor` is, in whatever shape, the last result of `once` that leads."""
+    run = _active.first or _active.run
+    leading = None if run is None else run.leading
+    return leading is not None and tensor.untyped_storage().data_ptr() == leading.untyped_storage().data_ptr()
 
 
 class _Place:
@@ -55,6 +83,8 @@ class _Recomputed:
         self.function, self.arguments, self.named = function, arguments, named
         self.places: list[weakref.ref[_Place]] = []
         self.collected = 0
+        self.kept: deque[tuple[Tensor, ...]] = deque()
+        self.leading: Tensor | None = None
         self.devices = sorted({a.get_device() for a in self._tensors() if a.is_cuda})
         self.random = torch.get_rng_state()
         self.random_of = [torch.cuda.get_rng_state(device) for device in self.devices]
@@ -94,7 +124,8 @@ class _Recomputed:
 
     def _run_again(self) -> None:
         self.collected = 0
-        outer, _active.run = _active.run, self
+        outer = _active.run, _active.first
+        _active.run, _active.first = self, None
         arguments, named = [_apart(a) for a in self.arguments], {k: _apart(a) for k, a in self.named.items()}
         hooks = torch.autograd.graph.saved_tensors_hooks(self._collect, _never_asked)
         try:
@@ -106,7 +137,8 @@ class _Recomputed:
         except _Enough:
             pass
         finally:
-            _active.run = outer
+            _active.run, _active.first = outer
+            self.leading = None
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -117,12 +149,13 @@ def recomputed(function: Callable[..., Any], *arguments: Any, **named: Any) -> A
     if not torch.is_grad_enabled():
         return function(*arguments, **named)
     run = _Recomputed(function, arguments, named)
-    outer, _active.run = _active.run, None  # what is kept from here on goes to this run, not to the one around it
+    outer = _active.run, _active.first
+    _active.run, _active.first = None, run  # what is kept from here on goes to this run, not to the one around it
     try:
         with torch.autograd.graph.saved_tensors_hooks(run.pack, run.unpack):
             return function(*arguments, **named)
     finally:
-        _active.run = outer
+        _active.run, _active.first = outer
 
 
 def _never_asked(packed: None) -> Tensor:

@@ -23,8 +23,9 @@ token in b, 4 and b bytes; there and with fused projections (Phi-3) the input of
 A mask stands wherever a batch holds padding, or a sequence is longer than the sliding window; one item alone has no
 padding. Fused projections keep the fused output whole where a part of it is kept.
 
-With recomputation a layer keeps its input only (b H per token), and one layer at a time is there in full; the first
-layers are the ones that are recomputed, since the last ones have left when the first are at work.
+With recomputation a layer keeps its input only (b H per token) and, where attention is native, its result with the
+logarithms (b Q + 4 per head) and o's product with it (b H), which are not computed again; one layer at a time is
+there in full. The first layers are the ones that are recomputed, since the last ones have left when they are at work.
 
 The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
 really saves (`tests/plan/test_activations.py`).
@@ -137,6 +138,12 @@ def saved_bytes_per_token(info: ShapeInfo, tokens: int, *, padded: bool, dtype_b
     return total + b * info.rank * len(info.adapted)
 
 
+def recomputed_bytes_per_token(info: ShapeInfo, dtype_bytes: int = 2) -> int:
+    """Bytes that a layer which is computed again keeps from its first run to its second, per token."""
+    dims, b = _dims(info), dtype_bytes
+    return b * dims.hidden + info.native.attention * (b * (dims.query + dims.hidden) + 4 * dims.heads)
+
+
 def _norm_bytes(info: ShapeInfo, b: int) -> int:
     dims, wide = _dims(info), b if info.native.norms else 4
     total = len(dims.family.norms) * (wide * dims.hidden + 4)
@@ -209,7 +216,7 @@ def training_bytes(
     count = micro_batch * tokens
     saved = saved_bytes_per_token(info, tokens, padded=micro_batch > 1, dtype_bytes=b)
     kept_layers = dims.layers - recompute
-    inputs = recompute * b * dims.hidden
+    inputs = recompute * recomputed_bytes_per_token(info, b)
     # The last norm's input and result, the hidden states that are learned and their gradient, scaled in fp32.
     ends = (4 * b + 8) * dims.hidden + 4
     logits = loss_bytes(info, count, b)

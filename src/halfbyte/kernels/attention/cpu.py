@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfbyte.kernels import native
 from halfbyte.kernels.attention.reference import Form
+from halfbyte.kernels.pool import pool
 
 _TENSORS = ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")
 
@@ -32,7 +33,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.forward`. The result lies in memory as [B, Q, H, D], as the next projection wants it."""
     q, k, v = _rows(q), _rows(k), _rows(v)
-    out = torch.empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), dtype=q.dtype).transpose(1, 2)
+    out = pool.empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), q.dtype).transpose(1, 2)
     lse = torch.empty(q.shape[:3], dtype=torch.float32)
     call = _call(q, k, v, form, visible, lse)
     _point(call, out=out)
@@ -61,7 +62,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _like(tensor: Tensor) -> Tensor:
     """Empty, laid out as `tensor`; contiguous where that has gaps or shares memory."""
-    return _rows(torch.empty_like(tensor))
+    return _rows(pool.empty_like(tensor))
 
 
 def _how(q: Tensor, isa: str) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from halfbyte.kernels.fused import native_isa
 from halfbyte.kernels.gate import cpu, reference
 from halfbyte.kernels.gate.reference import ACTS, Act
+from halfbyte.kernels.pool import pool
 
 __all__ = ["ACTS", "Act", "gated", "gated_halves"]
 
@@ -64,7 +65,7 @@ class _Gated(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        grad_gate, grad_up = pool.empty_like(gate), pool.empty_like(up)
         cpu.gated_backward(grad.contiguous(), gate, up, grad_gate, grad_up, ctx.act, ctx.isa)
         return grad_gate, grad_up, None, None
 
@@ -80,7 +81,7 @@ class _GatedHalves(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (both,) = ctx.saved_tensors
-        grad_both = torch.empty_like(both)
+        grad_both = pool.empty_like(both)
         parts = (*_halves(both, ctx.gate_first), *_halves(grad_both, ctx.gate_first))
         cpu.gated_backward(grad.contiguous(), *parts, ctx.act, ctx.isa)
         return grad_both, None, None, None

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from halfbyte.kernels import native
 from halfbyte.kernels.gate.reference import ACTS, Act
+from halfbyte.kernels.pool import pool
 
 
 def gated(gate: Tensor, up: Tensor, act: Act, isa: str) -> Tensor:
     """act(gate) * up [T, I], contiguous."""
     rows, columns = gate.shape
-    out = torch.empty((rows, columns), dtype=gate.dtype)
+    out = pool.empty((rows, columns), gate.dtype)
     native.library().halfbyte_gate(
         gate.data_ptr(), up.data_ptr(), rows, columns, gate.stride(0), out.data_ptr(), ACTS.index(act),
         native.DTYPES[gate.dtype], torch.get_num_threads(), native.ISAS.index(isa),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfbyte.kernels import native, tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
+from halfbyte.kernels.pool import pool
 
 FEW = 16  # rows that the kernels of every instruction set take
 _CPU = torch.device("cpu")
@@ -92,7 +93,7 @@ def bf16(
     out: Tensor | None = None,
 ) -> Tensor:
     """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; everything in bf16."""
-    out = x.new_empty(x.shape[0], weight.shape[1 if transposed else 0]) if out is None else out
+    out = pool.empty((x.shape[0], weight.shape[1 if transposed else 0]), x.dtype) if out is None else out
     h, beside = (None, None) if pair is None else pair
     native.library().halfbyte_product_bf16(
         ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfbyte.kernels import native
 from halfbyte.kernels.packed import PackedWeight
+from halfbyte.kernels.pool import pool
 from halfbyte.kernels.product.cpu import matrix
 
 
@@ -24,7 +25,7 @@ def int8(
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; I a multiple of 64; bf16 beside the weight."""
-    out = x.new_empty(x.shape[0], weight.shape[1 if transposed else 0]) if out is None else out
+    out = pool.empty((x.shape[0], weight.shape[1 if transposed else 0]), x.dtype) if out is None else out
     h, beside = (None, None) if pair is None else pair
     native.library().halfbyte_product_int8(
         ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),

@@ -1,0 +1,76 @@
+"""Memory for what native kernels return: a block that is given up is kept for the next result of the same size.
+
+A new block costs a page fault for every 4 kB, and a step makes and forgets the same sizes over and over: from the
+system each time, as `memory.hold_little` has it, that was an eighth of a training step (500,000 faults). Before
+a block of a new size is mapped, as much as it takes is unmapped, of the blocks that were given up longest ago; so the
+pool never holds more than was in use at once, but for what is cut off by blocks being whole.
+
+Rejected: letting glibc keep what is freed, since short-lived and long-lived blocks then lie among each other, and a
+step needs a fifth (with every layer recomputed: half) more; buffers with names, which autograd may still hold.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LARGE = 1 << 20  # bytes from which on a tensor lies in a block; glibc keeps smaller ones anyway
+_HUGE = 2 << 20  # of a huge page
+_FLAGS: dict[str, Any] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+
+
+class Pool:
+    """Blocks of memory by size. Nothing here locks: a list's append and remove are one step each, as the finalisers
+    that give blocks back, at any moment, need it."""
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []  # given up longest ago first
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor on the CPU whose values are anything."""
+        size = math.prod(shape) * dtype.itemsize
+        if size < LARGE:
+            return torch.empty(shape, dtype=dtype)
+        return torch.empty(0, dtype=dtype).set_(self._storage(size), 0, shape)  # type: ignore[no-any-return]
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        """As `torch.empty_like`: dense, in the order in which the elements of `tensor` lie, if that is dense, too."""
+        if tensor.nbytes < LARGE or tensor.device.type != "cpu":
+            return torch.empty_like(tensor)
+        by = torch.empty_like(tensor, device="meta").stride()
+        return torch.empty(0, dtype=tensor.dtype).set_(self._storage(tensor.nbytes), 0, tensor.shape, by)  # type: ignore[no-any-return]
+
+    def clear(self) -> None:
+        """Give the system back what is not in use."""
+        self._free.clear()
+
+    @property
+    def free_bytes(self) -> int:
+        return sum(map(len, self._free))
+
+    def _storage(self, size: int) -> torch.UntypedStorage:
+        view = memoryview(block := self._take(size))
+        weakref.finalize(view, self._free.append, block).atexit = False  # the storage holds the view, and nobody else
+        return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+
+    def _take(self, size: int) -> mmap.mmap:
+        fitting = [block for block in self._free if len(block) == size]
+        if fitting:
+            self._free.remove(fitting[-1])  # used last, so it may still be in the cache
+            return fitting[-1]
+        gone = 0
+        while gone < size and self._free:
+            gone += len(self._free.pop(0))
+        block = mmap.mmap(-1, size, **_FLAGS)
+        if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        return block
+
+
+pool = Pool()

@@ -1,0 +1,54 @@
+"""Blocks of memory are used again, and no more of them are held than were in use at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from halfbyte.kernels.pool import LARGE, Pool
+
+ROWS = LARGE // 1024  # of 1024 bytes
+
+
+def test_a_block_is_used_again_when_nobody_holds_it_any_more() -> None:
+    pool = Pool()
+    first = pool.empty((ROWS, 512), torch.bfloat16)
+    place, view = first.data_ptr(), first[1:].view(-1)
+    del first
+    assert pool.free_bytes == 0 and pool.empty((ROWS, 256), torch.float32).data_ptr() != place
+    pool.clear()
+    view.fill_(1)
+    del view
+    again = pool.empty((ROWS, 256), torch.float32)
+    assert again.data_ptr() == place and pool.free_bytes == 0 and again.shape == (ROWS, 256)
+
+
+def test_a_new_size_drives_out_what_was_given_up_longest_ago() -> None:
+    pool = Pool()
+    old, young = pool.empty((ROWS, 1024), torch.uint8), pool.empty((ROWS, 2048), torch.uint8)
+    held = young.nbytes
+    del old
+    del young
+    large = pool.empty((ROWS, 1536), torch.uint8)  # takes the place of both: whole blocks go
+    assert pool.free_bytes == 0 and large.nbytes < LARGE + held
+    del large
+    pool.empty((ROWS, 1024), torch.uint8)
+    assert pool.free_bytes == LARGE  # and that came in the place of the larger one
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_like_keeps_the_order_of_the_elements(dtype: torch.dtype) -> None:
+    pool = Pool()
+    for tensor in (torch.empty(8, ROWS, 128, dtype=dtype).transpose(0, 1), torch.empty(4, 8, dtype=dtype).T):
+        made, wanted = pool.empty_like(tensor), torch.empty_like(tensor)
+        assert (made.shape, made.stride(), made.dtype) == (wanted.shape, wanted.stride(), dtype)
+    wide = torch.empty(ROWS, 2048, dtype=dtype)[:, :1024]
+    assert pool.empty_like(wide).stride() == torch.empty_like(wide).stride()
+
+
+def test_what_is_given_is_part_of_no_view_and_may_be_written_to() -> None:
+    made = Pool().empty((ROWS, 512), torch.bfloat16)
+    assert not made._is_view()
+    made.fill_(2).requires_grad_()
+    made.sum().backward()
+    assert made.grad is not None and bool((made.grad == 1).all())
