@@ -238,6 +238,48 @@ def test_what_does_not_fit_is_refused_whoever_chose_it(
     assert main(["plan", str(run_yaml)]) == 3
 
 
+def test_what_can_not_fit_is_refused_before_anything_is_packed_or_loaded(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one item of four tokens would fit."""
+    from halfbyte.model import build
+
+    monkeypatch.setattr(build, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    run_yaml = task_files(folder, model, memory="100MB")
+    assert main(["tune", str(run_yaml)]) == 3
+    said = capsys.readouterr().err
+    assert "items of 4 tokens" in said and "--force" in said and not (folder / "out").exists()
+
+
+def test_force_goes_past_the_refusal(model: Path, folder: Path) -> None:
+    run_yaml = task_files(folder, model, memory="100MB")
+    assert main(["tune", str(run_yaml), "--force"]) == 0
+
+
+def test_the_plan_of_a_run_is_for_its_device(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfbyte.plan import devices
+    from halfbyte.plan.machine import CudaDevice
+
+    monkeypatch.setattr(devices, "cuda_devices", lambda: (CudaDevice("Tesla T4", 16 * 10**9, 15 * 10**9),))
+    run_yaml = task_files(folder, model, device="cuda")
+    assert main(["plan", str(run_yaml), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["device"]["name"] == "Tesla T4" and plan["memory_bytes"] == 15 * 10**9
+    assert plan["phases"]["tune"]["parts"]["weights"] > 0 and plan["settings"]["dtype_bytes"] == 4
+    assert main(["plan", str(run_yaml), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"]["kind"] == "cpu"
+
+
+def test_several_devices_on_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llama-3.1-8b", "--device", "24GB", "--gpus", "4", "--link", "50GB/s"]) == 0
+    said = capsys.readouterr().out
+    assert "4 devices, on paper" in said and "assumed: each rank sends 50 GB/s" in said
+    assert main(["plan", "llama-3.1-8b", "--gpus", "0"]) == 2
+    assert main(["plan", "llama-3.1-8b", "--device", "T5"]) == 2
+
+
 def test_an_item_beyond_the_context_is_named(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_yaml = task_files(folder, model)
     long = {"prompt": "word " * 60, "completion": "1.00", "n": 1}

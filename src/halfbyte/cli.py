@@ -122,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", help="what the run may take, mapped weights included, e.g. 8GB (default: what is free)"
     )
     plan.add_argument("--sources", action="store_true", help="where each figure comes from; who disagrees")
+    plan.add_argument(
+        "--device", help="auto, cpu, cuda:N, a card (T4), memory (24GB), several (2x80GB) (default: auto)"
+    )
+    plan.add_argument("--gpus", type=int, metavar="N", help="training on N devices, on paper")
+    plan.add_argument("--link", help="what each of them sends, e.g. 50GB/s (default: 16GB/s)")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
     pack = verb(
@@ -198,7 +203,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     compute(generate)
 
-    verb("doctor", _doctor, "the machine, the kernels chosen and why, what is missing", "halfbyte doctor")
+    doctor = verb("doctor", _doctor, "the machine, the kernels chosen and why, what is missing", "halfbyte doctor")
+    doctor.add_argument(
+        "--calibrate", action="store_true", help="measure this machine, so that plans give times (1 min)"
+    )
 
     demo = verb(
         "demo", _demo, "the whole story on a tiny model that the package ships, without a network", "halfbyte demo"
@@ -293,6 +301,10 @@ def _generate(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from halfbyte.plan.doctor import doctor, render_doctor
 
+    if options.calibrate:
+        from halfbyte import pipeline
+
+        pipeline.calibrate_machine(_console())
     findings = doctor()
     return render_doctor(findings, _console())
 

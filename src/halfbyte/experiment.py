@@ -11,10 +11,11 @@ from typing import Any, cast
 from rich.console import Console
 
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
-from halfbyte.errors import ConfigError, DataError, DoesNotFit
+from halfbyte.errors import CheckpointError, ConfigError, DataError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.pipeline import Target, evaluate, load, say_compute, stored_fingerprint, with_training_median
 
+SHORTEST = 4  # tokens: the least that `data.max_tokens` can be
 DEMO = Path(__file__).parent / "demo"
 
 
@@ -23,7 +24,6 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
 
     Returns 0, or 130 when the run was stopped; raises DoesNotFit (exit 3) before anything is loaded.
     """
-    from halfbyte.data.dataset import load_training
     from halfbyte.data.show import first_example
     from halfbyte.data.template import load_examples
     from halfbyte.model.adapter import load_adapter
@@ -33,14 +33,18 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
     load_examples(config.data.train, config.data.template)  # its faults are cheap to find before the model is loaded
+    if not force:
+        _refuse(config, SHORTEST, console)
     config = prepare_folder(config, resume)
+    data = _data(config)
+    if not force:
+        _refuse(config, data.counts.longest, console)
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute)
     model = load(what, config.device, console)
-    model.targeted(config.adapter)  # a target that matches nothing is an error before the data are read
+    model.targeted(config.adapter)  # a target that matches nothing is an error at once
     _say_choices(model, console)
     config = dataclasses.replace(config, compute=model.compute)
-    data = load_training(config.data, model.tokenizer, config.seed)
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
     _check_items(model, data)
@@ -51,7 +55,7 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
         write_yaml(task, folder / "task.yaml")
         _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
     outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console)
-    planner.show(outcome.peak_bytes, outcome.mapped_bytes)
+    planner.show(outcome.peak_bytes, outcome.mapped_bytes, outcome.seconds)
     console.print(f"{outcome.steps} steps in {outcome.seconds:,.0f} s; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:
         return 130
@@ -63,6 +67,54 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
 
     console.print(f"report: {report(folder)}", markup=False)
     return 0
+
+
+def _data(config: RunConfig) -> Any:
+    """The items of the run, by the model's tokenizer: nothing else of the model is read for them."""
+    from halfbyte.checkpoint.source import open_checkpoint
+    from halfbyte.data.dataset import load_training
+    from halfbyte.model.build import load_tokenizer
+    from halfbyte.plan.shapes import text_config
+
+    checkpoint = open_checkpoint(config.model, config.revision)
+    vocabulary = text_config(checkpoint.config).get("vocab_size")
+    tokenizer = load_tokenizer(checkpoint, int(vocabulary) if vocabulary else 2**31)
+    return load_training(config.data, tokenizer, config.seed)
+
+
+def _refuse(config: RunConfig, longest: int, console: Console) -> None:
+    """Raises DoesNotFit for a run that can't fit, however it is cut, if its longest item has `longest` tokens: before
+    anything is packed or loaded. What is not known yet is left to the check after loading, and that is said."""
+    from halfbyte.plan.budget import amount
+    from halfbyte.plan.ladder import plan_model
+
+    options = config.tune
+    try:
+        made = plan_model(
+            config.model,
+            rank=config.adapter.rank,
+            targets=config.adapter.targets,
+            weights=config.weights,
+            sequence=longest,
+            batch=1 if options.micro_batch == "auto" else int(options.micro_batch),
+            recompute=options.recompute,
+            memory=config.memory,
+            compute=config.compute,
+            device=config.device,
+            revision=config.revision,
+        )
+    except CheckpointError as error:  # what is really wrong is said when it opens
+        console.print(f"whether it fits is not known before the model is here: {error.what}", markup=False)
+        return
+    fit = made.fit
+    if fit["fits"] is not False:
+        return
+    found = f"{amount(fit['needed_bytes'])} needed for one pass over items of {longest} tokens, "
+    found += f"{amount(fit['memory_bytes'])} are there: {amount(-fit['spare_bytes'])} too much"
+    first = f"give up first: {fit['first']}; else " if fit["first"] else ""
+    do = f"{first}lower data.max_tokens or adapter.rank, raise memory, leave tune.micro_batch and tune.recompute to "
+    do += "auto, or start anyway with --force"
+    raise DoesNotFit("the run does not fit", where=config.out, found=found, do=do)
 
 
 def _evaluate_once(model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int) -> None:
@@ -139,6 +191,7 @@ class _Planner:
     def __init__(self, model: Any, data: Any, force: bool, console: Console) -> None:
         self.model, self.data, self.force, self.console = model, data, force, console
         self.plan: dict[str, Any] = {}
+        self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
 
     def choose(self, config: RunConfig) -> RunConfig:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
@@ -219,23 +272,49 @@ class _Planner:
     def plan_json(self, config: RunConfig) -> dict[str, Any]:
         from halfbyte.plan.ladder import plan_model
 
-        made = plan_model(
-            str(self.model.path),
-            rank=config.adapter.rank,
-            targets=config.adapter.targets,
-            weights=config.weights,
-            sequence=self.data.counts.longest,
-            batch=int(config.tune.micro_batch),
-            recompute=int(config.tune.recompute),
-            memory=self._memory(config),
-            native=self._native(),
-            compute=config.compute,
-        )
-        self.plan = made.to_json()
+        def made(tokens: int) -> Any:
+            return plan_model(
+                str(self.model.path),
+                rank=config.adapter.rank,
+                targets=config.adapter.targets,
+                weights=config.weights,
+                sequence=tokens,
+                batch=int(config.tune.micro_batch),
+                recompute=int(config.tune.recompute),
+                memory=self._memory(config),
+                native=self._native(),
+                compute=config.compute,
+                device=self._device(config),
+                length=self._length(config),
+            )
+
+        counts = self.data.counts
+        self.expected = made(max(1, round(counts.tokens / counts.items))).time["run"]
+        self.plan = made(counts.longest).to_json() | {"expected": self.expected}
         return self.plan
 
-    def show(self, peak: int | None, mapped: int | None) -> None:
+    def _length(self, config: RunConfig) -> Any:
+        from halfbyte.plan.time import Length
+
+        options = config.tune
+        return Length(len(self.data.train), len(self.data.validation), options.epochs, options.batch, options.max_steps,
+                      options.validate_every)  # fmt: skip
+
+    def _device(self, config: RunConfig) -> Any:
+        """Where the model lies, as the plan takes it."""
+        from halfbyte.plan.devices import Device, find_device
+
+        if self.model.device.type != "cuda":
+            return find_device("cpu")
+        import torch
+
+        name, bf16 = torch.cuda.get_device_name(self.model.device), self.model.compute == "bf16"
+        return Device("cuda", name, self._memory(config), bf16, self.model.device_reason)
+
+    def show(self, peak: int | None, mapped: int | None, seconds: float) -> None:
         """The plan beside what was measured."""
+        planned = "not calibrated" if self.expected is None else f"{self.expected['seconds']:,.1f} s, padding left out"
+        self.console.print(f"time: planned {planned}, measured {seconds:,.1f} s", markup=False)
         planned = self.plan["phases"]["tune"]["peak_bytes"]
         if peak is not None and planned is not None:
             self.console.print(

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes
-from halfbyte.errors import CheckpointError, ConfigError
+from halfbyte.errors import CheckpointError, ConfigError, HalfbyteError
 from halfbyte.formats import Weights
 
 if TYPE_CHECKING:
     from halfbyte.plan.ladder import Plan
+    from halfbyte.plan.time import Length
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     rank, targets, weights, sequence = options.lora_rank, options.lora_targets, options.weights, options.sequence
     memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
-    compute = "auto"
+    compute, device, length = "auto", options.device, None
     model, config = _planned(model)
     if config is not None:
         weights, revision = weights or config.weights, revision or config.revision
@@ -116,6 +117,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         sequence = config.data.max_tokens if sequence is None else sequence
         memory = memory or (None if config.memory == "auto" else config.memory)
         recompute, compute = config.tune.recompute, config.compute
+        device, length = device or config.device, _length(config)
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
     if isinstance(targets, str) and "," in targets:
@@ -131,7 +133,42 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         compute=compute,
         memory=parse_bytes(memory) if memory else None,
         revision=revision,
+        device=device or "auto",
+        ranks=options.gpus,
+        link=options.link,
+        length=length,
     )
+
+
+def _length(config: RunConfig) -> Length | None:
+    """How long a run is; None where its data are not here or can't be read, which `tune` says better."""
+    from halfbyte.data.template import load_examples
+    from halfbyte.plan.time import Length
+
+    train, held_out = config.data.train, config.data.validation
+    if not train or not Path(train).is_file() or (isinstance(held_out, str) and not Path(held_out).is_file()):
+        return None
+    try:
+        items = len(load_examples(train, config.data.template))
+        if isinstance(held_out, str):
+            validation = len(load_examples(held_out, config.data.template, split="validation"))
+        else:
+            validation = round(items * (held_out or 0.0))
+            items -= validation
+    except HalfbyteError:
+        return None
+    options = config.tune
+    return Length(max(1, items), validation, options.epochs, options.batch, options.max_steps, options.validate_every)
+
+
+def calibrate_machine(console: Console) -> None:
+    """`halfbyte doctor --calibrate`: measure, and keep it in the cache."""
+    from halfbyte.calibrate import calibrate
+    from halfbyte.plan.calibration import store
+
+    console.print("measuring this machine; leave it alone for about a minute")
+    made = calibrate(lambda line: console.print(f"  {line}", markup=False))
+    console.print(f"kept in {store(made)}", markup=False)
 
 
 def pack_model(model: str, out: Path, weights: Weights, revision: str | None, console: Console) -> None:

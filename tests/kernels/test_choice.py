@@ -64,7 +64,7 @@ def test_an_unknown_name_gets_the_nearest(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.load()[0] is None:
         pytest.skip(native.load()[1])
-    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    monkeypatch.setattr(native, "NATIVE_INTERFACE", native.NATIVE_INTERFACE + 1)
     native.load.cache_clear()
     try:
         library, reason = native.load()

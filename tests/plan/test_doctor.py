@@ -103,3 +103,12 @@ def test_the_compute_type_is_shown_with_both_figures_and_whether_int8_can_be_had
     out = io.StringIO()
     render_doctor(doctor(), Console(file=out, width=200))
     assert "a product took 9.00 ms in bf16" in out.getvalue()
+
+
+def test_a_missing_calibration_is_noted_and_one_that_holds_is_shown(monkeypatch, tmp_path):
+    from halfbyte.plan.calibration import Calibration, identity, store
+
+    monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path))
+    assert module._calibration().mark == "note" and "--calibrate" in module._calibration().do
+    store(Calibration(identity(), "2026-01-01", 1.0, {"bf16": {}}, {"product_bf16": 4e11, "read": 3e10}))
+    assert module._calibration().found == "calibrated here on 2026-01-01: 400 GFLOP/s in bf16, reads 30.0 GB/s"

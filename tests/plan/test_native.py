@@ -6,6 +6,7 @@ from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
 from halfbyte.kernels.product import cpu
 from halfbyte.model.blocks import Replacement
+from halfbyte.plan import native as native_module
 from halfbyte.plan.native import foretold, has_bf16_products, of_model
 
 LLAMA = {"model_type": "llama"}
@@ -56,3 +57,21 @@ def test_a_loaded_model_says_it_itself():
     found = of_model(parts[:1], "halfbyte", products=False, reason="")
     assert (found.norms, found.mlp, found.attention, found.products) == (True, False, True, False)
     assert "norms, attention native" in str(found)
+
+
+@pytest.mark.parametrize("content", [b"no library", b""])
+def test_a_library_that_does_not_load_is_not_trusted(content, monkeypatch, tmp_path):
+    from importlib.machinery import EXTENSION_SUFFIXES
+
+    (tmp_path / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(content)
+    monkeypatch.setattr("halfbyte.plan.native._KERNELS", tmp_path)
+    found = foretold(LLAMA)
+    assert not found.norms and not found.products and "can't be loaded" in found.reason
+
+
+def test_a_library_of_other_sources_is_not_trusted(monkeypatch):
+    if choose().isa is None:
+        pytest.skip("there is no native library here")
+    monkeypatch.setattr("halfbyte.plan.native.NATIVE_INTERFACE", -1)
+    monkeypatch.setattr("halfbyte.plan.native._fault_of", native_module._fault_of.__wrapped__)
+    assert "built from other sources" in foretold(LLAMA).reason and not foretold(LLAMA).norms

@@ -48,7 +48,8 @@ def test_models_are_compared_in_the_order_that_was_asked_for(capsys):
     plans = json.loads(capsys.readouterr().out)["plans"]
     assert [plan["model"].rpartition("/")[2].lower() for plan in plans] == names
     assert main(["plan", names[1], "--memory", "4GB", "--json"]) in (0, 3)
-    assert json.loads(capsys.readouterr().out) == plans[1]
+    alone = json.loads(capsys.readouterr().out)
+    assert alone | {"device": None} == plans[1] | {"device": None}  # what of it is free changes all the time
     assert main(["plan", *names, "--memory", "4GB"]) == 0
     said = capsys.readouterr().out
     assert "8,030,261,248" in said and "unknown, because" in " ".join(said.split())

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from halfbyte.environment import NATIVE_INTERFACE
 from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE
 from halfbyte.kernels import tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
-INTERFACE = 2  # of the library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of `enum Isa` in common.h
 ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512", "avx512bf16": "AVX-512 with BF16"}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
@@ -61,7 +61,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
             getattr(made, name).argtypes = arguments
     except (OSError, AttributeError) as error:
         return None, f"the native library can't be loaded ({error}): {_BUILD}"
-    if interface != INTERFACE:
+    if interface != NATIVE_INTERFACE:
         return None, f"the native library was built from other sources than these: {_BUILD}"
     return made, ""
 

@@ -49,7 +49,7 @@ def _table(plans: Sequence[Plan]) -> Table:
             "unknown" if plan.parameters is None else f"{plan.parameters:,}",
             _size(plan.weights_bytes["bf16"]),
             plan.settings["weights"],
-            _size(plan.phases["open"].mapped_bytes),
+            _size(plan.phases["open"].parts.get("weights", plan.phases["open"].mapped_bytes)),  # a part on a card
             gb(plan.adapter_bytes),
             _peak(plan.phases["evaluate"]),
             _peak(plan.phases["tune"]),

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from halfbyte.checkpoint.source import cache_folder
 from halfbyte.errors import HalfbyteError
+from halfbyte.plan.calibration import load as load_calibration
 from halfbyte.plan.ladder import gb
 from halfbyte.plan.machine import Machine, this_machine
 
@@ -60,7 +61,16 @@ def doctor(machine: Machine | None = None) -> list[Finding]:
     findings = [_python(), Finding("ok", "system", machine.system), *_hardware(machine)]
     findings += [_library(name, *bounds) for name, bounds in LIBRARIES.items()]
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
-    findings += [_kernels(), _parts(), _compute(), _compiler(), _cuda(machine), _cache(), _disk(Path.cwd())]
+    findings += [
+        _kernels(),
+        _parts(),
+        _compute(),
+        _calibration(),
+        _compiler(),
+        _cuda(machine),
+        _cache(),
+        _disk(Path.cwd()),
+    ]
     return findings
 
 
@@ -170,6 +180,20 @@ def _compute() -> Finding:
         return Finding("problem", "compute", f"can't be measured: {error}", "reinstall torch")
     int8 = f"can't be had: {missing}" if missing else "can be asked for, at some price in quality"
     return Finding("ok", "compute", f"{choice.name}: {choice.reason}; int8 {int8}")
+
+
+def _calibration() -> Finding:
+    found, reason = load_calibration()
+    if found is None:
+        return Finding("note", "calibration", "plans give no times: this machine is " + reason.split(";")[0],
+                       "halfbyte doctor --calibrate (about a minute)")  # fmt: skip
+    rates = {
+        name: f"{found.rates[f'product_{name}'] / 1e9:,.0f} GFLOP/s in {name}"
+        for name in found.costs
+        if f"product_{name}" in found.rates
+    }
+    words = f"{', '.join(rates.values())}, reads {found.rates['read'] / 1e9:.1f} GB/s"
+    return Finding("ok", "calibration", f"{reason}: {words}")
 
 
 def _compiler() -> Finding:

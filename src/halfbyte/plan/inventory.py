@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Inventory:
     unknown: dict[str, str] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()  # linear layers that a packed checkpoint keeps in 16 bits
 
-    @property
+    @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of the linear layers of the blocks, by module name."""
         return {spec.module: (spec.shape[0], spec.shape[1]) for spec in self.tensors if spec.kind == "linear"}

@@ -9,6 +9,7 @@ pages; the clean pages of the memory-mapped weights stand apart as `mapped_bytes
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,15 +27,16 @@ from halfbyte.formats import (
 )
 from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
+from halfbyte.plan.answers import complete
 from halfbyte.plan.budget import room_beside
+from halfbyte.plan.devices import CONTEXT_BYTES, Device, find_device
 from halfbyte.plan.inventory import Inventory, take_inventory
-from halfbyte.plan.machine import this_machine
 from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.shapes import TensorSpec
+from halfbyte.plan.time import Length
 from halfbyte.targets import select_targets
 
 SEQUENCE, BATCH, EVALUATION_BATCH = 512, 1, 16  # defaults: tokens, items trained at once, items evaluated at once
-NO_SECONDS = "seconds: unknown, because this machine's speed has not been calibrated"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     packed: str | None = None
+    device: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    parallel: dict[str, Any] = field(default_factory=dict)
 
     @property
     def adapter_bytes(self) -> int:
@@ -94,7 +100,8 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         fields = {**asdict(self), "phases": {name: phase.to_json() for name, phase in self.phases.items()}}
-        late = {name: fields.pop(name) for name in ("memory_bytes", "phases", "fits", "reasons", "notes", "unknown")}
+        late = {name: fields.pop(name) for name in ("memory_bytes", "phases", "fits", "reasons", "notes", "unknown",
+                                                         "device", "time", "fit", "parallel")}  # fmt: skip
         exact = {"adapter_bytes": self.adapter_bytes, "gradient_bytes": self.gradient_bytes,
                  "optimiser_bytes": self.optimiser_bytes}  # fmt: skip
         return {"schema": 1, **fields, **exact, **late}
@@ -114,6 +121,10 @@ def plan_model(
     native: Native | None = None,
     compute: str = "auto",
     revision: str | None = None,
+    device: Device | str | None = None,
+    ranks: int | None = None,
+    link: str | int | None = None,
+    length: Length | None = None,
 ) -> Plan:
     """Plan a local folder, a model of the catalogue or one of the hub, without torch and without reading weights.
 
@@ -122,7 +133,9 @@ def plan_model(
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `native` the parts that native code computes (None: as this machine's CPU will), `compute` the type of the
-    activations (auto: as the weights, 16 bits where those are quantised).
+    activations (auto: as the weights, 16 bits where those are quantised). `device` is where it runs (see
+    `devices.find_device`; None: this machine's processor), `ranks` how many of them would train together over links of
+    `link` bytes a second each, `length` the run whose time is asked for.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -133,10 +146,21 @@ def plan_model(
         raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
     inventory = take_inventory(name_or_path, revision)
     weights = weights or inventory.packed or "nf4"
-    available = _memory(memory)
-    native = native or foretold(inventory.config, dtype_bytes=_width(weights, compute))
-    settings = (sequence, batch, available, recompute, evaluation_batch, native, compute)
-    return make_plan(inventory, rank, targets, known[weights], *settings)
+    where = device if isinstance(device, Device) else find_device(device or "cpu")
+    available = where.memory_bytes if memory is None or memory == "auto" else (
+        memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
+    compute = compute if where.bf16 or compute != "auto" else _without_bf16(inventory)
+    native = native or foretold(inventory.config, dtype_bytes=_width(weights, compute), device=where.kind)
+
+    def made(**changed: Any) -> Plan:
+        asked: dict[str, Any] = {
+            "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence, "batch": batch,
+            "memory_bytes": available, "recompute": recompute, "evaluation_batch": evaluation_batch,
+            "native": native, "compute": compute, "kind": where.kind,
+        }  # fmt: skip
+        return make_plan(inventory, **(asked | changed))
+
+    return complete(made, inventory, where, ranks=ranks, link=link, length=length)
 
 
 def make_plan(
@@ -151,8 +175,9 @@ def make_plan(
     evaluation_batch: int,
     native: Native,
     compute: str = "auto",
+    kind: str = "cpu",
 ) -> Plan:
-    """The plan of an inventory; as `plan_model`, with everything looked up."""
+    """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
     chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
     adapter = sum(rank * (linears[name][0] + linears[name][1]) for name in chosen)
@@ -164,17 +189,20 @@ def make_plan(
     mapped = _mapped(weights, weights_bytes, constants)
     b = _width(weights, compute)
     runtime = activations.runtime_bytes(info)
-    fixed = {"runtime": runtime, "adapter": 4 * adapter, "narrow_copy": b * adapter}
+    opened: dict[str, int | None] = {"runtime": runtime}
+    if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
+        opened, mapped = {"context": CONTEXT_BYTES, "weights": mapped}, 0
+    fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": b * adapter}
 
     def scratch(items: int) -> int:
         return activations.scratch_bytes(info, linears.values(), items * sequence, weights in QUANTISED, b)
 
     training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": scratch(batch)}
-    layers, why, mapped_counts = _recompute(info, recompute, batch, sequence, memory_bytes, sum(training.values()),
-                                            mapped or 0, b)  # fmt: skip
+    spoken_for = sum(size or 0 for size in training.values())
+    layers, why, mapped_counts = _recompute(info, recompute, batch, sequence, memory_bytes, spoken_for, mapped or 0, b)
     phases = {
         "pack": _packing(inventory, weights),
-        "open": Phase({"runtime": runtime}, mapped),
+        "open": Phase(opened, mapped),
         "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, sequence, b),
                            "scratch": scratch(evaluation_batch)}, mapped),
         "tune": Phase({**training, **_training(info, batch, sequence, layers, b)}, mapped),
@@ -182,14 +210,15 @@ def make_plan(
     unknown = dict(inventory.unknown)
     if info.dims is None:
         unknown.setdefault("activations", info.unknown)
-    fits, reasons = _verdict(phases, memory_bytes, unknown, mapped_counts)
+    on_device = {name: phase for name, phase in phases.items() if kind == "cpu" or name != "pack"}  # that is the host's
+    fits, reasons = _verdict(on_device, memory_bytes, unknown, mapped_counts)
     experts = sum(spec.count for spec in inventory.tensors if spec.kind == "expert")
     return Plan(
         model=inventory.name,
         source=inventory.where,
         settings={"weights": weights, "rank": rank, "targets": targets if isinstance(targets, str) else list(targets),
                   "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch, "recompute": layers,
-                  "layers": info.layers},
+                  "layers": info.layers, "compute": compute, "dtype_bytes": b},
         parameters=inventory.parameters,
         linear_parameters=sum(rows * columns for rows, columns in quantised.values()),
         linear_layers=len(quantised),
@@ -203,7 +232,7 @@ def make_plan(
         memory_bytes=memory_bytes,
         phases=phases,
         fits=fits,
-        reasons=[*reasons, why, f"activations: {native}", NO_SECONDS],
+        reasons=[*reasons, why, f"activations: {native}"],
         notes=[*inventory.notes, *_kept(inventory, experts, weights)],
         unknown=unknown,
         packed=inventory.packed,
@@ -216,22 +245,14 @@ def _check(**counts: int) -> None:
             raise ConfigError(f"{name.replace('_', ' ')} must be a whole number of at least 1", found=repr(value))
 
 
-def _memory(memory: str | int | None) -> int | None:
-    if isinstance(memory, int):
-        return memory
-    if memory is None or memory == "auto":
-        return this_machine(cuda=False).available_bytes
-    return parse_bytes(memory)
-
-
 def _packed(weights: Weights, matrices: Iterable[tuple[int, int]]) -> PackedBytes:
     """The bytes of all matrices together, each of them packed by itself."""
-    parts = [packed_bytes(weights, rows, columns) for rows, columns in matrices]
+    parts = [(packed_bytes(weights, *shape), count) for shape, count in Counter(matrices).items()]
     return PackedBytes(
-        codes=sum(part.codes for part in parts),
-        absmax=sum(part.absmax for part in parts),
-        nested_absmax=sum(part.nested_absmax for part in parts),
-        tables=sum(part.tables for part in parts),
+        codes=sum(count * part.codes for part, count in parts),
+        absmax=sum(count * part.absmax for part, count in parts),
+        nested_absmax=sum(count * part.nested_absmax for part, count in parts),
+        tables=sum(count * part.tables for part, count in parts),
     )
 
 
@@ -258,14 +279,14 @@ def _json_keys(values: dict[Weights, int]) -> dict[str, int]:
 def _state_bytes(weights: Weights, matrices: Iterable[tuple[int, int]]) -> int:
     """About what the quant states take in the file: JSON for 4 bits (the digits of the offset vary), a byte for 8."""
     total = 0
-    for rows, columns in matrices:
+    for (rows, columns), count in Counter(matrices).items():
         if weights == "int8":
-            total += 1
+            total += count
             continue
         state = {"quant_type": "nf4", "blocksize": BLOCKSIZE, "dtype": "bfloat16", "shape": [rows, columns]}
         if weights == "nf4":
             state |= {"nested_blocksize": NESTED_BLOCKSIZE, "nested_dtype": "float32", "nested_offset": 1 / 60}
-        total += len(json.dumps(state))
+        total += count * len(json.dumps(state))
     return total
 
 
@@ -288,6 +309,11 @@ def _packing(inventory: Inventory, weights: Weights) -> Phase:
 def _width(weights: str, compute: str = "auto") -> int:
     """Bytes of an activation."""
     return 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
+
+
+def _without_bf16(inventory: Inventory) -> str:
+    """What `compute: auto` becomes on a card without bf16: a checkpoint in fp16 stays that, any other runs in fp32."""
+    return "fp16" if str(inventory.config.get("torch_dtype") or inventory.config.get("dtype")) == "float16" else "fp32"
 
 
 def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:

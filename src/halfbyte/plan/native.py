@@ -1,20 +1,25 @@
 """Which parts of a model native code computes: what a plan has to know of the kernels, found without importing torch.
 
 A loaded model says it itself (`of_model`). Before that it is foretold (`foretold`) from what decides it later: the
-library's file, the processor's flags, HALFBYTE_KERNELS and the family. The library is not opened for that: whatever
-opens it before torch decides whose threads both of them use. What can't be seen (flags of other systems than Linux)
-counts as missing, which plans more memory.
+library, the processor's flags, HALFBYTE_KERNELS and the family. Whether the library opens at all is tried in a process
+of its own (a tenth of a second; the answer is kept as long as the file is the same): whatever opens it before torch
+decides whose threads both of them use. What can't be seen (flags of other systems than Linux) counts as missing, which
+plans more memory.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
+from halfbyte.environment import NATIVE_INTERFACE
 from halfbyte.plan.shapes import is_known, text_config
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
@@ -52,14 +57,37 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
         return plain(f"there is no native kernel for {device} yet")
     if forced == "reference":
         return plain("HALFBYTE_KERNELS=reference")
-    if not any((_KERNELS / f"_native{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+    file = next((file for suffix in EXTENSION_SUFFIXES if (file := _KERNELS / f"_native{suffix}").exists()), None)
+    if file is None:
         return plain("the native library was not built")
+    fault = _fault_of(str(file), file.stat().st_mtime_ns)
+    if fault:
+        return plain(f"the native library can't be loaded ({fault})")
     if not is_known(config):
         return plain("the family is not known")
     text = text_config(config)
     fast = has_bf16_products() and forced in ("", "cpu", "cpu-avx512bf16") and dtype_bytes == 2
     dropout = any(text.get(name) for name in _DROPOUTS)
     return Native(True, True, not dropout, fast, "the library is there, and the family is one that it covers")
+
+
+_TRY = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).halfbyte_interface())"
+
+
+@functools.cache
+def _fault_of(file: str, changed: int) -> str:
+    """Why the library in `file` can't be used; empty if it can. `changed`, its time, is for the cache alone."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _TRY, file], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"it could not be tried: {error}"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if done.stdout.strip() != str(NATIVE_INTERFACE):
+        return "it was built from other sources than these"
+    return ""
 
 
 def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:

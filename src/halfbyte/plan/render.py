@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from halfbyte.plan.ladder import Phase, Plan, gb
+from halfbyte.plan.show import render_answers
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
 _LEAST, _MOST = 12, 40  # cells of the longest bar
@@ -29,6 +30,7 @@ def render_plan(plan: Plan, console: Console) -> None:
     console.print()
     console.print(_phases(plan))
     _verdict(plan, console)
+    render_answers(plan.to_json(), console)
     for note in plan.notes:
         _line(console, f"note: {note}", "dim")
 

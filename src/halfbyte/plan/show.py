@@ -1,0 +1,95 @@
+"""The plan's answers for people: how long, what fits, what to give up first, several devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from halfbyte.plan.budget import amount
+from halfbyte.plan.devices import machine_words
+from halfbyte.plan.machine import this_machine
+
+
+def render_answers(answers: Mapping[str, Any], console: Console) -> None:
+    """Print what `Plan.to_json()` says under device, time, fit and parallel."""
+    for lines in (time_lines(answers["time"], answers["settings"]), fit_lines(answers), parallel_lines(answers)):
+        for number, line in enumerate(lines):
+            console.print(Text(line, style="" if number else "bold"), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    for unit, size in (("days", 172_800), ("hours", 7200), ("minutes", 120), ("s", 1)):
+        if seconds >= size:
+            return f"{seconds / {'days': 86_400, 'hours': 3600, 'minutes': 60, 's': 1}[unit]:.3g} {unit}"
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def time_lines(time: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    if not time["calibrated"]:
+        return [f"time: {time['reason']}"]
+    lines = [f"time, {time['reason']}"]
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in time["step_parts"].items() if seconds)
+    items = f"{settings['batch']} x {settings['sequence']} tokens"
+    lines.append(f"  training: {items} in {duration(time['step_seconds'])}, {time['tokens_per_second']:.3g} tokens/s, "
+                 f"{time['hours_per_million_tokens']:.3g} hours a million tokens ({parts})")  # fmt: skip
+    if time["run"]:
+        run = time["run"]
+        lines.append(f"  this run: at most {duration(run['seconds'])}, {run['steps']} steps of "
+                     f"{duration(run['step_seconds'])}, {duration(run['validation_seconds'])} of it validation, "
+                     f"if every item had {settings['sequence']} tokens")  # fmt: skip
+    found = time["evaluate"]
+    lines.append(f"  evaluation: {found['prompt_tokens_per_second']:.3g} tokens/s of prompts, then "
+                 f"{found['decoded_tokens_per_second']:.3g} tokens/s ({found['items']} answers at once; "
+                 f"{found['decoded_tokens_per_second_alone']:.3g} one alone)")  # fmt: skip
+    if time["pack_seconds"] is not None:
+        lines.append(f"  packing: {duration(time['pack_seconds'])}")
+    return lines
+
+
+def fit_lines(plan: Mapping[str, Any]) -> list[str]:
+    fit, device = plan["fit"], plan["device"]
+    where = f"{device['count']} x " * (device["count"] > 1) + device["name"]
+    if device["kind"] == "cpu":
+        where += f" ({machine_words(this_machine(cuda=False))})"
+    if fit["fits"] is None:
+        return [f"what fits on {where}: {fit['reason']}"]
+    spare = fit["spare_bytes"]
+    verdict = f"fits, {amount(spare)} to spare" if spare >= 0 else f"does not fit, {amount(-spare)} too much"
+    lines = [f"training on {where}: {verdict}, {fit['reason']}"]
+    found = ", ".join(
+        f"{name} {'none' if one['value'] is None else one['value']}" + f" ({one['limit']})" * (one["limit"] != "memory")
+        for name, one in fit["largest"].items()
+    )
+    lines.append(f"  the largest that fits, every layer recomputed and the rest as asked: {found}")
+    for one in fit["give_up"]:
+        price = (
+            "time unknown"
+            if one["time_factor"] is None
+            else f"{100 * (one['time_factor'] - 1):+.0f} % {fit['time_in']} a token"
+        )
+        first = " <- first" * (one["what"] == fit["first"])
+        enough = "" if fit["fits"] else " enough;" if one["enough"] else " not enough;"
+        sign = "saves" if one["saved_bytes"] >= 0 else "takes"
+        saved = f"{sign} {amount(abs(one['saved_bytes']))}"
+        lines.append(f"  {one['what']}:{enough} {saved}, {price}; gives up {one['cost']}{first}")
+    return lines
+
+
+def parallel_lines(plan: Mapping[str, Any]) -> list[str]:
+    found = plan["parallel"]
+    if not found:
+        return []
+    lines = [f"{found['ranks']} devices, on paper (halfbyte itself trains on one)"]
+    for name in ("replicated", "sharded"):
+        way = found[name]
+        held = "unknown" if way["bytes_per_rank"] is None else amount(way["bytes_per_rank"])
+        fits = {True: "fits", False: "does not fit", None: "fits: unknown"}[way["fits"]]
+        sent = "unknown" if way["traffic_bytes"] is None else amount(way["traffic_bytes"])
+        lines.append(f"  {name}: {held} a rank, {fits}; each sends {sent} a step; {way['reason']}")
+    if found["least_ranks_sharded"] is not None:
+        lines.append(f"  the fewest sharded ranks that hold it: {found['least_ranks_sharded']}")
+    return lines + [f"  assumed: {text}" for text in found["assumptions"]]
