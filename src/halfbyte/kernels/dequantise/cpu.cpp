@@ -33,7 +33,7 @@ void dequantise_int8(const int8_t* codes, const float* scale, int64_t rows, int6
 using namespace halfbyte;
 
 // Raised whenever a function's arguments change, so that native.py refuses a library built from older sources.
-HALFBYTE_API int halfbyte_interface() { return 2; }
+HALFBYTE_API int halfbyte_interface() { return 3; }
 
 // The best instruction set that this processor and this build have: an Isa.
 HALFBYTE_API int halfbyte_isa() {
