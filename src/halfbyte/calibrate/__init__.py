@@ -49,9 +49,8 @@ def calibrate(say: Say = lambda line: None) -> Calibration:
             main = compute == chosen
             formats: list[Weights] = ["nf4", "int8", "bf16"] if main else ["nf4"]
             formats += ["fp32"] if compute == "fp32" else []
-            shapes, tokens = operations.SHAPES, operations.TOKENS
-            if not main:
-                shapes, tokens = shapes[:-1], tokens[::2]
+            shapes = operations.SHAPES if main else operations.SHAPES[:-1]
+            tokens = operations.TOKENS if main else operations.TOKENS[::2]
             dtype = DTYPES[compute]
             products = {weights: operations.layers(weights, dtype, shapes, tokens) for weights in formats}
             costs[compute] = _of_type(dtype, products, Path(folder), packing, say)

@@ -7,14 +7,13 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from halfbyte.calibrate.fit import Points, both, once, quiet
 from halfbyte.calibrate.operations import RANK
 from halfbyte.config import AdapterConfig
-from halfbyte.formats import Weights
 from halfbyte.plan import operations as count
 from halfbyte.plan.calibration import Cost
 from halfbyte.plan.operations import FEW
@@ -90,9 +89,9 @@ def _packed_model(shape: Mapping[str, int], folder: Path, packing: Points) -> Pa
     file = source / "model.safetensors"
     _forget(file)
     checkpoint = open_checkpoint(str(source))
-    pack(checkpoint, folder / "first", cast(Weights, "nf4"))  # imports and code on first use do not count
+    pack(checkpoint, folder / "first", "nf4")  # imports and code on first use do not count
     _forget(file)
-    took = once(lambda: pack(checkpoint, packed, cast(Weights, "nf4")))
+    took = once(lambda: pack(checkpoint, packed, "nf4"))
     packing.add(count.packing(file.stat().st_size, len(checkpoint.tensors)), took)
     return packed
 

@@ -150,7 +150,7 @@ def loss(dtype: torch.dtype) -> Points:
         head = LinearHead(torch.randn(vocabulary, hidden).mul_(0.02).to(stored))
         x = torch.randn(1, tokens + 1, hidden, dtype=dtype, requires_grad=True)
         labels = torch.randint(vocabulary, (1, tokens + 1))
-        work = lambda x=x, labels=labels, head=head: next_token_loss(x, labels, head).backward()  # noqa: E731
+        work = lambda x=x, labels=labels, head=head: next_token_loss(x, labels, head).backward()  # type: ignore[no-untyped-call]  # noqa: E731
         points.add(count.loss(tokens, vocabulary, hidden), seconds(work))
     return points
 

@@ -37,14 +37,14 @@ class Pool:
         size = math.prod(shape) * dtype.itemsize
         if size < LARGE:
             return torch.empty(shape, dtype=dtype)
-        return torch.empty(0, dtype=dtype).set_(self._storage(size), 0, shape)  # type: ignore[no-any-return]
+        return torch.empty(0, dtype=dtype).set_(self._storage(size), 0, shape)  # type: ignore[call-overload,no-any-return]
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """As `torch.empty_like`: dense, in the order in which the elements of `tensor` lie, if that is dense, too."""
         if tensor.nbytes < LARGE or tensor.device.type != "cpu":
             return torch.empty_like(tensor)
         by = torch.empty_like(tensor, device="meta").stride()
-        return torch.empty(0, dtype=tensor.dtype).set_(self._storage(tensor.nbytes), 0, tensor.shape, by)  # type: ignore[no-any-return]
+        return torch.empty(0, dtype=tensor.dtype).set_(self._storage(tensor.nbytes), 0, tensor.shape, by)
 
     def clear(self) -> None:
         """Give the system back what is not in use."""

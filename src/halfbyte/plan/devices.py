@@ -143,8 +143,10 @@ def torch_has_cuda() -> bool:
 
 def machine_words(machine: Machine) -> str:
     """What of this machine decides what fits."""
-    size = lambda n: "unknown" if n is None else f"{n / 1e9:.1f} GB"  # noqa: E731
-    words = f"{size(machine.available_bytes)} free of {size(machine.total_bytes)}"
+    free, total = (
+        "unknown" if n is None else f"{n / 1e9:.1f} GB" for n in (machine.available_bytes, machine.total_bytes)
+    )
+    words = f"{free} free of {total}"
     if machine.limit_bytes is not None:
-        words += f", the container may take {size(machine.limit_bytes)}"
+        words += f", the container may take {machine.limit_bytes / 1e9:.1f} GB"
     return words
