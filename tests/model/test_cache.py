@@ -84,6 +84,21 @@ def test_rows_are_chosen_into_buffers_of_their_own() -> None:
     assert layer.get_seq_length() == 0 and layer.keys.shape[2] == 0
 
 
+def test_cropping_is_that_of_transformers_own_layer() -> None:
+    ours, theirs = ReservedLayer(CAPACITY), DynamicLayer()
+    for layer in (ours, theirs):
+        layer.crop(-3)  # nothing is there yet
+        filled(layer, 7, 2)
+        layer.crop(0)
+        layer.crop(-3)
+        with pytest.raises(ValueError, match="4"):
+            layer.crop(4)
+    assert ours.get_seq_length() == theirs.get_seq_length() == 6
+    assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+    ours.crop(-9)
+    assert ours.get_seq_length() == 0
+
+
 def test_which_layers_are_reserved() -> None:
     assert kinds("llama") == [(ReservedLayer, False)] * 2
     assert kinds("llama", None) == [(DynamicLayer, False)] * 2

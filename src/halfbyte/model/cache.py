@@ -93,8 +93,13 @@ class ReservedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.batch_select_indices(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -`tokens_to_remove` tokens (transformers passes a negative number)."""
-        self.length = max(0, self.length - abs(tokens_to_remove))
+        """Forget the last -`tokens_to_remove` tokens.
+
+        Raises ValueError for a positive number, as transformers does: it used to mean the length that stays.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes the number of tokens to forget as a negative number, not {tokens_to_remove}")
+        self.length = max(0, self.length + tokens_to_remove)
         self._show()
 
     def reset(self) -> None:
