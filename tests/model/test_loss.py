@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from halfbyte import kernels
+from halfbyte.kernels.product.reference import decode
 from halfbyte.model.loss import CHUNK, IGNORED, LinearHead, next_token_loss
 
 HIDDEN, VOCABULARY = 16, 50
@@ -69,3 +71,10 @@ def test_a_head_whose_output_its_backward_needs_is_not_spoiled() -> None:
     plain = hidden.detach().clone().requires_grad_()
     F.cross_entropy(torch.tanh(plain)[0, :-1], labels[0, 1:], reduction="sum").backward()
     torch.testing.assert_close(hidden.grad, plain.grad)
+
+
+def test_decoding_a_weight_leaves_the_logits_alone() -> None:
+    hidden, weight = torch.randn(7, HIDDEN), torch.randn(VOCABULARY, HIDDEN)
+    logits = LinearHead(weight).logits(hidden)
+    decode(kernels.quantise(weight, "nf4", name="head"), torch.float32)
+    torch.testing.assert_close(logits, hidden @ weight.T)

@@ -124,8 +124,7 @@ def linear(
 ) -> Tensor:  # fmt: skip
     """y [T, O] = x [T, I] W^T (+ bias [O]) (+ h [T, R] B^T, for pair = (h, B [O, R])), in x's dtype; no autograd.
 
-    `out`, if given, is written and returned: contiguous [T, O] of x's dtype, and not in the reference's scratch buffer
-    unless `weight` is dense.
+    `out`, if given, is written and returned: contiguous [T, O] of x's dtype, and not in the reference's scratch buffer.
 
     `weight` is packed or a dense [O, I] tensor; the others have x's dtype. Sums are fp32 and rounded once where native
     kernels run; elsewhere it is torch's product of the dequantised weight. `int8` multiplies bytes (see product_int8)

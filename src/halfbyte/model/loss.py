@@ -4,8 +4,7 @@ Method: the hidden states go through the model's head a chunk of tokens at a tim
 are overwritten by their gradient, which gives the gradient of the chunk's hidden states; the backward pass only scales
 what was kept. As in Cut Cross-Entropy (Wijmans et al. 2024, arXiv:2411.09009) and Liger-Kernel, with the difference
 that the head is the model's own (soft caps and scales included), by autograd. A head that is a product with the output
-embedding and nothing else, as most are, goes without autograd, and its logits lie in the buffer that dequantised
-weights use (`kernels.product.reference.scratch`).
+embedding and nothing else, as most are, goes without autograd, and its logits lie in a buffer that is kept.
 
 For 512 tokens of a vocabulary of 128,256 the logits and their gradient would take 0.5 GB in fp32; a chunk takes 33 MB
 in bf16, and a sequence of 8,192 tokens takes no more.
@@ -23,12 +22,13 @@ from torch.autograd.function import once_differentiable
 
 from halfbyte import kernels
 from halfbyte.kernels.cross_entropy import cross_entropy
-from halfbyte.kernels.product.reference import scratch
+from halfbyte.kernels.product.reference import Scratch
 
 CHUNK = 128  # tokens whose logits are there at once
 IGNORED = -100  # label of a token that is not learned
 
 Head = Callable[[Tensor], Tensor]
+_logits = Scratch()
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class LinearHead:
         return kernels.linear(hidden_NH, self.weight)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits in a buffer that the next call, and whoever decodes a weight, overwrites."""
-        out = scratch.take((len(hidden_NH), len(self.weight)), hidden_NH.dtype, hidden_NH.device)
+        """Logits in a buffer that the next call overwrites."""
+        out = _logits.take((len(hidden_NH), len(self.weight)), hidden_NH.dtype, hidden_NH.device)
         return kernels.linear(hidden_NH, self.weight, out=out)
 
     def backward(self, grad_NV: Tensor) -> Tensor:

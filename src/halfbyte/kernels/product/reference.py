@@ -18,8 +18,8 @@ Pair = tuple[Tensor, Tensor]
 TILE = 4096  # rows of a dense matrix of another dtype that are converted at once
 
 
-class _Scratch(threading.local):
-    """One buffer a thread, device and dtype, as large as the largest matrix decoded so far."""
+class Scratch(threading.local):
+    """One buffer a thread, device and dtype, as large as the largest matrix taken so far."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -37,7 +37,7 @@ class _Scratch(threading.local):
         self._buffers.clear()
 
 
-scratch = _Scratch()
+scratch = Scratch()
 
 
 def decode(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
