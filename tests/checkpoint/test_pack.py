@@ -73,6 +73,17 @@ def test_transformers_opens_it_and_computes_the_same(family: str, weights: Weigh
     assert AutoTokenizer.from_pretrained(tmp_path / "packed")("a castle").input_ids
 
 
+def test_what_waits_for_the_disk_is_bounded_by_half_the_bytes_of_the_largest_tensor(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(str(tiny("llama")))
+    jobs, _ = packing._jobs(checkpoint, skeleton(checkpoint), "nf4")
+    assert packing._limit(jobs) == writer.FLUSH
+    monkeypatch.setattr(packing, "FLUSH", 1)
+    embedding = state_of(checkpoint.path)["model.embed_tokens.weight"]
+    assert packing._limit(jobs) == embedding.nbytes // 2
+
+
 def save_theirs(folder: Path, out: Path, weights: Weights, **settings: Any) -> Any:
     config = BitsAndBytesConfig(load_in_8bit=True) if weights == "int8" else BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=weights == "nf4",

@@ -4,8 +4,9 @@ The new folder is what transformers writes, too: the tensors under the model's o
 for all), config.json with `quantization_config`, tokenizer, templates and licence copied. Linear layers are quantised
 from the values as they are stored; the rest becomes bf16 (fp16 stays fp16; what transformers keeps in fp32 does).
 
-Source tensors are mapped, one at a time; what is quantised waits for the disk in at most `stream.BEHIND` bytes, so the
-peak is the runtime's plus less than twice the largest tensor, however large the model. The folder is made beside its
+A source tensor is mapped while it is used: what is copied as it is waits for the disk as a mapping, which is no memory
+that the system can't take back; what is computed waits in at most `stream.BEHIND` bytes. So the peak is the runtime's
+plus less than twice the largest tensor, however large the model. The folder is made beside its
 destination under another name and then renamed, so that it is there completely or not at all. Its `halfbyte.json`,
 which is this program's note of what it was made of, is what lets a second run see that the work is done.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shutil
 import socket
@@ -258,9 +258,8 @@ def _write_tensors(
 
 
 def _limit(jobs: list[_Job]) -> int:
-    """Bytes that may wait for the disk: so many that a small model is not charged for them."""
-    largest = max(math.prod(shape) for job in jobs for shape in job.recipe.targets.values())
-    return min(BEHIND, max(FLUSH, largest))
+    """Bytes that may wait for the disk: half of what the largest tensor takes, so that a small model can bear them."""
+    return min(BEHIND, max(FLUSH, max(job.nbytes for job in jobs) // 2))
 
 
 def _write_all(writer: Writer, tensors: dict[str, Tensor]) -> None:
