@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from halfbyte.kernels import native
 from halfbyte.kernels.choice import VARIABLE
 from halfbyte.kernels.gate import ACTS, Act, gated, gated_halves, reference
 
-from .bounds import assert_no_worse
+from .bounds import assert_op_no_worse
 
 SHAPES = [(7, 64), (300, 1000), (2, 5, 13), (1, 1), (0, 8)]
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
@@ -28,19 +30,8 @@ def test_values_and_gradients(
     implementation: str, threads: int, shape: tuple[int, ...], dtype: torch.dtype, act: Act
 ) -> None:
     gate, up, grad = inputs(shape, dtype)
-    made = {}
-    for name, kind in {"ours": dtype, "theirs": dtype, "exact": torch.float64}.items():
-        leaves = [part.to(kind, copy=True).requires_grad_() for part in (gate, up)]
-        y = (gated if name == "ours" else reference.gated)(*leaves, act)
-        y.backward(grad.to(kind))
-        made[name] = (y.detach(), *(leaf.grad for leaf in leaves))
-    if not gate.numel():
-        assert made["ours"][0].shape == gate.shape
-        return
-    for ours, theirs, exact in zip(made["ours"], made["theirs"], made["exact"], strict=True):
-        assert ours is not None and theirs is not None and exact is not None
-        assert ours.dtype == theirs.dtype == dtype
-        assert_no_worse(ours, theirs, exact, floor=0.1)
+    ours, theirs = (partial(op, act=act) for op in (gated, reference.gated))
+    assert_op_no_worse(ours, theirs, (gate, up), grad, floor=0.1)
 
 
 @pytest.mark.parametrize("act", ACTS)

@@ -16,17 +16,8 @@ from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.model.adapter import quant_linears, save_adapter
 from halfbyte.model.build import Model, choose_device, load_model
 from halfbyte.model.loss import LinearHead, next_token_loss
+from tests.model.plain import IDS, plain
 from tests.tiny import FAMILIES, tiny_checkpoint, tiny_tokenizer
-
-IDS = torch.tensor([[3, 17, 40, 9, 77, 5, 102, 31, 8, 64], [7, 7, 81, 200, 12, 90, 3, 45, 6, 11]])
-
-
-def plain(model: Model, source: Path) -> Any:
-    """transformers' own model in float32, holding the very weights that `model` dequantises, adapter merged."""
-    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    for name, layer in quant_linears(model.net).items():
-        net.set_submodule(name, layer.fuse(torch.float32))
-    return net.eval()
 
 
 def logits(model: Model, ids: torch.Tensor) -> torch.Tensor:

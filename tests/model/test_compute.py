@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from halfbyte.config import AdapterConfig
 from halfbyte.kernels import compute
@@ -15,19 +14,10 @@ from halfbyte.kernels.compute import Measured
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 from halfbyte.model import build
 from halfbyte.model.adapter import quant_linears
-from halfbyte.model.build import Model, load_model
+from halfbyte.model.build import load_model
 from halfbyte.model.loss import next_token_loss
+from tests.model.plain import IDS, plain
 from tests.tiny import FAMILIES, tiny_checkpoint
-
-IDS = torch.tensor([[3, 17, 40, 9, 77, 5, 102, 31, 8, 64], [7, 7, 81, 200, 12, 90, 3, 45, 6, 11]])
-
-
-def reference(model: Model, source: Path) -> Any:
-    """transformers' model in fp32 on the stored values, the linear layers as `model` decodes them."""
-    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    for name, layer in quant_linears(model.net).items():
-        net.set_submodule(name, layer.fuse(torch.float32))
-    return net.eval()
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -38,7 +28,7 @@ def test_fp32_equals_transformers_in_fp32(family: str, weights: Any, dtype: str,
     with torch.no_grad():
         hidden = model.hidden(IDS)
         assert model.dtype == hidden.dtype == torch.float32
-        torch.testing.assert_close(model.logits(hidden), reference(model, source)(IDS).logits, rtol=2e-4, atol=2e-4)
+        torch.testing.assert_close(model.logits(hidden), plain(model, source)(IDS).logits, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -60,16 +50,16 @@ def test_gradients_in_fp32_are_the_reference(family: str, folder: Path) -> None:
     for layer in layers.values():
         assert isinstance(layer.frozen, (NF4Weight, Int8Weight)) and layer.lora_B is not None
         torch.nn.init.normal_(layer.lora_B, std=0.05)
-    plain = reference(model, source)
-    plain.requires_grad_(True)
-    wanted = plain(IDS, labels=IDS).loss
+    theirs = plain(model, source)
+    theirs.requires_grad_(True)
+    wanted = theirs(IDS, labels=IDS).loss
     wanted.backward()
     loss = next_token_loss(model.hidden(IDS), IDS, model.head) / IDS[:, 1:].numel()
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-5)
     for name, layer in layers.items():
         assert layer.lora_A is not None and layer.lora_B is not None
-        grad = plain.get_submodule(name).weight.grad
+        grad = theirs.get_submodule(name).weight.grad
         torch.testing.assert_close(layer.lora_B.grad, layer.scaling * grad @ layer.lora_A.T, rtol=1e-3, atol=1e-5)
 
 
