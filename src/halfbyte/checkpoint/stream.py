@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 AHEAD = 256_000_000  # bytes asked for beyond the work in hand, at most
 BEHIND = 128_000_000  # bytes computed and not yet written, at most, unless one piece is larger
@@ -50,9 +49,7 @@ class ReadAhead:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with self._moved:
             self._stopped = True
             self._moved.notify()
@@ -113,9 +110,7 @@ class WriteBehind:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with self._moved:
             if error is not None:
                 self._waiting.clear()
