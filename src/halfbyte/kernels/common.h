@@ -20,6 +20,7 @@
 #define HALFBYTE_API extern "C" __attribute__((visibility("default")))
 #define HALFBYTE_INLINE inline __attribute__((always_inline))
 #endif
+#define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HALFBYTE_X86 1

@@ -10,10 +10,6 @@
 
 #include "common.h"
 
-#ifndef HALFBYTE_APART
-#define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
-#endif
-
 namespace halfbyte {
 
 constexpr int64_t kVector = 16;  // n is a multiple of it

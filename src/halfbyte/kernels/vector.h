@@ -2,7 +2,7 @@
 //
 // A body is written once, as plain loops without branches, and compiled for each instruction set (`for_isa`), as wide
 // as that is. Nothing is left to the compiler's liking that could change a result: a * b + c is rounded once where the
-// body says so and the processor has it (`mul_add`), and sums run over kLanes lanes of their own. So AVX2 and AVX-512
+// body says so and the processor has it (`mul_add`), and sums run over kSumLanes lanes of their own. So AVX2 and AVX-512
 // give the same bits. Rejected: intrinsics, three times the code for no gain here, where memory sets the pace.
 #pragma once
 
@@ -13,12 +13,10 @@
 #else
 #define HALFBYTE_BODY __attribute__((always_inline))
 #endif
-#undef HALFBYTE_APART
-#define HALFBYTE_APART __restrict  // what this pointer leads to is reached by no other
 
 namespace halfbyte {
 
-constexpr int kLanes = 64;  // of a sum: enough that an addition need not wait for the one before
+constexpr int kSumLanes = 64;  // of a sum: enough that an addition need not wait for the one before
 
 // Whether a body may ask for a fused a * b + c: emulated, it would be slower than anything else here.
 template <bool has>
@@ -66,17 +64,19 @@ HALFBYTE_INLINE float mul_add(Has, float a, float b, float c) {
 // The sum of term(0) .. term(count - 1), in fp32: 64 lanes, then pairs of them.
 template <typename Term>
 HALFBYTE_INLINE float sum_of(int64_t count, const Term& term) {
-    float lanes[kLanes] = {};
+    float lanes[kSumLanes] = {};
     int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes)
-        for (int j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
+    for (; i + kSumLanes <= count; i += kSumLanes)
+        for (int j = 0; j < kSumLanes; ++j) lanes[j] += term(i + j);
     for (int j = 0; i < count; ++i, ++j) lanes[j] += term(i);
-    for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int width = kSumLanes / 2; width > 0; width /= 2)
         for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
     return lanes[0];
 }
 
-// e^x for x <= 0, with an error of about an ulp; 0 from -87.3 on, where the result would be subnormal.
+// e^x for x <= 0, with an error of about an ulp; 0 from -87.3 on, where the result would be subnormal. Where the factor
+// log2(e) can go into a scale that is multiplied with anyway, exp2_of (exp.h) is cheaper; here the product alone would
+// cost 60 ulps.
 //
 // x = n ln 2 + r, |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r); q is a minimax fit, relative error of the whole 3e-9.
 template <typename Has>

@@ -15,14 +15,14 @@ constexpr int64_t kSumBlock = 4096;
 
 template <typename T>
 HALFBYTE_INLINE float largest_of(const T* x, int64_t columns) {
-    float lanes[kLanes];
-    for (int j = 0; j < kLanes; ++j) lanes[j] = to_float(x[0]);
+    float lanes[kSumLanes];
+    for (int j = 0; j < kSumLanes; ++j) lanes[j] = to_float(x[0]);
     int64_t i = 0;
-    for (; i + kLanes <= columns; i += kLanes)
-        for (int j = 0; j < kLanes; ++j) lanes[j] = lanes[j] < to_float(x[i + j]) ? to_float(x[i + j]) : lanes[j];
+    for (; i + kSumLanes <= columns; i += kSumLanes)
+        for (int j = 0; j < kSumLanes; ++j) lanes[j] = lanes[j] < to_float(x[i + j]) ? to_float(x[i + j]) : lanes[j];
     for (; i < columns; ++i) lanes[0] = lanes[0] < to_float(x[i]) ? to_float(x[i]) : lanes[0];
     float largest = lanes[0];
-    for (int j = 1; j < kLanes; ++j) largest = largest < lanes[j] ? lanes[j] : largest;
+    for (int j = 1; j < kSumLanes; ++j) largest = largest < lanes[j] ? lanes[j] : largest;
     return largest;
 }
 
