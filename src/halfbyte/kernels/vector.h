@@ -2,8 +2,8 @@
 //
 // A body is written once, as plain loops without branches, and compiled for each instruction set (`for_isa`), as wide
 // as that is. Nothing is left to the compiler's liking that could change a result: a * b + c is rounded once where the
-// body says so and the processor has it (`mul_add`), and sums run over kSumLanes lanes of their own. So AVX2 and AVX-512
-// give the same bits. Rejected: intrinsics, three times the code for no gain here, where memory sets the pace.
+// body says so and the processor has it (`mul_add`), and sums run over kSumLanes lanes of their own. So AVX2 and
+// AVX-512 give the same bits. Rejected: intrinsics, three times the code for no gain here, where memory sets the pace.
 #pragma once
 
 #include "common.h"
@@ -75,8 +75,8 @@ HALFBYTE_INLINE float sum_of(int64_t count, const Term& term) {
 }
 
 // e^x for x <= 0, with an error of about an ulp; 0 from -87.3 on, where the result would be subnormal. Where the factor
-// log2(e) can go into a scale that is multiplied with anyway, exp2_of (exp.h) is cheaper; here the product alone would
-// cost 60 ulps.
+// log2(e) can go into a scale that is multiplied with anyway, exp2_of (exp.h) is cheaper; here the rounding of
+// that product would cost up to 40 ulps.
 //
 // x = n ln 2 + r, |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r); q is a minimax fit, relative error of the whole 3e-9.
 template <typename Has>
