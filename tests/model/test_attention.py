@@ -138,6 +138,8 @@ def test_what_changes_the_result_and_is_not_known_is_an_error() -> None:
     q = torch.randn(1, 2, 4, 16)
     with pytest.raises(attention.CheckpointError, match="s_aux"):
         attention.attend(None, q, q, q, Visible(0, 0, None, lambda: None), s_aux=torch.zeros(2))
+    with pytest.raises(attention.CheckpointError, match="soft cap"):
+        attention.attend(None, q, q, q, torch.zeros(1, 1, 4, 4), softcap=5.0)
 
 
 def small(kind: str, **options: Any) -> Any:

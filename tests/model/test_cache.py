@@ -62,8 +62,10 @@ def test_rows_are_dropped_where_they_lie() -> None:
     more = states(1, rows=3, seed=9)
     found = layer.update(*more)
     assert torch.equal(found[0], torch.cat([keys[[0, 4, 2]], more[0]], dim=2))
-    with pytest.raises(ValueError, match="row 1 can't move to 0"):
-        layer.keep([1, 0])
+    for wrong, where in (([1, 0], "row 1 can't move to 0"), ([2, 0], "row 0 can't move to 1")):
+        with pytest.raises(ValueError, match=where):
+            layer.keep(wrong)
+    assert torch.equal(layer.keys, found[0])  # what can't be done is not begun
 
 
 def test_rows_are_chosen_into_buffers_of_their_own() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfbyte import kernels
 from halfbyte.config import AdapterConfig
-from halfbyte.kernels.attention import cpu
+from halfbyte.errors import TrainingError
 from halfbyte.model.build import load_model
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import next_token_loss
@@ -140,3 +140,14 @@ def test_a_layer_within_a_layer_and_a_frozen_pair(trained: bool) -> None:
 def test_without_gradients_it_is_the_layer_itself() -> None:
     with torch.no_grad():
         assert recomputed(lambda x, *, y: x + y, torch.ones(2), y=1).tolist() == [2, 2]
+
+
+def test_a_layer_that_computes_something_else_the_second_time_is_named() -> None:
+    runs: list[int] = []
+
+    def layer(x: Tensor) -> Tensor:
+        runs.append(1)
+        return x.sin().exp() if len(runs) == 1 else x * 2
+
+    with pytest.raises(TrainingError, match="not deterministic"):
+        recomputed(layer, torch.randn(4, requires_grad=True)).sum().backward()

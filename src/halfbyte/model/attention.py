@@ -74,6 +74,12 @@ def attend(
     isa = choose(query.device).isa
     same = query.dtype == key.dtype == value.dtype and key.shape == value.shape
     if isa is None or dropout or not same or not isinstance(attention_mask, Visible):
+        if softcap:
+            raise CheckpointError(
+                "this model's soft cap is computed for causal masks and for q, k and v of one type only",
+                found=f"mask {type(attention_mask).__name__}, types {query.dtype}, {key.dtype}, {value.dtype}",
+                do='leave out what asks for another mask, or call net.set_attn_implementation("eager")',
+            )
         from transformers import AttentionInterface
 
         dense = attention_mask.dense() if isinstance(attention_mask, Visible) else attention_mask

@@ -64,11 +64,11 @@ class ReservedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep these rows, in this order, where they lie: row i is already in place or comes from behind the last."""
         if self._buffers is None:
             return
-        for place, row in enumerate(rows):
-            if row == place:
-                continue
+        moves = [(place, row) for place, row in enumerate(rows) if row != place]
+        for place, row in moves:
             if row < len(rows):
                 raise ValueError(f"row {row} can't move to {place} without a copy: {len(rows)} rows stay")
+        for place, row in moves:
             for buffer in self._buffers:
                 buffer[place, :, : self.length] = buffer[row, :, : self.length]
         self._buffers = (self._buffers[0][: len(rows)], self._buffers[1][: len(rows)])

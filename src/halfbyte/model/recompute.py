@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfbyte.errors import TrainingError
+
 
 class _Enough(Exception):
     """All that was to be kept is there."""
@@ -108,7 +110,9 @@ class _Recomputed:
         if packed.tensor is None:
             self._run_again()
         tensor, packed.tensor = packed.tensor, None
-        assert tensor is not None, "a layer kept other tensors when it was computed again"
+        if tensor is None:
+            raise TrainingError("a layer kept fewer tensors when it was computed again: it is not deterministic",
+                                do="keep all activations: tune.recompute=0")  # fmt: skip
         return tensor
 
     def _is_there_anyway(self, tensor: Tensor) -> bool:
