@@ -14,6 +14,7 @@ from torch import Tensor
 from halfbyte import kernels
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import TrainingError
+from halfbyte.kernels.attention import cpu
 from halfbyte.model.build import load_model
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import next_token_loss

@@ -1,7 +1,7 @@
 """Memory for what native kernels return: a block that is given up is kept for the next result of the same size.
 
 A new block costs a page fault for every 4 kB, and a step makes and forgets the same sizes over and over: from the
-system each time, as `memory.hold_little` has it, that was an eighth of a training step (500,000 faults). Before
+system each time, as `memory.hold_little` has it, that was up to a tenth of a training step (500,000 faults). Before
 a block of a new size is mapped, as much as it takes is unmapped, of the blocks that were given up longest ago; so the
 pool never holds more than was in use at once, but for what is cut off by blocks being whole.
 
@@ -34,17 +34,15 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor on the CPU whose values are anything."""
-        size = math.prod(shape) * dtype.itemsize
-        if size < LARGE:
+        if math.prod(shape) * dtype.itemsize < LARGE:
             return torch.empty(shape, dtype=dtype)
-        return torch.empty(0, dtype=dtype).set_(self._storage(size), 0, shape)  # type: ignore[call-overload,no-any-return]
+        return self._filled(torch.empty(shape, dtype=dtype, device="meta"))
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """As `torch.empty_like`: dense, in the order in which the elements of `tensor` lie, if that is dense, too."""
-        if tensor.nbytes < LARGE or tensor.device.type != "cpu":
+        if tensor.numel() * tensor.itemsize < LARGE or tensor.device.type != "cpu":
             return torch.empty_like(tensor)
-        by = torch.empty_like(tensor, device="meta").stride()
-        return torch.empty(0, dtype=tensor.dtype).set_(self._storage(tensor.nbytes), 0, tensor.shape, by)
+        return self._filled(torch.empty_like(tensor, device="meta"))
 
     def clear(self) -> None:
         """Give the system back what is not in use."""
@@ -54,10 +52,12 @@ class Pool:
     def free_bytes(self) -> int:
         return sum(map(len, self._free))
 
-    def _storage(self, size: int) -> torch.UntypedStorage:
-        view = memoryview(block := self._take(size))
+    def _filled(self, meta: Tensor) -> Tensor:
+        """A tensor with memory laid out as `meta` is."""
+        view = memoryview(block := self._take(meta.nbytes))
         weakref.finalize(view, self._free.append, block).atexit = False  # the storage holds the view, and nobody else
-        return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+        storage = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+        return torch.empty(0, dtype=meta.dtype).set_(storage, 0, meta.shape, meta.stride())
 
     def _take(self, size: int) -> mmap.mmap:
         fitting = [block for block in self._free if len(block) == size]
