@@ -55,6 +55,8 @@ def fit_lines(plan: Mapping[str, Any]) -> list[str]:
     where = f"{device['count']} x " * (device["count"] > 1) + device["name"]
     if device["kind"] == "cpu":
         where += f" ({machine_words(this_machine(cuda=False))})"
+    if fit["memory_bytes"] not in (None, device["memory_bytes"]):
+        where += f", in {amount(fit['memory_bytes'])}"
     if fit["fits"] is None:
         return [f"what fits on {where}: {fit['reason']}"]
     spare = fit["spare_bytes"]

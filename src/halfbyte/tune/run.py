@@ -176,7 +176,12 @@ def _train(
                     saved = time.monotonic()
             finished = True
         except Stopped:
-            console.print(f"stopped after step {state.progress.step} of {steps}; go on with --resume")
+            console.print(
+                f"stopped after step {state.progress.step} of {steps}; go on with: "
+                f"halfbyte tune {folder / 'run.yaml'} --resume",
+                markup=False,
+                soft_wrap=True,
+            )
         except TrainingError:
             state.save(folder / "checkpoints")
             raise
