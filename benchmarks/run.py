@@ -5,8 +5,8 @@
 
 What needs no model runs in a process of its own and only with the small shape. The checkpoints (random weights; nothing
 is downloaded) are made in the folder where they are missing. Without --folder they go to a temporary folder and are
-removed at the end; what was made in a named folder stays with --keep only. A benchmark that fails does not keep the
-others from running.
+removed at the end; so is a named folder that was not there before, unless --keep is given. A benchmark that fails does
+not keep the others from running.
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ def main(given: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     shape, stages = options.shape, LARGE if options.shape == "8b" else WITH_A_MODEL
     wanted = options.only or [*(ALONE if shape == "1b" else ()), *stages]
+    for name in wanted:
+        if name not in (*ALONE, *stages):
+            common.say(f"with the shape {shape} there is no '{name}'; there are: {', '.join((*ALONE, *stages))}")
+            return 2
     went = [attempt(name, lambda name=name: alone(name)) for name in ALONE if name in wanted]  # type: ignore[misc]
     if any(name in wanted for name in stages):
         made = options.folder is not None and not options.folder.exists()

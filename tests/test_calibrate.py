@@ -114,6 +114,6 @@ def test_a_prediction_is_of_the_size_of_the_measured_step(
         adam.step()
         return time.perf_counter() - began
 
-    measured = sorted(step() for _ in range(9))[4]
+    measured = min(step() for _ in range(30))  # the least disturbed one
     planned = plan_model(str(folder), sequence=64, memory="8GB", recompute=0).time["step_seconds"]
     assert measured / 3 < planned < 3 * measured

@@ -52,3 +52,15 @@ def test_what_is_given_is_part_of_no_view_and_may_be_written_to() -> None:
     made.fill_(2).requires_grad_()
     made.sum().backward()
     assert made.grad is not None and bool((made.grad == 1).all())
+
+
+def test_what_the_system_does_not_have_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("none left")
+
+    pool = Pool()
+    pool.empty((ROWS, 1024), torch.uint8)
+    monkeypatch.setattr("halfbyte.kernels.pool.mmap.mmap", refused)
+    with pytest.raises(MemoryError, match="2,097,152 bytes"):
+        pool.empty((ROWS, 2048), torch.uint8)
+    assert pool.free_bytes == 0  # what was free was given back before

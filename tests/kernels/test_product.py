@@ -84,6 +84,12 @@ def test_neither_threads_nor_a_second_run_change_a_bit(weights: str, count: int)
             assert torch.equal(dx, results[0][1])
 
 
+def test_an_empty_contraction_leaves_the_bias(implementation: str) -> None:
+    x, bias = torch.ones(3, 0).bfloat16(), torch.randn(8).bfloat16()
+    assert torch.equal(kernels.linear(x, torch.empty(8, 0).bfloat16(), bias), bias.expand(3, 8))
+    assert torch.equal(kernels.linear_transposed(x, torch.empty(0, 4).bfloat16()), torch.zeros(3, 4).bfloat16())
+
+
 def test_a_part_of_a_larger_tensor_is_read_where_it_lies(implementation: str) -> None:
     weight, whole = made(64, 64, "nf4"), torch.randn(8, 128).bfloat16()
     assert torch.equal(kernels.linear(whole[:, 64:], weight), kernels.linear(whole[:, 64:].contiguous(), weight))

@@ -118,6 +118,15 @@ def test_rows_of_w_of_all_sizes_cost_the_gradient_nothing(weights: Weights) -> N
     assert errors(weight, drawn(40, 256), g)[1] < 0.012
 
 
+@pytest.mark.parametrize("weights", ["nf4-single", "int8"])
+def test_a_row_of_w_next_to_nothing_spoils_no_gradient(weights: Weights) -> None:
+    dense = drawn(128, 64).clone()
+    dense[5] = 1e-39
+    weight, g = kernels.quantise(dense, weights), drawn(20, 128, seed=1)
+    wanted = kernels.linear_transposed(g, weight).float()
+    assert (kernels.linear_transposed(g, weight, int8=True).float() - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_the_factor_of_the_levels_is_the_best() -> None:
     levels, weights = torch.tensor(NF4_CODE), torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     scaled = weights / weights.abs().amax(1, keepdim=True)

@@ -18,7 +18,7 @@ from halfbyte.kernels.attention import cpu
 from halfbyte.model.build import load_model
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import next_token_loss
-from halfbyte.model.recompute import recomputed
+from halfbyte.model.recompute import once, recomputed
 
 from ..tiny import FAMILIES, tiny_checkpoint
 
@@ -90,6 +90,40 @@ def test_attention_is_not_done_twice_unless_the_graph_is(tmp_path: Path, monkeyp
     again = torch.autograd.grad(loss, parameters)  # what was kept is gone by now
     assert len(calls) == 2 * layers
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+class _Kept(torch.autograd.Function):
+    """sin, whose result a layer that is computed again keeps; nothing is saved where `saves` is False."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, saves: bool) -> Tensor:
+        (y,) = once(lambda: (x.sin(),))
+        if saves:
+            ctx.save_for_backward(x)
+        ctx.saves = saves
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.saved_tensors[0].cos() if ctx.saves else gradients[0], None
+
+
+def test_what_a_second_run_leaves_is_not_taken_for_another_run() -> None:
+    x = torch.linspace(0.1, 1, 8, requires_grad=True)
+    y = recomputed(lambda x: _Kept.apply(_Kept.apply(x, True).exp(), False), x)  # type: ignore[no-untyped-call]
+    found = [torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(3)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_result_that_the_layer_writes_over_is_made_again() -> None:
+    def layer(x: Tensor) -> Tensor:
+        y = _Kept.apply(x, True)  # type: ignore[no-untyped-call]
+        y += 1
+        return y.square()  # type: ignore[no-any-return]
+
+    x = torch.linspace(0.1, 1, 8, requires_grad=True)
+    wanted = torch.autograd.grad(layer(x).sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(recomputed(layer, x).sum(), x)[0], wanted)
 
 
 def test_nothing_is_left_behind() -> None:

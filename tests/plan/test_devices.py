@@ -67,7 +67,8 @@ def test_auto_takes_a_card_that_torch_can_use(built, cards, kind, reason, monkey
 
 def test_the_cards_of_this_machine_are_known_by_their_full_names():
     names = {"NVIDIA A100-SXM4-40GB": True, "Tesla V100-SXM2-32GB": False, "NVIDIA GeForce GTX 1080": False,
-             "NVIDIA H100 80GB HBM3": True, "Tesla T4": False, "NVIDIA GeForce RTX 2080 Ti": False,
+             "NVIDIA H100 80GB HBM3": True, "Tesla T4": False, "Quadro P4000": False, "Quadro GV100": False,
+             "GeForce MX150": False, "NVIDIA RTX 2000 Ada Generation": True, "NVIDIA GeForce RTX 2080 Ti": False,
              "NVIDIA L4": True}  # fmt: skip
     for name, bf16 in names.items():
         assert devices._of(CudaDevice(name, 10, 5), "").bf16 is bf16

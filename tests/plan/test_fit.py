@@ -57,7 +57,7 @@ def test_prices_are_those_of_the_other_plan():
 def test_what_costs_time_only_goes_first_and_what_cuts_items_last():
     asked = {"weights": "bf16", "sequence": 2048, "recompute": 0}
     first = {size: plan_model("llama-3.1-8b", device=size, **asked).fit["first"] for size in ("20GB", "14GB", "60GB")}
-    assert first == {"20GB": "recomputation: 32 of 32 layers", "14GB": "weights int8", "60GB": None}
+    assert first == {"20GB": "recomputation: 32 of 32 layers", "14GB": "weights int8, every layer recomputed", "60GB": None}
 
 
 def test_a_packed_checkpoint_can_not_change_its_weights(tmp_path):
@@ -74,3 +74,9 @@ def test_a_packed_checkpoint_can_not_change_its_weights(tmp_path):
 def test_what_is_unknown_stays_unknown():
     plan = plan_model("granite-3.3-8b-base", memory="24GB")
     assert plan.fit["fits"] is None and plan.fit["reason"].startswith("unknown, because") and not plan.fit["largest"]
+
+
+def test_what_is_enough_is_enough_with_the_recomputation_as_asked():
+    plan = plan_model("llama-3.1-8b", memory="11GB", recompute=0, sequence=2048, batch=2)
+    for one in plan.fit["give_up"]:
+        assert one["enough"] is (one["saved_bytes"] >= -plan.fit["spare_bytes"]), one["what"]

@@ -62,7 +62,8 @@ def calibrate(say: Say = lambda line: None) -> Calibration:
     for compute, table in costs.items():
         price = table["product/nf4/forward"].units["multiplication"]
         rates[f"product_{compute}"] = 2 / price if price else 0.0
-    rates["attention"] = 2 / max(costs[chosen]["attention/forward"].units["multiplication"], 1e-15)
+    price = costs[chosen]["attention/forward"].units["multiplication"]
+    rates["attention"] = 2 / price if price else 0.0
     return Calibration(identity(), date.today().isoformat(), time.perf_counter() - started, costs, rates)
 
 

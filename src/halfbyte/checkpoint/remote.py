@@ -2,8 +2,9 @@
 
 The way is huggingface_hub's own: its endpoint, token, proxies, offline mode and client. What it lacks is here: patience
 with bounds. A request is tried again where that can help (too many requests, a fault of the server, a connection that
-breaks off), waits no longer than `_patience` in all, reads no byte more than it asked for, and believes no answer that
-does not hold together. The token stays with the hub: the client drops it where the hub sends one on to another host.
+breaks off), waits no longer than `_patience` in all, gives up an answer that is longer than what was asked for, and
+believes none that does not hold together. The token stays with the hub: the client drops it where the hub
+sends one on to another host.
 
 Of a file two ranges are read: 8 bytes, then the header that they announce. A guess at the header's length would save
 a request and fetch weights.

@@ -195,6 +195,8 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     choice = choose(x.device)
     if choice.isa is None:
         return choice
+    if 0 in weight.shape:
+        return Choice("reference", "torch's product: the weight is empty")
     if isinstance(weight, Tensor) and (weight.dtype != torch.bfloat16 or not weight.is_contiguous()):
         what = f"dense {weight.dtype}" if weight.is_contiguous() else "not contiguous"
         return Choice("reference", f"torch's product: the weight is {what}")

@@ -11,6 +11,7 @@ step needs a fifth (with every layer recomputed: half) more; buffers with names,
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import sys
@@ -60,17 +61,31 @@ class Pool:
         return torch.empty(0, dtype=meta.dtype).set_(storage, 0, meta.shape, meta.stride())
 
     def _take(self, size: int) -> mmap.mmap:
-        fitting = [block for block in self._free if len(block) == size]
-        if fitting:
-            self._free.remove(fitting[-1])  # used last, so it may still be in the cache
-            return fitting[-1]
+        for block in reversed(self._free[:]):  # used last, so it may still be in the cache
+            if len(block) == size:
+                try:
+                    self._free.remove(block)
+                except ValueError:  # another thread was faster
+                    continue
+                return block
         gone = 0
-        while gone < size and self._free:
-            gone += len(self._free.pop(0))
-        block = mmap.mmap(-1, size, **_FLAGS)
+        with contextlib.suppress(IndexError):  # there are no more
+            while gone < size:
+                gone += len(self._free.pop(0))
+        block = self._map(size)
         if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
             block.madvise(mmap.MADV_HUGEPAGE)
         return block
+
+    def _map(self, size: int) -> mmap.mmap:
+        try:
+            return mmap.mmap(-1, size, **_FLAGS)
+        except OSError:
+            self.clear()
+        try:
+            return mmap.mmap(-1, size, **_FLAGS)
+        except OSError as error:
+            raise MemoryError(f"{size:,} bytes for a result of a native kernel can't be had: {error}") from None
 
 
 pool = Pool()

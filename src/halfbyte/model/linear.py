@@ -186,10 +186,12 @@ class QuantLinear(nn.Module):
         if a is None or b is None:
             return None
         changing = self.training or torch.is_grad_enabled()
-        if self._narrow is None or self._narrow[1].dtype != dtype or changing:
-            with torch.inference_mode(False), torch.no_grad():  # what inference mode makes could not be trained with
-                self._narrow = (a.detach().to(dtype), (b.detach() * self.scaling).to(dtype))
-        return self._narrow
+        if not changing and self._narrow is not None and self._narrow[1].dtype == dtype:
+            return self._narrow
+        with torch.inference_mode(False), torch.no_grad():  # what inference mode makes could not be trained with
+            made = (a.detach().to(dtype), (b.detach() * self.scaling).to(dtype))
+        self._narrow = None if changing else made
+        return made
 
     def train(self, mode: bool = True) -> QuantLinear:
         self._narrow = None

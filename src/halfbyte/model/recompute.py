@@ -50,13 +50,13 @@ def once(work: Callable[[], tuple[Tensor, ...]], *, leads: bool = False) -> tupl
     `leads`: a product of the first of these tensors, if it comes next, shall be kept, too (`follows`).
     """
     run = _active.run
-    if run is not None and run.kept:
-        made = run.kept.popleft()
-    else:
-        made = work()
+    made, versions = run.kept.popleft() if run is not None and run.kept else ((), ())
+    if not made or any(tensor._version != version for tensor, version in zip(made, versions, strict=True)):
+        made = work()  # nothing is kept, or the layer has written over it
     if _active.first is not None:
         run = _active.first
-        run.kept.append(tuple(tensor.detach() for tensor in made))  # as they are, they hold the graph, which holds this
+        held = tuple(tensor.detach() for tensor in made)  # as they are, they hold the graph, which holds this
+        run.kept.append((held, tuple(tensor._version for tensor in held)))
     if run is not None:
         run.leading = made[0].detach() if leads else None
     return made
@@ -85,7 +85,7 @@ class _Recomputed:
         self.function, self.arguments, self.named = function, arguments, named
         self.places: list[weakref.ref[_Place]] = []
         self.collected = 0
-        self.kept: deque[tuple[Tensor, ...]] = deque()
+        self.kept: deque[tuple[tuple[Tensor, ...], tuple[int, ...]]] = deque()
         self.leading: Tensor | None = None
         self.devices = sorted({a.get_device() for a in self._tensors() if a.is_cuda})
         self.random = torch.get_rng_state()
@@ -143,6 +143,7 @@ class _Recomputed:
         finally:
             _active.run, _active.first = outer
             self.leading = None
+            self.kept.clear()  # what was not asked for would be taken for the first of another run
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

@@ -41,7 +41,9 @@ CARDS: dict[str, tuple[int, bool]] = {
     "H200": (143771, True),
     "B200": (183359, True),
 }
-_BEFORE_AMPERE = r"\b(T4|T4G|T1000|T2000|[VP]100|P40?|[MK]\d+|GTX|TITAN|RTX 20\d\d|Quadro RTX)\b"  # no bf16
+_BEFORE_AMPERE = (  # no bf16
+    r"\b(T4|T4G|T1000|T2000|T[46]00|[VP]100|P40?|[GP]V?\d{3,4}|[MK]\d+|MX\d+|GTX|TITAN|RTX 20[5-8]0|Quadro RTX)\b"
+)
 _SOURCE = "total memory as nvidia-smi prints it"
 # Of the driver and of torch's libraries on a card: 0.3 to 0.6 GB, by driver and card. Assumed, not measured here.
 CONTEXT_BYTES = 600_000_000

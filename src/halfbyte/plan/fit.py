@@ -77,7 +77,7 @@ def survey(make: Make, plan: Plan, config: Mapping[str, Any], price: Price, time
         size = need(make(recompute=layers, **changed), mapped)
         return size is not None and size <= memory
 
-    concessions = _concessions(make, plan, fits, mapped, price)
+    concessions = _concessions(make, plan, memory, mapped, price)
     enough = [concession.what for concession in concessions if concession.enough]
     on_card = "weights" in plan.phases["tune"].parts
     counted = "with the mapped weights" if mapped else "without the mapped weights, which are read from disk again"
@@ -127,7 +127,7 @@ _SMALLER = {
 }
 
 
-def _concessions(make: Make, plan: Plan, fits: Callable[..., bool], mapped: bool, price: Price) -> list[Concession]:
+def _concessions(make: Make, plan: Plan, memory: int, mapped: bool, price: Price) -> list[Concession]:
     """In the order in which to give up: what costs time only, then what costs a little precision, then what changes
     what is learned."""
     asked = plan.settings
@@ -149,10 +149,14 @@ def _concessions(make: Make, plan: Plan, fits: Callable[..., bool], mapped: bool
     before, found = price(plan), []
     for what, changed, cost in tries:
         trial = make(**({"recompute": now} | changed))
+        if now < layers and "recompute" not in changed and (need(trial, mapped) or 0) > memory:
+            with_all = make(recompute=layers, **changed)
+            if (need(with_all, mapped) or 0) <= memory:  # not enough alone, but with what costs time only
+                trial, what = with_all, f"{what}, every layer recomputed"
         after = price(trial)
         tokens = asked["batch"] * asked["sequence"] / (trial.settings["batch"] * trial.settings["sequence"])
         factor = tokens * after / before if before and after is not None else None
         saved = (need(plan, mapped) or 0) - (need(trial, mapped) or 0)
-        enough = fits(**{name: value for name, value in changed.items() if name != "recompute"})
+        enough = (need(trial, mapped) or 0) <= memory
         found.append(Concession(what, saved, factor, enough, cost))
     return found

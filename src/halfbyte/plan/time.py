@@ -84,7 +84,9 @@ class Speed:
         """`steps`, and the `seconds` of all of them with their validations, for items of `sequence` tokens each."""
         passes, last = divmod(length.batch, micro_batch)
         step = self.step(micro_batch, sequence, recomputed, passes) if passes else 0.0
-        step += self.step(last, sequence, recomputed) if last else 0.0
+        if last:
+            rest = self.step_parts(last, sequence, recomputed)
+            step += sum(rest.values()) - (rest["optimiser"] if passes else 0.0)
         every = max(1, round(length.validate_every * -(-length.items // length.batch)))
         times = -(-length.steps // every) if length.validation_items else 0
         validation = -(-length.validation_items // micro_batch) * self.validation(micro_batch, sequence)

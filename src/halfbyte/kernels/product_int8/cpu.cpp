@@ -226,6 +226,9 @@ void multiply_rows(const Task& task, const Matrix& matrix, const float* inverse,
     });
 }
 
+// Of a row's largest absmax: below it the reciprocal would overflow, and the row counts as zeros.
+constexpr float kSmallest = 0x1p-126f;
+
 template <bool kTransposed, typename Matrix>
 void multiply(Task task, const Matrix& matrix, const bf16* pair_x, int threads) {
     const float* inverse = nullptr;
@@ -235,7 +238,7 @@ void multiply(Task task, const Matrix& matrix, const bf16* pair_x, int threads) 
             float* const buffer = scratch<7, float>(matrix.columns / kBlock);
             for (int64_t row = first; row < last; ++row) {
                 largest[row] = matrix.largest(row, buffer);
-                largest[task.steps + row] = largest[row] > 0.0f ? 1.0f / largest[row] : 0.0f;
+                largest[task.steps + row] = largest[row] >= kSmallest ? 1.0f / largest[row] : 0.0f;
             }
         });
         task.before = largest;

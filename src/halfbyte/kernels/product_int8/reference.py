@@ -85,7 +85,7 @@ def _by_columns(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
     else:
         scales_OJ = _scales(weight)
         largest_O = scales_OJ.abs().amax(1)
-        inverse_O = torch.where(largest_O > 0, 1 / largest_O, 0.0)
+        inverse_O = torch.where(largest_O >= 2.0**-126, 1 / largest_O, 0.0)  # a smaller one would overflow
         left_OJ = scales_OJ * inverse_O.unsqueeze(1)
         tiles_BKJ = F.pad(left_OJ, (0, 0, 0, -len(left_OJ) % BLOCKSIZE)).reshape(-1, BLOCKSIZE, left_OJ.shape[1])
         most_BJ = tiles_BKJ.abs().amax(1)
