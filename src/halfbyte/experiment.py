@@ -56,7 +56,8 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
         _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
     outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console)
     planner.show(outcome.peak_bytes, outcome.mapped_bytes, outcome.seconds)
-    console.print(f"{outcome.steps} steps in {outcome.seconds:,.0f} s; adapter in {folder / 'adapter'}", markup=False)
+    steps = f"{outcome.steps} step{'s' * (outcome.steps != 1)}"
+    console.print(f"{steps} in {outcome.seconds:,.0f} s; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:
         return 130
     if task is not None:
@@ -313,8 +314,9 @@ class _Planner:
 
     def show(self, peak: int | None, mapped: int | None, seconds: float) -> None:
         """The plan beside what was measured."""
-        planned = "not calibrated" if self.expected is None else f"{self.expected['seconds']:,.1f} s, padding left out"
-        self.console.print(f"time: planned {planned}, measured {seconds:,.1f} s", markup=False)
+        if self.expected is not None:  # else the plan has said that nothing was calibrated
+            expected = f"{self.expected['seconds']:,.1f} s, padding left out"
+            self.console.print(f"time: planned {expected}, measured {seconds:,.1f} s", markup=False)
         planned = self.plan["phases"]["tune"]["peak_bytes"]
         if peak is not None and planned is not None:
             self.console.print(

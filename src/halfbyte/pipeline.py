@@ -187,7 +187,7 @@ def pack_model(model: str, out: Path, weights: Weights, revision: str | None, co
     if report.quantised:
         console.print(f"{report.quantised} linear layers in {weights}: {report.quantised_nbytes:,} bytes", markup=False)
     for left in report.left:
-        console.print(f"{left.name} stays in 16 bits: {left.nbytes:,} bytes ({left.reason})", markup=False)
+        console.print(f"in 16 bits: {left.name}, {left.nbytes:,} bytes ({left.reason})", markup=False)
 
 
 def evaluate_model(

@@ -33,7 +33,7 @@ def test_what_fits_and_what_does_not_is_said_with_prices():
 
 def test_without_a_calibration_it_says_how_to_get_one():
     plan = plan_model("llama-3.2-1b", memory="8GB").to_json()
-    assert time_lines(plan["time"], plan["settings"]) == ["time: not calibrated; run halfbyte doctor --calibrate"]
+    assert time_lines(plan["time"], plan["settings"]) == []
     assert parallel_lines(plan) == []
 
 

@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 def time_lines(time: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     if not time["calibrated"]:
-        return [f"time: {time['reason']}"]
+        return []  # the plan's reasons say why
     lines = [f"time, {time['reason']}"]
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in time["step_parts"].items() if seconds)
     items = f"{settings['batch']} x {settings['sequence']} tokens"
