@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from halfbyte.kernels import native, tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
 from halfbyte.kernels.pool import pool
+from halfbyte.kernels.product.reference import Pair
 
 FEW = 16  # rows that the kernels of every instruction set take
 _CPU = torch.device("cpu")
@@ -85,17 +87,21 @@ def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str,
 
 
 def bf16(
-    x: Tensor,
-    weight: PackedWeight | Tensor,
-    bias: Tensor | None,
-    pair: tuple[Tensor, Tensor] | None,
-    transposed: bool,
+    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None, transposed: bool,
     out: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; everything in bf16."""
+    return product(native.library().halfbyte_product_bf16, x, weight, bias, pair, transposed, out)
+
+
+def product(
+    function: Callable[..., None], x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None,
+    transposed: bool, out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """`function` of the library, called as the products of any number of rows are."""
     out = pool.empty((x.shape[0], weight.shape[1 if transposed else 0]), x.dtype) if out is None else out
     h, beside = (None, None) if pair is None else pair
-    native.library().halfbyte_product_bf16(
+    function(
         ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
         None if h is None else h.data_ptr(), None if beside is None else beside.data_ptr(),
         0 if h is None else h.shape[1], out.data_ptr(), transposed, torch.get_num_threads(),
