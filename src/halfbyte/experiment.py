@@ -242,16 +242,16 @@ class _Planner:
         """What the loaded model says of its parts."""
         import torch
 
+        from halfbyte.kernels import BF16
         from halfbyte.kernels import native as native_library
         from halfbyte.kernels.choice import choose as choose_kernels
-        from halfbyte.kernels.product import cpu
         from halfbyte.plan import native
 
         kernels, dtype = choose_kernels(self.model.device), self.model.dtype
         if kernels.isa is None or dtype == torch.float16:  # the kernels between the products take bf16 and fp32
             return native.plain(kernels.reason if kernels.isa is None else "activations are fp16")
         attention = self.model.attention
-        products = kernels.isa == native_library.ISAS[-1] and dtype == torch.bfloat16 and not cpu.has_amx()
+        products = native_library.reaches(kernels.isa, BF16) and dtype == torch.bfloat16
         return native.of_model(self.model.replaced, "" if attention is None else attention.name, products=products,
                                reason=kernels.reason)  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from halfbyte import kernels
 from halfbyte.formats import QUANTISED
 from halfbyte.kernels import native
-from halfbyte.kernels.product import cpu, reference
+from halfbyte.kernels.product import reference
 from halfbyte.kernels.product.reference import FrozenWeight
 
 WEIGHTS = ["nf4", "nf4-single", "int8", "bf16"]
@@ -80,7 +80,7 @@ def test_neither_threads_nor_a_second_run_change_a_bit(weights: str, count: int)
     torch.set_num_threads(before)
     for y, dx in results[1:]:
         assert torch.equal(y, results[0][0])
-        if native.isas() and native.isas()[-1] == kernels.BF16:
+        if native.isas() and native.reaches(native.isas()[-1], kernels.BF16):
             assert torch.equal(dx, results[0][1])
 
 
@@ -112,12 +112,11 @@ def test_which_product_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HALFBYTE_KERNELS", "cpu-portable")
         assert kernels.product_of(few, weight).isa == "portable"
         assert "torch's product" in kernels.product_of(many, weight).reason
-    if native.isas()[-1:] == (kernels.BF16,):
-        monkeypatch.setenv("HALFBYTE_KERNELS", "cpu")
-        assert kernels.product_of(many, weight).isa == kernels.BF16
-        monkeypatch.setattr(cpu, "has_amx", lambda: True)  # there torch's product is faster
-        assert kernels.product_of(many, weight).name == "reference"
-        assert kernels.product_of(few, weight).isa == kernels.BF16
+    for isa in native.isas():
+        if native.reaches(isa, kernels.BF16):
+            monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{isa}")
+            assert kernels.product_of(many, weight).isa == kernels.product_of(few, weight).isa == isa
+            assert kernels.product_of(few.float(), weight).isa == "avx512"
 
 
 def test_what_would_be_read_or_written_out_of_bounds_is_refused(implementation: str) -> None:

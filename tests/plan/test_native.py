@@ -2,9 +2,9 @@
 
 import pytest
 
+from halfbyte.kernels import BF16
 from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
-from halfbyte.kernels.product import cpu
 from halfbyte.model.blocks import Replacement
 from halfbyte.plan import native as native_module
 from halfbyte.plan.native import foretold, has_bf16_products, of_model
@@ -16,7 +16,7 @@ ZEN4 = "flags\t\t: fpu avx512f avx512dq avx512bw avx512vl avx512_bf16"
 def test_what_is_foretold_is_what_the_kernels_choose():
     chosen, before = choose("cpu"), foretold(LLAMA)
     assert before.norms == before.mlp == before.attention == (chosen.isa is not None)
-    assert before.products == (chosen.isa == library.ISAS[-1] and not cpu.has_amx())
+    assert before.products == (library.reaches(chosen.isa, BF16))
 
 
 @pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.ISAS)])
@@ -26,13 +26,13 @@ def test_the_forced_kernels_are_foretold(forced, monkeypatch):
     monkeypatch.setenv("HALFBYTE_KERNELS", forced)
     chosen, before = choose("cpu"), foretold(LLAMA)
     assert before.norms == (chosen.isa is not None)
-    assert before.products == (chosen.isa == library.ISAS[-1] and not cpu.has_amx())
+    assert before.products == (library.reaches(chosen.isa, BF16))
 
 
 def test_the_processor_says_it(tmp_path):
     for text, fast in (
         (ZEN4, True),
-        (ZEN4 + " amx_bf16", False),
+        (ZEN4 + " amx_bf16", True),
         (ZEN4.replace("avx512_bf16", ""), False),
         ("", False),
     ):

@@ -37,7 +37,7 @@ __all__ = [
     "quantise",
 ]
 
-BF16 = native.ISAS[-1]  # the instruction set whose kernels multiply any number of rows
+BF16 = "avx512bf16"  # the kernels of this instruction set, and of those after it, multiply any number of rows
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -140,8 +140,8 @@ def linear(
         y = _plain.linear(x, weight, bias, pair)
         return y if out is None else out.copy_(y)
     x = x.contiguous()
-    if how.isa == BF16:
-        return _product.bf16(x, weight, bias, _contiguous(pair), False, out)
+    if native.reaches(how.isa, BF16):
+        return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
     y = _product.few(x, weight, bias, how.isa or "", out)
     return y if pair is None else y.addmm_(pair[0].detach(), pair[1].detach().T)
 
@@ -153,8 +153,9 @@ def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None,
         return g.new_empty(0, weight.shape[1])
     if int8 and _in_int8(weight, g):
         return _product_int8.int8(g.contiguous(), weight, None, _contiguous(pair), True)
-    if product_of(g, weight).isa == BF16:
-        return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True)
+    how = product_of(g, weight)
+    if native.reaches(how.isa, BF16):
+        return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True, how.isa or "")
     return _plain.linear_transposed(g, weight, pair)
 
 
@@ -200,11 +201,10 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     if isinstance(weight, Tensor) and (weight.dtype != torch.bfloat16 or not weight.is_contiguous()):
         what = f"dense {weight.dtype}" if weight.is_contiguous() else "not contiguous"
         return Choice("reference", f"torch's product: the weight is {what}")
-    few = len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32)
-    if x.dtype == torch.bfloat16 and choice.isa == BF16 and (few or not _product.has_amx()):
+    if x.dtype == torch.bfloat16 and native.reaches(choice.isa, BF16):
         return choice
-    if few:
-        return Choice("cpu", choice.reason, min(choice.isa, native.ISAS[-2], key=native.ISAS.index))
+    if len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32):
+        return Choice("cpu", choice.reason, min(choice.isa, "avx512", key=native.ISAS.index))
     return Choice(
         "reference", f"torch's product of the dequantised weight: no native one for {x.dtype} on this processor"
     )

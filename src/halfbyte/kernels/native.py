@@ -20,8 +20,9 @@ from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE
 from halfbyte.kernels import tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
-ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # by the numbers of `enum Isa` in common.h
-ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512", "avx512bf16": "AVX-512 with BF16"}
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # by the numbers of `enum Isa` in common.h
+ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512", "avx512bf16": "AVX-512 with BF16",
+             "amx": "AMX, and AVX-512 with BF16"}  # fmt: skip
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
 _CPU = torch.device("cpu")
 _BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"
@@ -35,7 +36,7 @@ _ARGUMENTS = {
     "halfbyte_dequantise_nf4": [_P, _P, _P, c_float, _P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_product_few": [_P, _P, _N, _P, _P, _I, _I, _I],
-    "halfbyte_product_bf16": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
+    "halfbyte_product_bf16": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I, _I],
     "halfbyte_product_int8": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
     "halfbyte_attention_forward": [_P, _I, _I, _I],
     "halfbyte_attention_backward": [_P, _I, _I, _I],
@@ -71,6 +72,11 @@ def isas() -> tuple[str, ...]:
     """The instruction sets that this processor and this build have, best last; () if there is no library."""
     found, _ = load()
     return ISAS[: found.halfbyte_isa() + 1] if found is not None else ()
+
+
+def reaches(isa: str | None, least: str) -> bool:
+    """Whether the instruction set `isa` has what `least` has."""
+    return isa is not None and ISAS.index(isa) >= ISAS.index(least)
 
 
 def library() -> ctypes.CDLL:

@@ -25,7 +25,6 @@ from halfbyte.plan.shapes import is_known, text_config
 _KERNELS = Path(__file__).parents[1] / "kernels"
 _CPUINFO = Path("/proc/cpuinfo")
 _BF16 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}  # as /proc/cpuinfo spells them
-_AMX = "amx_bf16"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # then attention is PyTorch's
 
 
@@ -66,7 +65,7 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
     if not is_known(config):
         return plain("the family is not known")
     text = text_config(config)
-    fast = has_bf16_products() and forced in ("", "cpu", "cpu-avx512bf16") and dtype_bytes == 2
+    fast = has_bf16_products() and forced in ("", "cpu", "cpu-avx512bf16", "cpu-amx") and dtype_bytes == 2
     dropout = any(text.get(name) for name in _DROPOUTS)
     return Native(True, True, not dropout, fast, "the library is there, and the family is one that it covers")
 
@@ -91,13 +90,13 @@ def _fault_of(file: str, changed: int) -> str:
 
 
 def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the processor has AVX512-BF16, and no AMX, with which PyTorch's own product is the faster one."""
+    """Whether the processor has AVX512-BF16."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return False
     flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-    return flags >= _BF16 and _AMX not in flags
+    return flags >= _BF16
 
 
 def of_model(replaced: Iterable[Any], attention: str, *, products: bool, reason: str) -> Native:

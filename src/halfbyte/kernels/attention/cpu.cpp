@@ -129,7 +129,7 @@ void run_as(const Attention& a, int dtype, bool back, int threads) {
 
 void dispatch(const Attention& a, int dtype, bool back, int threads, int isa) {
 #ifdef HALFBYTE_X86
-    if (isa == kAvx512Bf16 && dtype == kBf16) return run<Avx512Bf16, bf16>(a, back, threads);
+    if (isa >= kAvx512Bf16 && dtype == kBf16) return run<Avx512Bf16, bf16>(a, back, threads);
     if (isa >= kAvx512) return run_as<Avx512>(a, dtype, back, threads);
     if (isa == kAvx2) return run_as<Avx2>(a, dtype, back, threads);
 #else

@@ -1,4 +1,5 @@
 // Dequantises NF4 and int8; reference.py is the specification, to the bit, decode.h has the method.
+#include "../amx.h"
 #include "../decode.h"
 
 #if defined(__linux__)
@@ -33,14 +34,18 @@ void dequantise_int8(const int8_t* codes, const float* scale, int64_t rows, int6
 using namespace halfbyte;
 
 // Raised whenever a function's arguments change, so that native.py refuses a library built from older sources.
-HALFBYTE_API int halfbyte_interface() { return 3; }
+HALFBYTE_API int halfbyte_interface() { return 4; }
 
 // The best instruction set that this processor and this build have: an Isa.
 HALFBYTE_API int halfbyte_isa() {
 #ifdef HALFBYTE_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
+        __builtin_cpu_supports("avx512dq")) {
+#ifdef HALFBYTE_AMX
+        if (may_use_amx()) return kAmx;
+#endif
         return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return kAvx2;
 #endif
     return kPortable;

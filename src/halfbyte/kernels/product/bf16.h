@@ -20,7 +20,8 @@ HALFBYTE_AVX512BF16 inline Int8Lines lines_of(const Int8Matrix& matrix) { return
 HALFBYTE_AVX512BF16 inline Nf4Lines lines_of(const Nf4Matrix& matrix) { return Nf4Lines{matrix}; }
 
 template <bool kTransposed, typename Matrix>
-HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMatrix& pair, bool blocks_in_rows, int threads) {
+HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMatrix& pair, bool blocks_in_rows, int threads, int isa) {
+    (void)isa;
     if (task.rows == 0) return;
     if (!kTransposed && task.rows <= kFewRows && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
     const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;

@@ -6,10 +6,6 @@
 // call torch (see __init__.py).
 #include "bf16.h"
 
-#if defined(HALFBYTE_X86)
-#include <cpuid.h>
-#endif
-
 namespace halfbyte {
 namespace {
 
@@ -115,16 +111,6 @@ void multiply_few_rows(const MatrixArgument& matrix, const T* x, int64_t count, 
 
 using namespace halfbyte;
 
-// Whether the processor multiplies bf16 tiles (Intel AMX), which libraries use and these kernels do not.
-HALFBYTE_API int halfbyte_has_amx() {
-#ifdef HALFBYTE_X86
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
-#else
-    return 0;
-#endif
-}
-
 // x [count, columns], count at most 16, of type `dtype` (fp32 or bf16) -> out [count, rows]; bias [rows] or null.
 HALFBYTE_API void halfbyte_product_few(const void* matrix, const void* x, int64_t count, const void* bias, void* out,
                                        int dtype, int threads, int isa) {
@@ -138,7 +124,7 @@ HALFBYTE_API void halfbyte_product_few(const void* matrix, const void* x, int64_
 // `pair` adds pair_x [count, pair_steps] times pair ([rows, pair_steps]; transposed: [pair_steps, columns]), or is null.
 // Needs AVX512-BF16.
 HALFBYTE_API void halfbyte_product_bf16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
-                                        const void* pair, int64_t pair_steps, void* out, int transposed, int threads) {
+                                        const void* pair, int64_t pair_steps, void* out, int transposed, int threads, int isa) {
 #ifdef HALFBYTE_X86
     const auto& of = *static_cast<const MatrixArgument*>(matrix);
     const int64_t steps = transposed ? of.rows : of.columns, columns = transposed ? of.columns : of.rows;
@@ -146,13 +132,13 @@ HALFBYTE_API void halfbyte_product_bf16(const void* matrix, const void* x, int64
                     pair ? pair_steps : 0, columns, static_cast<bf16*>(out)};
     const DenseMatrix beside{static_cast<const bf16*>(pair), transposed ? columns : pair_steps};
     const auto run = [&](const auto& frozen, bool blocks_in_rows) {
-        if (transposed) return multiply<true>(task, frozen, beside, blocks_in_rows, threads);
-        multiply<false>(task, frozen, beside, blocks_in_rows, threads);
+        if (transposed) return multiply<true>(task, frozen, beside, blocks_in_rows, threads, isa);
+        multiply<false>(task, frozen, beside, blocks_in_rows, threads, isa);
     };
     if (of.kind == kNf4) return run(Nf4Matrix{of.nf4(), of.columns}, of.columns % kBlock == 0);
     if (of.kind == kInt8) return run(Int8Matrix{static_cast<const int8_t*>(of.codes), static_cast<const float*>(of.absmax), of.columns}, true);
     run(DenseMatrix{static_cast<const bf16*>(of.codes), of.columns}, true);
 #else
-    (void)matrix, (void)x, (void)count, (void)bias, (void)pair_x, (void)pair, (void)pair_steps, (void)out, (void)transposed, (void)threads;
+    (void)matrix, (void)x, (void)count, (void)bias, (void)pair_x, (void)pair, (void)pair_steps, (void)out, (void)transposed, (void)threads, (void)isa;
 #endif
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import weakref
 from collections.abc import Callable
 
@@ -70,12 +69,6 @@ def _nf4(weight: NF4Weight) -> _Matrix:
     )
 
 
-@functools.cache
-def has_amx() -> bool:
-    """Whether the processor multiplies bf16 tiles: torch's product then beats vector instructions many times over."""
-    return bool(native.library().halfbyte_has_amx())
-
-
 def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str, out: Tensor | None) -> Tensor:
     """x [T, I] W^T + bias, T at most FEW, bf16 or fp32; a dense W is bf16."""
     out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
@@ -87,23 +80,24 @@ def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str,
 
 
 def bf16(
-    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None, transposed: bool,
+    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None, transposed: bool, isa: str,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; everything in bf16."""
-    return product(native.library().halfbyte_product_bf16, x, weight, bias, pair, transposed, out)
+    function = native.library().halfbyte_product_bf16
+    return product(function, x, weight, bias, pair, transposed, out, native.ISAS.index(isa))
 
 
 def product(
     function: Callable[..., None], x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None,
-    transposed: bool, out: Tensor | None,
+    transposed: bool, out: Tensor | None, *more: int,
 ) -> Tensor:  # fmt: skip
-    """`function` of the library, called as the products of any number of rows are."""
+    """`function` of the library, called as the products of any number of rows are; `more` are its last arguments."""
     out = pool.empty((x.shape[0], weight.shape[1 if transposed else 0]), x.dtype) if out is None else out
     h, beside = (None, None) if pair is None else pair
     function(
         ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
         None if h is None else h.data_ptr(), None if beside is None else beside.data_ptr(),
-        0 if h is None else h.shape[1], out.data_ptr(), transposed, torch.get_num_threads(),
+        0 if h is None else h.shape[1], out.data_ptr(), transposed, torch.get_num_threads(), *more,
     )  # fmt: skip
     return out
