@@ -4,6 +4,7 @@
 // Each output is summed in one order, whatever the number of threads. Sums are fp32, rounded once.
 #pragma once
 
+#include "amx.h"
 #include "few.h"
 #include "many.h"
 
@@ -21,7 +22,6 @@ HALFBYTE_AVX512BF16 inline Nf4Lines lines_of(const Nf4Matrix& matrix) { return N
 
 template <bool kTransposed, typename Matrix>
 HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMatrix& pair, bool blocks_in_rows, int threads, int isa) {
-    (void)isa;
     if (task.rows == 0) return;
     if (!kTransposed && task.rows <= kFewRows && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
     const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
@@ -33,6 +33,12 @@ HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMa
         part.x += first * task.steps;
         part.pair_x += first * task.pair_steps;
         part.out += first * task.columns;
+#ifdef HALFBYTE_AMX
+        if (isa >= kAmx) {
+            multiply_amx<kTransposed>(part, matrix, pair, threads);
+            continue;
+        }
+#endif
         multiply_many<kTransposed>(part, matrix, pair, threads);
     }
 }

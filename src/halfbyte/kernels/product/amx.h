@@ -1,0 +1,232 @@
+// Products with many rows on processors with AMX, whose tiles multiply sixteen times what a vector instruction does; so
+// what counts is that every operand comes from a near cache.
+//
+// Method: a thread takes blocks of 256 output columns, whose sums (fp32, 512 KB for 512 rows) stay in its second-level
+// cache. The contraction is cut into chunks of 512 steps: of each the rows of x lie there, too, and of the matrix 64
+// columns at a time are decoded just before they are used, 32 KB a half, which the first-level cache keeps while all
+// rows go over it in register tiles of 2 x 2. So the 16-bit matrix never exists. A LoRA pair is one more chunk.
+//
+// Layout: everything in tiles of 1 KB, one after the other in the order of use, zeros beyond the edges. A tile on the
+// left of a product is 16 x 32 steps as they lie in memory; one on the right is 16 pairs of steps x 16. For y = x W^T the
+// left one is of W, for dx = g W it is of g: so no weight is ever transposed.
+//
+// Rejected: whole rows of x against one unit of columns, which reads x from the third-level cache for every 64 columns;
+// sums that go to memory after each chunk.
+#pragma once
+
+#include "../amx.h"
+#include "layout.h"
+
+#ifdef HALFBYTE_AMX
+
+namespace halfbyte {
+namespace {
+
+constexpr int64_t kTile = 16, kTileSteps = 32;  // rows (or columns) and steps of a tile
+constexpr int64_t kTileSize = kTile * kTileSteps, kSumsSize = kTile * kTile;
+constexpr int64_t kStepsAtOnce = 512, kUnitsAtOnce = 4;
+
+// ---- products of tiles ------------------------------------------------------------------------------------------------
+
+// sums [kLeft][kRight] tiles (+)= left [kLeft][count] x right [kRight][count]; the `by` are from one to the next.
+template <int kLeft, int kRight>
+HALFBYTE_AMX void multiply_tiles(const bf16* left, int64_t left_by, const bf16* right, int64_t right_by, int64_t count, float* sums,
+                                 int64_t sums_left, int64_t sums_right, bool more) {
+    constexpr int64_t kBytes = 64;  // of a tile's row
+    float* const sums10 = sums + sums_left;
+    if (more) {
+        _tile_loadd(0, sums, kBytes);
+        if constexpr (kRight == 2) _tile_loadd(1, sums + sums_right, kBytes);
+        if constexpr (kLeft == 2) _tile_loadd(2, sums10, kBytes);
+        if constexpr (kLeft + kRight == 4) _tile_loadd(3, sums10 + sums_right, kBytes);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t i = 0; i < count; ++i, left += kTileSize, right += kTileSize) {
+        _tile_loadd(4, left, kBytes);
+        _tile_loadd(6, right, kBytes);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (kRight == 2) {
+            _tile_loadd(7, right + right_by, kBytes);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if constexpr (kLeft == 2) {
+            _tile_loadd(5, left + left_by, kBytes);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        if constexpr (kLeft + kRight == 4) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, kBytes);
+    if constexpr (kRight == 2) _tile_stored(1, sums + sums_right, kBytes);
+    if constexpr (kLeft == 2) _tile_stored(2, sums10, kBytes);
+    if constexpr (kLeft + kRight == 4) _tile_stored(3, sums10 + sums_right, kBytes);
+}
+
+// ---- layouts ----------------------------------------------------------------------------------------------------------
+
+constexpr int64_t tiles_of(int64_t steps) { return (steps + kTileSteps - 1) / kTileSteps; }
+
+// Rows first..first + 16 of x [rows, stride], `steps` of each -> tiles, as pairs x rows (`kPairs`) or as they are.
+template <bool kPairs>
+HALFBYTE_AVX512BF16 void lay_out_inputs(const bf16* x, int64_t rows, int64_t stride, int64_t steps, bf16* out) {
+    for (int64_t step = 0; step < steps; step += kTileSteps, out += kTileSize) {
+        const __mmask32 there = first_words(steps - step);
+        __m512i tile[kTile];
+        for (int64_t r = 0; r < kTile; ++r)
+            tile[r] = r < rows ? _mm512_maskz_loadu_epi16(there, x + r * stride + step) : _mm512_setzero_si512();
+        if constexpr (kPairs) transpose(tile);
+        for (int64_t r = 0; r < kTile; ++r) _mm512_store_si512(out + r * kTileSteps, tile[r]);
+    }
+}
+
+// W's rows column..column + 64 as they lie, steps begin..end along its columns -> 4 x tiles; what is read next is asked for.
+template <typename Matrix>
+HALFBYTE_AVX512BF16 void lay_out_left(const Matrix& matrix, int64_t column, int64_t columns, int64_t begin, int64_t end, int64_t next,
+                                      bf16* out) {
+    const int64_t tiles = tiles_of(end - begin);
+    for (int64_t r = 0; r < kUnit; ++r) {
+        bf16* const to = out + r / kTile * tiles * kTileSize + r % kTile * kTileSteps;
+        const bool there = column + r < columns;
+        for (int64_t tile = 0; tile < tiles; tile += 2) {
+            Words words{};
+            if (there) {
+                matrix.prefetch(column + r, next + tile * kTileSteps);
+                words = matrix.words(column + r, begin + tile * kTileSteps);
+            }
+            _mm512_store_si512(to + tile * kTileSize, words.low);
+            if (tile + 1 < tiles) _mm512_store_si512(to + (tile + 1) * kTileSize, words.high);
+        }
+    }
+}
+
+// W's columns column..column + 64, steps begin..end along its rows, as pairs of steps x columns -> 4 x tiles.
+template <typename Matrix>
+HALFBYTE_AVX512BF16 void lay_out_right(const Matrix& matrix, int64_t column, int64_t begin, int64_t end, bf16* out) {
+    const int64_t tiles = tiles_of(end - begin), size = tiles * kTileSize;
+    alignas(64) uint16_t order[64];
+    for (int i = 0; i < 64; ++i) order[i] = uint16_t(i / 2 + i % 2 * 32);
+    const __m512i front = _mm512_load_si512(order), back = _mm512_load_si512(order + 32);
+    for (int64_t p = 0; p < tiles * kTile; ++p, out += kTileSteps) {
+        const int64_t row = begin + 2 * p;
+        if (row + 8 < end) matrix.prefetch(row + 8, column), matrix.prefetch(row + 9, column);
+        const Words even = row < end ? matrix.words(row, column) : Words{};
+        const Words odd = row + 1 < end ? matrix.words(row + 1, column) : Words{};
+        _mm512_store_si512(out, _mm512_permutex2var_epi16(even.low, front, odd.low));
+        _mm512_store_si512(out + size, _mm512_permutex2var_epi16(even.low, back, odd.low));
+        _mm512_store_si512(out + 2 * size, _mm512_permutex2var_epi16(even.high, front, odd.high));
+        _mm512_store_si512(out + 3 * size, _mm512_permutex2var_epi16(even.high, back, odd.high));
+    }
+}
+
+// A panel's sums of 32 columns (two tiles, `by` apart; W's rows are theirs if `kTurned`) -> out, with a bias or null.
+template <bool kTurned>
+HALFBYTE_AVX512BF16 void round_tiles(const float* sums, int64_t by, const bf16* bias, int64_t rows, int64_t columns, bf16* out, int64_t stride) {
+    const __mmask32 there = first_words(columns);
+    __m512i front[kTile], back[kTile];
+    for (int64_t r = 0; r < kTile; ++r) {
+        front[r] = _mm512_load_si512(sums + r * kTile);
+        back[r] = _mm512_load_si512(sums + by + r * kTile);
+    }
+    if constexpr (kTurned) transpose(front), transpose(back);
+    const __m512i biases = bias ? _mm512_maskz_loadu_epi16(there, bias) : _mm512_setzero_si512();
+    const auto bias0 = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(biases)), 16);
+    const auto bias1 = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(biases, 1)), 16);
+    for (int64_t r = 0; r < rows; ++r) {
+        const __m512 low = _mm512_add_ps((__m512)front[r], bias0), high = _mm512_add_ps((__m512)back[r], bias1);
+        _mm512_mask_storeu_epi16(out + r * stride, there, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+}
+
+// ---- all rows ---------------------------------------------------------------------------------------------------------
+
+// x, laid out: chunks of the contraction one after the other, of each all panels of 16 rows.
+struct Inputs {
+    const bf16* data;
+    int64_t panels, steps;
+    const bf16* chunk(int64_t begin) const { return data + begin * panels * kTile; }
+    static int64_t size(int64_t panels, int64_t steps) { return panels * tiles_of(steps) * kTileSize; }
+};
+
+template <bool kTransposed>
+void lay_out_all(const bf16* x, int64_t rows, int64_t steps, int64_t panels, int threads, bf16* out) {
+    parallel(panels, 1 + (1 << 15) / steps, threads, [&](int64_t first, int64_t last) {
+        for (int64_t begin = 0; begin < steps; begin += kStepsAtOnce) {
+            const int64_t count = std::min(kStepsAtOnce, steps - begin);
+            bf16* const chunk = out + begin * panels * kTile;
+            for (int64_t p = first; p < last; ++p)
+                lay_out_inputs<!kTransposed>(x + p * kTile * steps + begin, std::min(kTile, rows - p * kTile), steps, count,
+                                             chunk + p * tiles_of(count) * kTileSize);
+        }
+    });
+}
+
+// One half of a unit (2 x tiles of the matrix) with all panels; sums of a panel lie panels apart from column to column.
+template <bool kTransposed>
+HALFBYTE_AMX void multiply_half(const bf16* weights, const bf16* inputs, int64_t panels, int64_t tiles, float* sums, bool more) {
+    const int64_t by = tiles * kTileSize, across = panels * kSumsSize;
+    for (int64_t p = 0; p < panels; p += 2) {
+        const bf16* const x = inputs + p * by;
+        float* const to = sums + p * kSumsSize;
+        if constexpr (kTransposed) {
+            if (p + 1 < panels) multiply_tiles<2, 2>(x, by, weights, by, tiles, to, kSumsSize, across, more);
+            else multiply_tiles<1, 2>(x, by, weights, by, tiles, to, kSumsSize, across, more);
+        } else {
+            if (p + 1 < panels) multiply_tiles<2, 2>(weights, by, x, by, tiles, to, across, kSumsSize, more);
+            else multiply_tiles<2, 1>(weights, by, x, by, tiles, to, across, kSumsSize, more);
+        }
+    }
+}
+
+// Units first..last of the output, all steps of the contraction with `matrix`; then `more` is true.
+template <bool kTransposed, typename Matrix>
+HALFBYTE_AMX void multiply_units(const Matrix& matrix, const Inputs& x, int64_t first, int64_t last, int64_t columns, float* sums, bool more) {
+    bf16* const weights = scratch<10, bf16>(kUnit * kStepsAtOnce);
+    for (int64_t begin = 0; begin < x.steps; begin += kStepsAtOnce, more = true) {
+        const int64_t end = std::min(x.steps, begin + kStepsAtOnce), tiles = tiles_of(end - begin);
+        for (int64_t unit = first; unit < last; ++unit) {
+            const int64_t column = unit * kUnit;
+            if constexpr (kTransposed) lay_out_right(matrix, column, begin, end, weights);
+            else lay_out_left(matrix, column, columns, begin, end, end, weights);
+            for (int half = 0; half < 2 && column + half * 2 * kTile < columns; ++half)
+                multiply_half<kTransposed>(weights + half * 2 * tiles * kTileSize, x.chunk(begin), x.panels, tiles,
+                                           sums + ((unit - first) * 4 + half * 2) * x.panels * kSumsSize, more);
+        }
+    }
+}
+
+template <bool kTransposed, typename Matrix>
+HALFBYTE_AMX void multiply_blocks(const Task& task, const Matrix& matrix, const Inputs& x, const DenseMatrix& pair, const Inputs& pair_x,
+                                  int64_t first, int64_t last) {
+    const TileRegisters registers;
+    float* const sums = scratch<11, float>(4 * kUnitsAtOnce * x.panels * kSumsSize);
+    for (int64_t unit = first; unit < last; unit += kUnitsAtOnce) {
+        const int64_t end = std::min(last, unit + kUnitsAtOnce);
+        multiply_units<kTransposed>(matrix, x, unit, end, task.columns, sums, false);
+        if (pair_x.steps) multiply_units<kTransposed>(pair, pair_x, unit, end, task.columns, sums, x.steps > 0);
+        for (int64_t column = unit * kUnit; column < std::min(end * kUnit, task.columns); column += 2 * kTile)
+            for (int64_t p = 0; p < x.panels; ++p)
+                round_tiles<!kTransposed>(sums + ((column - unit * kUnit) / kTile * x.panels + p) * kSumsSize, x.panels * kSumsSize,
+                                          task.bias ? task.bias + column : nullptr, std::min(kTile, task.rows - p * kTile),
+                                          task.columns - column, task.out + p * kTile * task.columns + column, task.columns);
+    }
+}
+
+template <bool kTransposed, typename Matrix>
+void multiply_amx(const Task& task, const Matrix& matrix, const DenseMatrix& pair, int threads) {
+    const int64_t panels = (task.rows + kTile - 1) / kTile, size = Inputs::size(panels, task.steps);
+    bf16* const inputs = scratch<12, bf16>(size + Inputs::size(panels, task.pair_steps));
+    lay_out_all<kTransposed>(task.x, task.rows, task.steps, panels, threads, inputs);
+    if (task.pair_steps) lay_out_all<kTransposed>(task.pair_x, task.rows, task.pair_steps, panels, threads, inputs + size);
+    const Inputs x{inputs, panels, task.steps}, pair_x{inputs + size, panels, task.pair_steps};
+    parallel((task.columns + kUnit - 1) / kUnit, 1, threads, [&](int64_t first, int64_t last) {
+        multiply_blocks<kTransposed>(task, matrix, x, pair, pair_x, first, last);
+    });
+}
+
+}  // namespace
+}  // namespace halfbyte
+
+#endif
