@@ -17,18 +17,20 @@ inline bool may_use_amx() {
     return __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
+// What a thread loads: palette 1, and of each register the bytes of a row and the rows. A constant, since compilers take
+// the instruction for one that reads 8 bytes and leave out what a local one would hold beyond.
+struct TileShape {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+alignas(64) inline constexpr TileShape kShape{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
 // Full tiles in all eight registers of this thread while it lives. Whoever else uses tiles (torch's products do, in the
 // same threads) sets its own before, so nothing is kept.
 class TileRegisters {
 public:
-    HALFBYTE_AMX TileRegisters() {
-        alignas(64) struct {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } shape;
-        _tile_loadconfig(&shape);
-    }
+    HALFBYTE_AMX TileRegisters() { _tile_loadconfig(&kShape); }
     HALFBYTE_AMX ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
     TileRegisters& operator=(const TileRegisters&) = delete;
