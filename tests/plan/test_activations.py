@@ -104,14 +104,14 @@ def test_what_a_layer_saves_is_what_the_formula_says(kernels, family, targets, p
 def test_the_loss_works_in_chunks_of_the_same_size():
     assert LOSS_CHUNK == CHUNK
     info = shape_info(find("llama-3.1-8b").config)
-    assert loss_bytes(info, 4096) == loss_bytes(info, 128) == 128 * 128256 * 12
+    assert loss_bytes(info, 4096) == loss_bytes(info, 256) == 256 * 128256 * 12
     assert loss_bytes(info, 64) == 64 * 128256 * 12
 
 
 def test_native_the_logits_lie_in_one_buffer_unless_the_head_does_more_than_a_product():
     def logits(name, native, **more):
         info = shape_info(find(name).config | more, native=native)
-        return loss_bytes(info, 512) / (128 * info.dims.vocabulary)
+        return loss_bytes(info, 512) / (256 * info.dims.vocabulary)
 
     without_products = Native(True, True, True, False, "as told")
     assert logits("llama-3.1-8b", NATIVE) == 2 and logits("llama-3.1-8b", without_products) == 4

@@ -57,7 +57,7 @@ from halfbyte.targets import select_targets
 RUNTIME_BYTES = 345_000_000
 TOKENIZER_BYTES = 600  # for each entry of the vocabulary
 
-LOSS_CHUNK = 128  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
+LOSS_CHUNK = 256  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
 # Plain, of each of these logits: in 16 bits, as fp32, the softmax's logarithm, and a gradient in 16 bits.
 LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied

@@ -19,7 +19,7 @@ from halfbyte.plan.shapes import Dimensions
 from halfbyte.targets import select_targets
 
 FEW = 16  # rows up to which the kernels read a matrix row by row (halfbyte.kernels.product.cpu.FEW)
-CHUNK = 128  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
+CHUNK = 256  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 // Products with many rows on processors with AMX, whose tiles multiply sixteen times what a vector instruction does; so
 // what counts is that every operand comes from a near cache.
 //
-// Method: a thread takes blocks of 256 output columns, whose sums (fp32, 512 KB for 512 rows) stay in its second-level
-// cache. The contraction is cut into chunks of 512 steps: of each the rows of x lie there, too, and of the matrix 64
-// columns at a time are decoded just before they are used, 32 KB a half, which the first-level cache keeps while all
+// Method: a thread takes blocks of output columns (512 for 512 rows) whose sums (fp32, 1 MB) stay in its second-level
+// cache. The contraction is cut into chunks of 256 steps: of each the rows of x lie there, too, and of the matrix 64
+// columns at a time are decoded just before they are used, 16 KB a half, which the first-level cache keeps while all
 // rows go over it in register tiles of 2 x 2. So the 16-bit matrix never exists. A LoRA pair is one more chunk.
 //
 // Layout: everything in tiles of 1 KB, one after the other in the order of use, zeros beyond the edges. A tile on the
@@ -24,7 +24,8 @@ namespace {
 
 constexpr int64_t kTile = 16, kTileSteps = 32;  // rows (or columns) and steps of a tile
 constexpr int64_t kTileSize = kTile * kTileSteps, kSumsSize = kTile * kTile;
-constexpr int64_t kStepsAtOnce = 512, kUnitsAtOnce = 4;
+constexpr int64_t kStepsAtOnce = 256;
+constexpr int64_t kCached = 1 << 20;  // bytes: what of the inputs or of the sums is sure to stay in the second-level cache
 
 // ---- products of tiles ------------------------------------------------------------------------------------------------
 
@@ -84,16 +85,16 @@ HALFBYTE_AVX512BF16 void lay_out_inputs(const bf16* x, int64_t rows, int64_t str
 
 // W's rows column..column + 64 as they lie, steps begin..end along its columns -> 4 x tiles; what is read next is asked for.
 template <typename Matrix>
-HALFBYTE_AVX512BF16 void lay_out_left(const Matrix& matrix, int64_t column, int64_t columns, int64_t begin, int64_t end, int64_t next,
-                                      bf16* out) {
+HALFBYTE_AVX512BF16 void lay_out_left(const Matrix& matrix, int64_t column, int64_t columns, int64_t begin, int64_t end, bf16* out) {
     const int64_t tiles = tiles_of(end - begin);
+    const int64_t next = end < matrix.columns ? end : 0, further = end < matrix.columns ? 0 : kUnit;
     for (int64_t r = 0; r < kUnit; ++r) {
         bf16* const to = out + r / kTile * tiles * kTileSize + r % kTile * kTileSteps;
         const bool there = column + r < columns;
         for (int64_t tile = 0; tile < tiles; tile += 2) {
             Words words{};
             if (there) {
-                matrix.prefetch(column + r, next + tile * kTileSteps);
+                matrix.prefetch(column + r + further, next + tile * kTileSteps);
                 words = matrix.words(column + r, begin + tile * kTileSteps);
             }
             _mm512_store_si512(to + tile * kTileSize, words.low);
@@ -189,7 +190,7 @@ HALFBYTE_AMX void multiply_units(const Matrix& matrix, const Inputs& x, int64_t 
         for (int64_t unit = first; unit < last; ++unit) {
             const int64_t column = unit * kUnit;
             if constexpr (kTransposed) lay_out_right(matrix, column, begin, end, weights);
-            else lay_out_left(matrix, column, columns, begin, end, end, weights);
+            else lay_out_left(matrix, column, columns, begin, end, weights);
             for (int half = 0; half < 2 && column + half * 2 * kTile < columns; ++half)
                 multiply_half<kTransposed>(weights + half * 2 * tiles * kTileSize, x.chunk(begin), x.panels, tiles,
                                            sums + ((unit - first) * 4 + half * 2) * x.panels * kSumsSize, more);
@@ -197,17 +198,26 @@ HALFBYTE_AMX void multiply_units(const Matrix& matrix, const Inputs& x, int64_t 
     }
 }
 
+// Units of 64 columns that a block has: as many as their sums allow. Of W's rows no more than it takes to read x seldom
+// enough, since a block reads each of them in pieces of a chunk, and memory is the faster the longer a piece is.
+template <bool kTransposed>
+int64_t units_at_once(const Inputs& x) {
+    const int64_t rows = x.panels * kTile, most = std::max<int64_t>(1, kCached / (kUnit * rows * int64_t(sizeof(float))));
+    return kTransposed ? most : std::min(most, 1 + rows * x.steps * int64_t(sizeof(bf16)) / (2 * kCached));
+}
+
 template <bool kTransposed, typename Matrix>
 HALFBYTE_AMX void multiply_blocks(const Task& task, const Matrix& matrix, const Inputs& x, const DenseMatrix& pair, const Inputs& pair_x,
                                   int64_t first, int64_t last) {
     const TileRegisters registers;
-    float* const sums = scratch<11, float>(4 * kUnitsAtOnce * x.panels * kSumsSize);
-    for (int64_t unit = first; unit < last; unit += kUnitsAtOnce) {
-        const int64_t end = std::min(last, unit + kUnitsAtOnce);
+    const int64_t of_unit = kUnit * x.panels * kTile, most = units_at_once<kTransposed>(x);
+    float* const sums = scratch<11, float>(most * of_unit);
+    for (int64_t unit = first; unit < last; unit += most) {
+        const int64_t end = std::min(last, unit + most);
         multiply_units<kTransposed>(matrix, x, unit, end, task.columns, sums, false);
         if (pair_x.steps) multiply_units<kTransposed>(pair, pair_x, unit, end, task.columns, sums, x.steps > 0);
-        for (int64_t column = unit * kUnit; column < std::min(end * kUnit, task.columns); column += 2 * kTile)
-            for (int64_t p = 0; p < x.panels; ++p)
+        for (int64_t p = 0; p < x.panels; ++p)
+            for (int64_t column = unit * kUnit; column < std::min(end * kUnit, task.columns); column += 2 * kTile)
                 round_tiles<!kTransposed>(sums + ((column - unit * kUnit) / kTile * x.panels + p) * kSumsSize, x.panels * kSumsSize,
                                           task.bias ? task.bias + column : nullptr, std::min(kTile, task.rows - p * kTile),
                                           task.columns - column, task.out + p * kTile * task.columns + column, task.columns);

@@ -14,6 +14,7 @@ namespace halfbyte {
 namespace {
 
 constexpr int64_t kFewRows = 32;    // up to here few.h is the faster one
+constexpr int64_t kFewWithAmx = 4;  // ... than tiles
 constexpr int64_t kMostRows = 512;  // rows at once; more are cut
 
 HALFBYTE_AVX512BF16 inline DenseLines lines_of(const DenseMatrix& matrix) { return {matrix}; }
@@ -23,7 +24,7 @@ HALFBYTE_AVX512BF16 inline Nf4Lines lines_of(const Nf4Matrix& matrix) { return N
 template <bool kTransposed, typename Matrix>
 HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMatrix& pair, bool blocks_in_rows, int threads, int isa) {
     if (task.rows == 0) return;
-    if (!kTransposed && task.rows <= kFewRows && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
+    if (!kTransposed && task.rows <= (isa >= kAmx ? kFewWithAmx : kFewRows) && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
     const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
     const int64_t size = ((task.rows + cuts - 1) / cuts + kTileRows - 1) / kTileRows * kTileRows;
     const int64_t rows = task.rows;
