@@ -134,9 +134,14 @@ struct Nf4Walk {
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_row(int64_t row, const uint32_t* x, __m512* sum) const {
         const uint8_t* codes = matrix.packed.codes + row * (matrix.columns / 2);
         int64_t block = row * (matrix.columns / kBlock), left = matrix.columns;
-        for (; left >= kSteps; left -= kSteps, codes += kLine, block += 2, x += kRows * kVectors * kLanes32) {
-            ask_ahead(codes);
-            add_line<kRows>(_mm512_loadu_si512(codes), scales(block), x, sum);
+        while (left >= kSteps) {  // lines whose blocks share a nested absmax, or one whose two blocks do not
+            const int64_t share = std::max<int64_t>(1, (kNestedBlock - block % kNestedBlock) / 2), lines = std::min(left / kSteps, share);
+            const __m512 nested = matrix.packed.nested_absmax ? halves(nested_of(block), nested_of(block + 1)) : _mm512_setzero_ps();
+            left -= lines * kSteps;
+            for (const int64_t end = block + 2 * lines; block < end; block += 2, codes += kLine, x += kRows * kVectors * kLanes32) {
+                ask_ahead(codes);
+                add_line<kRows>(_mm512_loadu_si512(codes), scales(block, nested), x, sum);
+            }
         }
         if (left > 0) {
             const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
@@ -149,21 +154,20 @@ private:
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static __m512 halves(T front, T back) {
         return _mm512_mask_broadcastss_ps(_mm512_set1_ps(front), 0xff00, _mm_set_ss(back));
     }
-    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS __m512 scales(int64_t block) const {
+    HALFBYTE_ALWAYS float nested_of(int64_t block) const { return load(matrix.packed.nested_absmax + uint64_t(block) / kNestedBlock); }
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS __m512 scales(int64_t block, __m512 nested) const {
         const Nf4& packed = matrix.packed;
         if (!packed.nested_absmax) {
             const auto* absmax = static_cast<const float*>(packed.absmax) + block;
             return halves(load(absmax), load(absmax + 1));
         }
         const auto* absmax = static_cast<const uint8_t*>(packed.absmax) + block;
-        const float* nested = packed.nested_absmax;
-        return _mm512_fmadd_ps(halves(packed.dynamic[absmax[0]], packed.dynamic[absmax[1]]),
-                               halves(load(nested + uint64_t(block) / kNestedBlock), load(nested + uint64_t(block + 1) / kNestedBlock)),
-                               _mm512_set1_ps(packed.offset));
+        return _mm512_fmadd_ps(halves(packed.dynamic[absmax[0]], packed.dynamic[absmax[1]]), nested, _mm512_set1_ps(packed.offset));
     }
     // Two of the shifts to the right are products: shifts and look-ups would wait for the same port.
     template <int kRows>
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_line(__m512i words, __m512 scale, const uint32_t* x, __m512* sum) const {
+        asm("" : "+v"(words));  // loaded once: compilers would fold the load into each use
         const __m512i indices[] = {words, _mm512_srli_epi16(words, 4), _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 8)),
                                    _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 4))};
         __m512 part[kRows];
