@@ -8,10 +8,12 @@
 // those of a block lie side by side, and its scale multiplies the sum of its products. Lanes are added up only at a
 // row's end, for 16 rows of W at once.
 //
-// The price: all rows of x are read again for each row of W. few.h shares them among 16 rows of W, which pays from five
-// rows on; with one it takes twice as long, as its transposing costs more than all of this. Rejected: two or four rows of W
-// at a time, which saves arithmetic but loses more by reading in several places; and scales decoded for a whole row
-// before, which lets memory wait meanwhile.
+// The price: all rows of x are read again for each row of W. few.h shares them among 16 rows of W and takes over from five
+// rows on; with one it is slower by two fifths, as its transposing costs more than all of this. Rejected: two or four rows
+// of W at a time, which saves some arithmetic but loses more by reading in several places; scales decoded for some rows
+// before, while memory waits (a tenth slower); and for two rows and more, levels and products in fp32, which need fewer
+// steps of the multipliers where these take two cycles for a `vdpbf16ps` (Intel), but twice the inputs, more than the
+// first-level cache holds.
 #pragma once
 
 #include "layout.h"
@@ -22,9 +24,9 @@ namespace halfbyte {
 namespace {
 
 constexpr int64_t kWalkedRows = 4;
-constexpr int64_t kAhead = 4096;  // bytes between what is worked on and what is asked for
+constexpr int64_t kAhead = 6144;  // bytes between what is worked on and what is asked for
 constexpr int64_t kLine = 64;     // bytes of W that are decoded at once
-constexpr int64_t kLanes32 = 16;  // and rows of W whose lanes are added up at once
+constexpr int64_t kLanes32 = 16;  // of a sum; rows of W whose lanes are added up at once
 
 HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS __m512bh inputs_at(const uint32_t* x) { return (__m512bh)_mm512_load_si512(x); }
 HALFBYTE_ALWAYS void ask_ahead(const void* at) { _mm_prefetch(static_cast<const char*>(at) + kAhead, _MM_HINT_T0); }
