@@ -128,7 +128,8 @@ struct Nf4Walk {
             alignas(64) uint16_t order[32];
             for (int i = 0; i < 32; ++i) order[i] = uint16_t(i % 16 * 4 + (v ^ 1));
             const __m512i from = _mm512_load_si512(order);
-            const __m512i front = _mm512_permutex2var_epi16(steps[0], from, steps[1]), back = _mm512_permutex2var_epi16(steps[2], from, steps[3]);
+            const __m512i front = _mm512_permutex2var_epi16(steps[0], from, steps[1]);
+            const __m512i back = _mm512_permutex2var_epi16(steps[2], from, steps[3]);
             _mm512_store_si512(out + v * apart, _mm512_inserti64x4(front, _mm512_castsi512_si256(back), 1));
         }
     }
@@ -179,7 +180,8 @@ private:
         for (int v = 0; v < kVectors; ++v) {
             const __m512i weights = _mm512_permutexvar_epi16(indices[v], levels);
 #pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r) part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)weights, inputs_at(x + (v * kRows + r) * kLanes32));
+            for (int r = 0; r < kRows; ++r)
+                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)weights, inputs_at(x + (v * kRows + r) * kLanes32));
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(part[r], scale, sum[r]);
@@ -217,8 +219,10 @@ HALFBYTE_AVX512BF16 void walk_columns(const Task& task, const Walk& walk, const 
         }
         const __m256i biases = task.bias ? _mm256_maskz_loadu_epi16(there, task.bias + first) : _mm256_setzero_si256();
         const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(biases), 16));
-        for (int r = 0; r < kRows; ++r)
-            _mm256_mask_storeu_epi16(task.out + r * task.columns + first, there, (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(lane_sums(lanes[r]), wide)));
+        for (int r = 0; r < kRows; ++r) {
+            const __m512 sums = _mm512_add_ps(lane_sums(lanes[r]), wide);
+            _mm256_mask_storeu_epi16(task.out + r * task.columns + first, there, (__m256i)_mm512_cvtneps_pbh(sums));
+        }
     }
 }
 
@@ -230,9 +234,10 @@ constexpr int64_t input_words(int64_t steps) {
 
 template <typename Walk>
 HALFBYTE_AVX512BF16 void lay_out_inputs(const bf16* x, int64_t rows, int64_t steps, uint32_t* out) {
+    const int64_t apart = rows * kLanes32;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t step = 0; step < steps; step += Walk::kSteps)
-            Walk::lay_out(x + r * steps + step, steps - step, out + step / Walk::kSteps * Walk::kVectors * rows * kLanes32 + r * kLanes32, rows * kLanes32);
+            Walk::lay_out(x + r * steps + step, steps - step, out + step / Walk::kSteps * Walk::kVectors * apart + r * kLanes32, apart);
 }
 
 template <typename Walk>
