@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
+import mmap
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +31,19 @@ def made(rows: int, columns: int, weights: str) -> FrozenWeight:
 
 def exact(weight: FrozenWeight) -> Tensor:
     return reference.decode(weight, torch.float32).double().clone()
+
+
+class Guarded:
+    """A copy of a tensor that ends at a page that can't be read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        size = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+        whole = torch.frombuffer(memoryview(self.memory), dtype=torch.uint8)
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        assert protect(ctypes.c_void_p(whole.data_ptr() + size), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        bits = whole[size - tensor.nbytes : size]
+        self.tensor = bits.copy_(tensor.contiguous().view(torch.uint8).flatten()).view(tensor.dtype).view(tensor.shape)
 
 
 def error(value: Tensor, truth: Tensor) -> float:
@@ -55,7 +73,7 @@ def test_products_are_as_good_as_torchs(
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("shape", [(37, 192), (16, 320), (5, 64), (48, 1088)])
+@pytest.mark.parametrize("shape", [(37, 192), (16, 320), (5, 64), (48, 1088), (33, 97)])
 def test_every_small_number_of_rows(weights: str, shape: tuple[int, int]) -> None:
     """Each has code of its own; lines and blocks that end a row, fewer columns than there are lanes."""
     weight, truth = made(*shape, weights), exact(made(*shape, weights))
@@ -66,6 +84,44 @@ def test_every_small_number_of_rows(weights: str, shape: tuple[int, int]) -> Non
     allowed = 2 * error(reference.linear(whole, weight, bias, (h, b)), wanted)
     for count in range(1, 36):
         assert error(kernels.linear(whole[:count], weight, bias, (h[:count], b)), wanted[:count]) <= allowed
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(1043, 4160), (301, 14272), (2050, 64), (515, 1024)])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_decoding_a_large_matrix(weights: str, shape: tuple[int, int], count: int) -> None:
+    """Parts of several threads that end within 16 rows; rows of an odd number of blocks, so that the two of a line may
+    have different nested constants; a change of these within a row."""
+    weight, truth = made(*shape, weights), exact(made(*shape, weights))
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(count, shape[1], generator=draw).bfloat16()
+    wanted, before = x.double() @ truth.T, torch.get_num_threads()
+    allowed = 2 * error(reference.linear(x, weight, None, None), wanted)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append(kernels.linear(x, weight))
+    torch.set_num_threads(before)
+    assert error(results[0], wanted) <= allowed
+    assert all(torch.equal(one, results[0]) for one in results[1:])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("columns", [64, 192, 97])
+def test_nothing_is_read_beyond_a_matrix(weights: str, columns: int) -> None:
+    """Its parts end where pages do that can't be read, as those of a mapped file may."""
+    weight, x = made(33, columns, weights), torch.randn(3, columns).bfloat16()
+    y = kernels.linear(x, weight)
+    names = [name for name in ("codes", "absmax", "nested_absmax", "scale") if getattr(weight, name, None) is not None]
+    guards = [Guarded(weight if isinstance(weight, Tensor) else getattr(weight, name)) for name in names or ["weight"]]
+    if isinstance(weight, Tensor):
+        guarded: FrozenWeight = guards[0].tensor
+    else:
+        guarded = dataclasses.replace(weight, **dict(zip(names, (one.tensor for one in guards), strict=True)))
+    for count in (1, 3):
+        assert torch.equal(kernels.linear(x[:count], guarded)[0], kernels.linear(x[:count], weight)[0])
+    assert torch.equal(kernels.linear(x, guarded), y)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -1,5 +1,5 @@
 // Products of bf16 rows with a frozen matrix for processors with AVX512-BF16: y = x W^T, and its transpose dx = g W.
-// few.h and many.h have the methods.
+// walk.h, few.h and many.h have the methods.
 //
 // Each output is summed in one order, whatever the number of threads. Sums are fp32, rounded once.
 #pragma once
@@ -7,6 +7,7 @@
 #include "amx.h"
 #include "few.h"
 #include "many.h"
+#include "walk.h"
 
 #ifdef HALFBYTE_X86
 
@@ -14,19 +15,22 @@ namespace halfbyte {
 namespace {
 
 constexpr int64_t kFewRows = 32;    // up to here few.h is the faster one
-constexpr int64_t kFewWithAmx = 4;  // ... than tiles
 constexpr int64_t kMostRows = 512;  // rows at once; more are cut
 
 HALFBYTE_AVX512BF16 inline DenseLines lines_of(const DenseMatrix& matrix) { return {matrix}; }
 HALFBYTE_AVX512BF16 inline Int8Lines lines_of(const Int8Matrix& matrix) { return {matrix}; }
 HALFBYTE_AVX512BF16 inline Nf4Lines lines_of(const Nf4Matrix& matrix) { return Nf4Lines{matrix}; }
+HALFBYTE_AVX512BF16 inline DenseWalk walk_of(const DenseMatrix& matrix) { return {matrix}; }
+HALFBYTE_AVX512BF16 inline Int8Walk walk_of(const Int8Matrix& matrix) { return {matrix}; }
+HALFBYTE_AVX512BF16 inline Nf4Walk walk_of(const Nf4Matrix& matrix) { return Nf4Walk{matrix}; }
 
 template <bool kTransposed, typename Matrix>
 HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMatrix& pair, bool blocks_in_rows, int threads, int isa) {
     if (task.rows == 0) return;
-    if (!kTransposed && task.rows <= (isa >= kAmx ? kFewWithAmx : kFewRows) && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
+    if (!kTransposed && task.rows <= kWalkedRows && blocks_in_rows) return multiply_walking(task, walk_of(matrix), pair, threads);
+    if (!kTransposed && isa < kAmx && task.rows <= kFewRows && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
     const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
-    const int64_t size = ((task.rows + cuts - 1) / cuts + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t height = isa >= kAmx ? 16 : kTileRows, size = ((task.rows + cuts - 1) / cuts + height - 1) / height * height;
     const int64_t rows = task.rows;
     for (int64_t first = 0; first < rows; first += size) {
         Task part = task;

@@ -1,4 +1,4 @@
-// Products with few rows (decoding text, short prompts): reading the packed matrix is the limit, or comes close to it.
+// Products with 5 to 32 rows (several texts at once, short prompts); walk.h has those of fewer.
 //
 // Method: 16 output columns, that is rows of W, lie in the 16 lanes. A line of 64 bytes of each is transposed as 32-bit
 // words while it is still packed, so a transpose serves 128 weights a lane for NF4. A word then decodes to pairs: each
@@ -106,7 +106,6 @@ struct Nf4Lines {
 // sum[r] += columns first..first + count of the output for inputs [pairs][kRows].
 template <int kRows, typename Lines>
 HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_across(const Lines& lines, int64_t first, int64_t count, const uint32_t* inputs, __m512* sum) {
-    constexpr int kChains = kRows == 1 ? 4 : kRows <= 4 ? 2 : 1;  // sums side by side: each waits for the one before
     constexpr int kWords = 16 / Lines::kBlocks, kPairs = Lines::kPairs;
     const int64_t bytes = lines.bytes();
     const float* scales = lines.scales(first, count);
@@ -124,9 +123,8 @@ HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_across(const Lines& lines, int64_t 
         transpose(words);
 #pragma GCC unroll 2
         for (int block = 0; block < Lines::kBlocks; ++block) {
-            __m512 part[kChains][kRows];
-            for (auto& chain : part)
-                for (auto& one : chain) one = _mm512_setzero_ps();
+            __m512 part[kRows];
+            for (auto& one : part) one = _mm512_setzero_ps();
 #pragma GCC unroll 16
             for (int w = 0; w < kWords; ++w) {
                 __m512i pairs[kPairs];
@@ -134,20 +132,13 @@ HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_across(const Lines& lines, int64_t 
 #pragma GCC unroll 4
                 for (int p = 0; p < kPairs; ++p, inputs += kRows)
 #pragma GCC unroll 16
-                    for (int r = 0; r < kRows; ++r) {
-                        __m512& to = part[(w * kPairs + p) % kChains][r];
-                        to = _mm512_dpbf16_ps(to, (__m512bh)pairs[p], (__m512bh)_mm512_set1_epi32(int(inputs[r])));
-                    }
+                    for (int r = 0; r < kRows; ++r)
+                        part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)pairs[p], (__m512bh)_mm512_set1_epi32(int(inputs[r])));
             }
             const __m512 scale = _mm512_loadu_ps(scales);
             scales += Lines::kScaleStep;
 #pragma GCC unroll 16
-            for (int r = 0; r < kRows; ++r) {
-                __m512 all = part[0][r];
-                if constexpr (kChains == 2) all = _mm512_add_ps(all, part[1][r]);
-                if constexpr (kChains == 4) all = _mm512_add_ps(_mm512_add_ps(all, part[1][r]), _mm512_add_ps(part[2][r], part[3][r]));
-                sum[r] = _mm512_fmadd_ps(all, scale, sum[r]);
-            }
+            for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(part[r], scale, sum[r]);
         }
     }
 }
@@ -170,10 +161,10 @@ HALFBYTE_AVX512BF16 void multiply_across(const Lines& lines, const DenseMatrix& 
 template <typename Lines>
 struct FewRows {
     using Function = void (*)(const Lines&, const DenseMatrix&, int64_t, int64_t, const uint32_t*, const uint32_t*, const bf16*, bf16*, int64_t);
-    static constexpr Function of[kPanel + 1] = {
-        nullptr, multiply_across<1, Lines>, multiply_across<2, Lines>, multiply_across<3, Lines>, multiply_across<4, Lines>, multiply_across<5, Lines>,
-        multiply_across<6, Lines>, multiply_across<7, Lines>, multiply_across<8, Lines>, multiply_across<9, Lines>, multiply_across<10, Lines>,
-        multiply_across<11, Lines>, multiply_across<12, Lines>, multiply_across<13, Lines>, multiply_across<14, Lines>, multiply_across<15, Lines>,
+    static constexpr Function of[kPanel + 1] = {  // walk.h has fewer than five rows, and two panels have more
+        nullptr, nullptr, nullptr, nullptr, nullptr, multiply_across<5, Lines>, multiply_across<6, Lines>, multiply_across<7, Lines>,
+        multiply_across<8, Lines>, multiply_across<9, Lines>, multiply_across<10, Lines>, multiply_across<11, Lines>,
+        multiply_across<12, Lines>, multiply_across<13, Lines>, multiply_across<14, Lines>, multiply_across<15, Lines>,
         multiply_across<16, Lines>};
 };
 

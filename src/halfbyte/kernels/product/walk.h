@@ -1,0 +1,261 @@
+// Products with 1 to 4 rows (decoding text): nothing matters but how fast the packed matrix comes from memory.
+//
+// Method: each row of W is walked in the order in which it lies in memory, which is what a processor's own prefetching
+// expects, and a few kB further are asked for beside it. 64 bytes at a time are decoded in place: for NF4 they are 32
+// words of four codes, of which four look-ups among the levels (whose index is the lowest bits, so a shift is all
+// it takes) make 32 weights each. The rows of x are laid out once a call in the order in which these weights come, so that
+// they are read from the first-level cache as they are. The lanes of a sum belong to stretches of eight columns, hence
+// those of a block lie side by side, and its scale multiplies the sum of its products. Lanes are added up only at a
+// row's end, for 16 rows of W at once.
+//
+// The price: all rows of x are read again for each row of W. few.h shares them among 16 rows of W and takes over from five
+// rows on; with one it is slower by two fifths, as its transposing costs more than all of this. Rejected: two or four rows
+// of W at a time, which saves some arithmetic but loses more by reading in several places; scales decoded for some rows
+// before, while memory waits (a tenth slower); and for two rows and more, levels and products in fp32, which need fewer
+// steps of the multipliers where these take two cycles for a `vdpbf16ps` (Intel), but twice the inputs, more than the
+// first-level cache holds.
+#pragma once
+
+#include "layout.h"
+
+#ifdef HALFBYTE_X86
+
+namespace halfbyte {
+namespace {
+
+constexpr int64_t kWalkedRows = 4;
+constexpr int64_t kAhead = 6144;  // bytes between what is worked on and what is asked for
+constexpr int64_t kLine = 64;     // bytes of W that are decoded at once
+constexpr int64_t kLanes32 = 16;  // of a sum; rows of W whose lanes are added up at once
+
+HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS __m512bh inputs_at(const uint32_t* x) { return (__m512bh)_mm512_load_si512(x); }
+HALFBYTE_ALWAYS void ask_ahead(const void* at) { _mm_prefetch(static_cast<const char*>(at) + kAhead, _MM_HINT_T0); }
+
+// ---- how a row of each kind of matrix is walked ------------------------------------------------------------------------
+//
+// kSteps: columns to a line. kVectors: how many vectors of inputs a line takes for each row of x; they lie [line][vector]
+// [row of x]. `lay_out` makes those of a line of one row, `apart` words from each other, of x's `left` values from there on.
+// `add_row` adds the products of a row of W with kRows rows of x to the lanes of sum [kRows].
+
+struct DenseWalk {
+    const DenseMatrix matrix;
+    static constexpr int64_t kSteps = 32, kVectors = 1;
+
+    HALFBYTE_AVX512BF16 static void lay_out(const bf16* x, int64_t left, uint32_t* out, int64_t) {
+        _mm512_store_si512(out, _mm512_maskz_loadu_epi16(first_words(left), x));
+    }
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_row(int64_t row, const uint32_t* x, __m512* sum) const {
+        const bf16* weights = matrix.weights + row * matrix.columns;
+        int64_t left = matrix.columns;
+        for (; left >= kSteps; left -= kSteps, weights += kSteps, x += kRows * kLanes32) {
+            ask_ahead(weights);
+            add_line<kRows>(_mm512_loadu_si512(weights), x, sum);
+        }
+        if (left > 0) add_line<kRows>(_mm512_maskz_loadu_epi16(first_words(left), weights), x, sum);
+    }
+
+private:
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static void add_line(__m512i words, const uint32_t* x, __m512* sum) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_dpbf16_ps(sum[r], (__m512bh)words, inputs_at(x + r * kLanes32));
+    }
+};
+
+// In fp32: to make bf16 of bytes would cost more than the products.
+struct Int8Walk {
+    const Int8Matrix matrix;
+    static constexpr int64_t kSteps = 64, kVectors = 4;
+
+    HALFBYTE_AVX512BF16 static void lay_out(const bf16* x, int64_t left, uint32_t* out, int64_t apart) {
+        for (int64_t v = 0; v < kVectors; ++v) {
+            const __m256i words = _mm256_maskz_loadu_epi16(__mmask16(first_words(left - 16 * v)), x + 16 * v);
+            _mm512_store_si512(out + v * apart, _mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+        }
+    }
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_row(int64_t row, const uint32_t* x, __m512* sum) const {
+        const int8_t* codes = matrix.codes + row * matrix.columns;
+        int64_t left = matrix.columns;
+        __m512 all[kRows];
+        for (auto& one : all) one = _mm512_setzero_ps();
+        for (; left >= kSteps; left -= kSteps, codes += kSteps, x += kRows * kVectors * kLanes32) {
+            ask_ahead(codes);
+            add_line<kRows>(codes, x, all);
+        }
+        if (left > 0) {
+            alignas(64) int8_t rest[kSteps];
+            _mm512_store_si512(rest, _mm512_maskz_loadu_epi8((__mmask64(1) << left) - 1, codes));
+            add_line<kRows>(rest, x, all);
+        }
+        const __m512 scale = _mm512_set1_ps(load(matrix.scale + row) * (1.0f / 127.0f));
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(all[r], scale, sum[r]);
+    }
+
+private:
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static void add_line(const int8_t* codes, const uint32_t* x, __m512* all) {
+        __m512 weights[kVectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+            weights[v] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes) + v)));
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+            const auto input = [&](int v) { return reinterpret_cast<const float*>(x + (v * kRows + r) * kLanes32); };
+            const __m512 front = _mm512_fmadd_ps(weights[1], _mm512_load_ps(input(1)), _mm512_mul_ps(weights[0], _mm512_load_ps(input(0))));
+            const __m512 back = _mm512_fmadd_ps(weights[3], _mm512_load_ps(input(3)), _mm512_mul_ps(weights[2], _mm512_load_ps(input(2))));
+            all[r] = _mm512_add_ps(all[r], _mm512_add_ps(front, back));
+        }
+    }
+};
+
+// Rows that start with a block. A line is two blocks, but for the last one where a row ends with half a line.
+struct Nf4Walk {
+    const Nf4Matrix matrix;
+    const __m512i levels;  // bf16, the 16 of them twice, so that bit 4 of an index does not matter
+    static constexpr int64_t kSteps = 128, kVectors = 4;
+
+    HALFBYTE_AVX512BF16 explicit Nf4Walk(const Nf4Matrix& of)
+        : matrix(of), levels(_mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(of.packed.levels)))) {}
+
+    // A word's lowest four bits are its second weight, then come the first, the fourth and the third.
+    HALFBYTE_AVX512BF16 static void lay_out(const bf16* x, int64_t left, uint32_t* out, int64_t apart) {
+        __m512i steps[4];
+        for (int i = 0; i < 4; ++i) steps[i] = _mm512_maskz_loadu_epi16(first_words(left - 32 * i), x + 32 * i);
+        for (int v = 0; v < kVectors; ++v) {
+            alignas(64) uint16_t order[32];
+            for (int i = 0; i < 32; ++i) order[i] = uint16_t(i % 16 * 4 + (v ^ 1));
+            const __m512i from = _mm512_load_si512(order);
+            const __m512i front = _mm512_permutex2var_epi16(steps[0], from, steps[1]);
+            const __m512i back = _mm512_permutex2var_epi16(steps[2], from, steps[3]);
+            _mm512_store_si512(out + v * apart, _mm512_inserti64x4(front, _mm512_castsi512_si256(back), 1));
+        }
+    }
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_row(int64_t row, const uint32_t* x, __m512* sum) const {
+        const uint8_t* codes = matrix.packed.codes + row * (matrix.columns / 2);
+        int64_t block = row * (matrix.columns / kBlock), left = matrix.columns;
+        while (left >= kSteps) {  // lines whose blocks share a nested absmax, or one whose two blocks do not
+            const int64_t share = std::max<int64_t>(1, (kNestedBlock - block % kNestedBlock) / 2), lines = std::min(left / kSteps, share);
+            const __m512 nested = matrix.packed.nested_absmax ? halves(nested_of(block), nested_of(block + 1)) : _mm512_setzero_ps();
+            left -= lines * kSteps;
+            for (const int64_t end = block + 2 * lines; block < end; block += 2, codes += kLine, x += kRows * kVectors * kLanes32) {
+                ask_ahead(codes);
+                add_line<kRows>(_mm512_loadu_si512(codes), scales(block, nested), x, sum);
+            }
+        }
+        if (left > 0) {
+            const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+            add_line<kRows>(_mm512_zextsi256_si512(half), _mm512_set1_ps(matrix.packed.scale(block)), x, sum);
+        }
+    }
+
+private:
+    template <typename T>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static __m512 halves(T front, T back) {
+        return _mm512_mask_broadcastss_ps(_mm512_set1_ps(front), 0xff00, _mm_set_ss(back));
+    }
+    HALFBYTE_ALWAYS float nested_of(int64_t block) const { return load(matrix.packed.nested_absmax + uint64_t(block) / kNestedBlock); }
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS __m512 scales(int64_t block, __m512 nested) const {
+        const Nf4& packed = matrix.packed;
+        if (!packed.nested_absmax) {
+            const auto* absmax = static_cast<const float*>(packed.absmax) + block;
+            return halves(load(absmax), load(absmax + 1));
+        }
+        const auto* absmax = static_cast<const uint8_t*>(packed.absmax) + block;
+        return _mm512_fmadd_ps(halves(packed.dynamic[absmax[0]], packed.dynamic[absmax[1]]), nested, _mm512_set1_ps(packed.offset));
+    }
+    // Two of the shifts to the right are products: shifts and look-ups would wait for the same port.
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_line(__m512i words, __m512 scale, const uint32_t* x, __m512* sum) const {
+        asm("" : "+v"(words));  // loaded once: compilers would fold the load into each use
+        const __m512i indices[] = {words, _mm512_srli_epi16(words, 4), _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 8)),
+                                   _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 4))};
+        __m512 part[kRows];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) part[r] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+            const __m512i weights = _mm512_permutexvar_epi16(indices[v], levels);
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r)
+                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)weights, inputs_at(x + (v * kRows + r) * kLanes32));
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(part[r], scale, sum[r]);
+    }
+};
+
+// ---- the product -------------------------------------------------------------------------------------------------------
+
+// The sums of the lanes of 16 vectors, each in a lane.
+HALFBYTE_AVX512BF16 inline __m512 lane_sums(__m512i* vectors) {
+    transpose(vectors);
+    __m512 sum[kLanes32];
+    for (int i = 0; i < kLanes32; ++i) sum[i] = _mm512_castsi512_ps(vectors[i]);
+    for (int width = kLanes32 / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) sum[i] = _mm512_add_ps(sum[i], sum[i + width]);
+    return sum[0];
+}
+
+// Columns first..last of the output, from what `lay_out_inputs` made of x and of the pair's rows.
+template <int kRows, typename Walk>
+HALFBYTE_AVX512BF16 void walk_columns(const Task& task, const Walk& walk, const DenseWalk& pair, const uint32_t* inputs,
+                                      const uint32_t* pair_inputs, int64_t first, int64_t last) {
+    for (; first < last; first += kLanes32) {
+        const int64_t count = std::min(kLanes32, last - first);
+        const auto there = __mmask16(first_words(count));
+        __m512i lanes[kRows][kLanes32];
+        for (int64_t i = 0; i < kLanes32; ++i) {
+            __m512 sum[kRows];
+            for (auto& one : sum) one = _mm512_setzero_ps();
+            if (i < count) {
+                walk.template add_row<kRows>(first + i, inputs, sum);
+                if (pair_inputs) pair.add_row<kRows>(first + i, pair_inputs, sum);
+            }
+            for (int r = 0; r < kRows; ++r) lanes[r][i] = _mm512_castps_si512(sum[r]);
+        }
+        const __m256i biases = task.bias ? _mm256_maskz_loadu_epi16(there, task.bias + first) : _mm256_setzero_si256();
+        const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(biases), 16));
+        for (int r = 0; r < kRows; ++r) {
+            const __m512 sums = _mm512_add_ps(lane_sums(lanes[r]), wide);
+            _mm256_mask_storeu_epi16(task.out + r * task.columns + first, there, (__m256i)_mm512_cvtneps_pbh(sums));
+        }
+    }
+}
+
+// Words that the inputs of a row of x take: whole lines.
+template <typename Walk>
+constexpr int64_t input_words(int64_t steps) {
+    return (steps + Walk::kSteps - 1) / Walk::kSteps * Walk::kVectors * kLanes32;
+}
+
+template <typename Walk>
+HALFBYTE_AVX512BF16 void lay_out_inputs(const bf16* x, int64_t rows, int64_t steps, uint32_t* out) {
+    const int64_t apart = rows * kLanes32;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t step = 0; step < steps; step += Walk::kSteps)
+            Walk::lay_out(x + r * steps + step, steps - step, out + step / Walk::kSteps * Walk::kVectors * apart + r * kLanes32, apart);
+}
+
+template <typename Walk>
+HALFBYTE_AVX512BF16 void multiply_walking(const Task& task, const Walk& walk, const DenseMatrix& beside, int threads) {
+    const auto columns = std::array{walk_columns<1, Walk>, walk_columns<2, Walk>, walk_columns<3, Walk>, walk_columns<4, Walk>}[size_t(task.rows - 1)];
+    const int64_t words = task.rows * input_words<Walk>(task.steps), pair_words = task.rows * input_words<DenseWalk>(task.pair_steps);
+    uint32_t* const inputs = scratch<4, uint32_t>(words + pair_words);
+    uint32_t* const pair_inputs = task.pair_steps ? inputs + words : nullptr;
+    lay_out_inputs<Walk>(task.x, task.rows, task.steps, inputs);
+    if (pair_inputs) lay_out_inputs<DenseWalk>(task.pair_x, task.rows, task.pair_steps, pair_inputs);
+    const DenseWalk pair{beside};
+    const int64_t groups = (task.columns + kLanes32 - 1) / kLanes32;
+    parallel(groups, std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, task.steps)), threads, [&](int64_t begin, int64_t end) {
+        columns(task, walk, pair, inputs, pair_inputs, begin * kLanes32, std::min(end * kLanes32, task.columns));
+    });
+}
+
+}  // namespace
+}  // namespace halfbyte
+
+#endif
