@@ -21,17 +21,19 @@ inline bool may_use_amx() {
 // same threads) sets its own before, so nothing is kept.
 class TileRegisters {
 public:
-    HALFBYTE_AMX TileRegisters() {
-        alignas(64) struct {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } shape;
-        _tile_loadconfig(&shape);
-    }
+    HALFBYTE_AMX TileRegisters() { _tile_loadconfig(&kFull); }
     HALFBYTE_AMX ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
     TileRegisters& operator=(const TileRegisters&) = delete;
+
+private:
+    struct Shape {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    };
+    // Not a local variable: GCC takes the first 8 bytes for all that is read, and would leave out the others' stores.
+    alignas(64) static constexpr Shape kFull{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 };
 
 }  // namespace halfbyte
