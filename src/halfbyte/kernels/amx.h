@@ -17,23 +17,23 @@ inline bool may_use_amx() {
     return __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
+// What a thread loads: palette 1, and of each register the bytes of a row and the rows. A constant, since compilers take
+// the instruction for one that reads 8 bytes and leave out what a local one would hold beyond.
+struct TileShape {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+alignas(64) inline constexpr TileShape kShape{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
 // Full tiles in all eight registers of this thread while it lives. Whoever else uses tiles (torch's products do, in the
 // same threads) sets its own before, so nothing is kept.
 class TileRegisters {
 public:
-    HALFBYTE_AMX TileRegisters() { _tile_loadconfig(&kFull); }
+    HALFBYTE_AMX TileRegisters() { _tile_loadconfig(&kShape); }
     HALFBYTE_AMX ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
     TileRegisters& operator=(const TileRegisters&) = delete;
-
-private:
-    struct Shape {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    };
-    // Not a local variable: GCC takes the first 8 bytes for all that is read, and would leave out the others' stores.
-    alignas(64) static constexpr Shape kFull{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 };
 
 }  // namespace halfbyte

@@ -6,14 +6,14 @@
 // that sum over keys (out^T = V^T P^T, dQ^T = K^T dS^T) when two keys are interleaved: one instruction a vector. What
 // remains is to transpose V (forward) and K (backward), once a block, and Q, dO and the results once a strip.
 // Rejected: scores with keys as lanes, which need as much transposing, and a reduction within vectors for each maximum;
-// and V transposed once for all strips, which saves little with strips of 256 rows and needs a buffer of its size.
+// and V transposed once for all strips, which saves little with strips of 128 rows and needs a buffer of its size.
 //
 // Everything is padded with zeros to multiples of 32, so that each product is one of 32 x 32 tiles of C: 2 x 2 of the
 // eight registers, the most products for each tile loaded.
 #pragma once
 
 #include "../amx.h"
-#include "strip.h"
+#include "lanes.h"
 
 #ifdef HALFBYTE_AMX
 
@@ -21,11 +21,8 @@
 
 namespace halfbyte::attention {
 
-constexpr int64_t kSide = 32;      // of what C a product computes at once; also the steps of a tile, and lanes of a group
 constexpr int64_t kAmxRows = kMostRows;  // query rows of a strip
-constexpr int64_t kAmxKeys = 128;  // keys of a block
-
-HALFBYTE_INLINE int64_t whole(int64_t count) { return (count + kSide - 1) / kSide * kSide; }
+constexpr int64_t kAmxKeys = 64;         // keys of a block
 
 // The matrix A: 32 steps of row r, from step 32 i on, at data + r * row + i * step.
 struct TileLeft {
@@ -120,8 +117,6 @@ HALFBYTE_AMX inline void transpose_halves(const bf16* from, int64_t apart, __m51
     }
 }
 
-HALFBYTE_AMX inline __mmask32 first_lanes(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
-
 // Rows of `width` -> out [lines][padded], zero beyond the rows and beyond the width.
 HALFBYTE_AMX inline void copy_lines(const bf16* const* rows, int64_t count, int64_t lines, int64_t width,
                                     int64_t padded, bf16* out) {
@@ -152,15 +147,6 @@ HALFBYTE_AMX inline void lines_as_columns(const bf16* in, int64_t padded, bf16* 
         }
 }
 
-// The elements of two vectors by turns.
-HALFBYTE_AMX inline void store_pairs(__m512i even, __m512i odd, bf16* to) {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i index = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
-    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, index, odd));
-    const __m512i upper = _mm512_add_epi16(index, _mm512_set1_epi16(16));
-    _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(even, upper, odd));
-}
-
 // in [lines][padded] -> [lines / 2][padded][2]: B of a product over the lines.
 HALFBYTE_AMX inline void lines_as_pairs(const bf16* in, int64_t lines, int64_t padded, bf16* out) {
     for (int64_t r = 0; r < lines; r += 2)
@@ -181,37 +167,6 @@ HALFBYTE_AMX inline void store_lanes(const float* in, const float* factor, int64
                                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
             }
         }
-}
-
-// Two vectors of 16 lanes, rounded: 32 elements.
-HALFBYTE_AMX inline __m512i rounded_lanes(const __m512* lanes) {
-    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(lanes[1], lanes[0]));
-}
-
-// ---- arithmetic -----------------------------------------------------------------------------------------------------
-
-// 2^x with an error of 2e-7, far below the rounding of what is made of it; 0 for -infinity, NaN for NaN. Unlike exp2_of
-// (exp.h) its bits are AMX's own, so its products and sums are fused, and the processor splits x and scales the power.
-HALFBYTE_AMX inline __m512 exp2_lanes(__m512 x) {
-    const __m512 f = _mm512_reduce_ps(x, 0), n = _mm512_sub_ps(x, f);
-    __m512 power = _mm512_set1_ps(1.32647273e-3f);
-    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(9.67151299e-3f));
-    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(5.55073358e-2f));
-    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.240222424f));
-    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.693147004f));
-    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(power, n);
-}
-
-// The sum of the products of two rows.
-HALFBYTE_AMX inline float dot(const bf16* a, const bf16* b, int64_t width) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t d = 0; d < width; d += kSide) {
-        const __mmask32 there = first_lanes(width - d);
-        sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(there, a + d)),
-                               reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(there, b + d)));
-    }
-    return _mm512_reduce_add_ps(sum);
 }
 
 }  // namespace halfbyte::attention

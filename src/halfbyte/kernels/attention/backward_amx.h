@@ -1,4 +1,4 @@
-// Attention backward on AMX: a strip of 256 query rows against its visible keys, 128 at a time (backward.h has the
+// Attention backward on AMX: a strip of 128 query rows against its visible keys, 64 at a time (backward.h has the
 // method).
 //
 // 32 rows at a time meet a block: their scores and dP, P and dS of them, and the part of dQ. P^T and dS^T stay, rounded,

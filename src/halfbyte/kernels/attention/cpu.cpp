@@ -10,6 +10,7 @@
 // attention), else fp32. Widths are padded with zeros to a multiple of 16 on the way into the buffers.
 #include "backward.h"
 #include "backward_amx.h"
+#include "few.h"
 #include "forward.h"
 #include "forward_amx.h"
 
@@ -111,6 +112,30 @@ void forward(const Attention& a, int threads) {
     });
 }
 
+#ifdef HALFBYTE_X86
+void forward_few(const Attention& a, int threads) {
+    const auto visible = visible_ranges(a);
+    const int64_t heads = a.batch * a.heads, parts = few_parts(a), size = Partial::size(whole(a.width));
+    const std::unique_ptr<float[]> partials(new float[size_t(heads * parts * size)]);
+    const int64_t bytes = a.keys / parts * a.width * 4, grain = 1 + (1 << 17) / std::max<int64_t>(1, bytes);
+    const auto strip_of = [&](int64_t head) {
+        return Strip(a, visible[size_t(head / a.heads)], head / a.heads, head % a.heads, 0, kFewRows);
+    };
+    parallel(heads * parts, grain, threads, [&](int64_t first, int64_t last) {
+        for (int64_t unit = first; unit < last; ++unit) {
+            const int64_t part = unit % parts;
+            const Strip strip = strip_of(unit / parts);
+            const int64_t keys = (strip.keys.count() + parts - 1) / parts;
+            const int64_t begin = strip.keys.first + part * keys;
+            attend_few(a, strip, {begin, std::min(begin + keys, strip.keys.last)}, partials.get() + unit * size);
+            if (parts == 1) finish_few(a, strip, partials.get() + unit * size, 1);
+        }
+    });
+    for (int64_t head = 0; parts > 1 && head < heads; ++head)
+        finish_few(a, strip_of(head), partials.get() + head * parts * size, parts);
+}
+#endif
+
 template <typename Kernels, typename T>
 void backward(const Attention& a, int threads) {
     const auto visible = visible_ranges(a);
@@ -165,6 +190,8 @@ void run_as(const Attention& a, int dtype, bool back, int threads) {
 
 void dispatch(const Attention& a, int dtype, bool back, int threads, int isa) {
 #ifdef HALFBYTE_X86
+    const bool few = !back && a.queries * (a.q_heads / a.heads) <= kFewRows;
+    if (isa >= kAvx512Bf16 && dtype == kBf16 && few) return forward_few(a, threads);
 #ifdef HALFBYTE_AMX
     if (isa >= kAmx && dtype == kBf16) return run<Amx, bf16>(a, back, threads);
 #endif

@@ -1,9 +1,8 @@
-// Attention forward on AMX: a strip of 256 query rows against its visible keys, 128 at a time (forward.h has the method).
+// Attention forward on AMX: a strip of 128 query rows against its visible keys, 64 at a time (forward.h has the method).
 //
 // A block is copied and transposed once; then 32 rows at a time meet it, so that their scores stay in the nearest cache
 // between the two products. The products are a third of the time there; the rest is 2^x and the ways between tiles and
-// vectors. A row's sums shrink only if its maximum rises by more than kSlack: P is then at most 2^kSlack instead of 1,
-// which costs no precision in floating point, and after the first blocks hardly any sum is touched again.
+// vectors.
 #pragma once
 
 #include "amx.h"
@@ -11,8 +10,6 @@
 #ifdef HALFBYTE_AMX
 
 namespace halfbyte::attention {
-
-constexpr float kSlack = 8.0f;
 
 // Scores s [lines][32] -> p [lines / 2][32][2] = 2^(s * factor - top), with the reference `top` and the sum `total` of
 // each lane; the sums so far, `total` and out [padded][32], shrink where `top` rises.

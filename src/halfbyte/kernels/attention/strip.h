@@ -16,7 +16,7 @@
 
 namespace halfbyte::attention {
 
-constexpr int64_t kMostRows = 256;  // query rows of the longest strips
+constexpr int64_t kMostRows = 128;  // query rows of the longest strips
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = -1e30f;  // below every score, but finite: a row may see no key
 
