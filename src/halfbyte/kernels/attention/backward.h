@@ -6,7 +6,7 @@
 // for dK and dV, which need no accumulators but seven products instead of five.
 #pragma once
 
-#include "strip.h"
+#include "blocks.h"
 
 namespace halfbyte::attention {
 
@@ -89,7 +89,7 @@ HALFBYTE_INLINE void strip_backward(const Attention& a, const Strip& strip, floa
         const auto left_v = left_of<Tiles>(rows, a.v_by[2], count, width, padded, values);
         Tiles::product(left_k, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
         Tiles::product(left_v, d_out, kRows * kGroup, d_p, kRows, count, lanes, padded / kGroup, false);
-        mask(a, strip, keys, s);
+        mask(a, strip, keys, 0, lanes, kRows, even, s);
         if (count % 2)
             for (int64_t r = 0; r < lanes; ++r) d_p[count * kRows + r] = 0;
         derive(s, d_p, even, lanes, factor, a.cap, lse, delta, p, d_s, d_s_grouped);

@@ -9,7 +9,10 @@
 // Elements of the products are bf16 for bf16 inputs on AVX-512 BF16 (P and dS are rounded to it, as in any bf16
 // attention), else fp32. Widths are padded with zeros to a multiple of 16 on the way into the buffers.
 #include "backward.h"
+#include "backward_amx.h"
+#include "few.h"
 #include "forward.h"
+#include "forward_amx.h"
 
 namespace halfbyte::attention {
 namespace {
@@ -18,15 +21,34 @@ constexpr int64_t kUnits = 8;  // accumulators of dK and dV that there are at le
 
 // ---- instruction sets -----------------------------------------------------------------------------------------------
 
-#define HALFBYTE_STRIPS(Name, Base, TARGET)                                                              \
-    struct Name : Base {                                                                                 \
+// sums [count][padded], times `scale` -> rows of `width`, `by` apart.
+template <typename T>
+HALFBYTE_INLINE void store_rows(const float* HALFBYTE_APART sums, int64_t padded, float scale, int64_t count,
+                                int64_t width, T* to, int64_t by) {
+    for (int64_t j = 0; j < count; ++j, sums += padded, to += by) {
+        T* HALFBYTE_APART row = to;
+        for (int64_t d = 0; d < width; ++d) row[d] = from_float<T>(sums[d] * scale);
+    }
+}
+
+// Of each: the rows of a strip, the multiple that widths are padded to, the rows that sums over a head have more than
+// keys, what a thread holds while it computes strips, and how it computes one and stores sums.
+#define HALFBYTE_STRIPS(Name, Tiles, TARGET)                                                             \
+    struct Name {                                                                                        \
+        static constexpr int64_t kStrip = kRows, kWidth = kVector, kBeyond = 0;                          \
+        struct Thread {};                                                                                \
         template <typename T>                                                                            \
         TARGET static void forward(const Attention& a, const Strip& strip) {                             \
-            strip_forward<Base, T>(a, strip);                                                            \
+            strip_forward<Tiles, T>(a, strip);                                                           \
         }                                                                                                \
         template <typename T>                                                                            \
         TARGET static void backward(const Attention& a, const Strip& strip, float* d_k, float* d_v) {    \
-            strip_backward<Base, T>(a, strip, d_k, d_v);                                                 \
+            strip_backward<Tiles, T>(a, strip, d_k, d_v);                                                \
+        }                                                                                                \
+        template <typename T>                                                                            \
+        TARGET static void store(const float* sums, int64_t padded, float scale, int64_t count,          \
+                                 int64_t width, T* to, int64_t by) {                                     \
+            store_rows(sums, padded, scale, count, width, to, by);                                       \
         }                                                                                                \
     };
 HALFBYTE_STRIPS(Portable, PortableTiles, )
@@ -36,6 +58,21 @@ HALFBYTE_STRIPS(Avx512, Avx512Tiles, HALFBYTE_AVX512)
 HALFBYTE_STRIPS(Avx512Bf16, Avx512Bf16Tiles, HALFBYTE_AVX512BF16)
 #endif
 #undef HALFBYTE_STRIPS
+
+#ifdef HALFBYTE_AMX
+struct Amx : Avx512Bf16 {
+    static constexpr int64_t kStrip = kAmxRows, kWidth = kSide, kBeyond = kSide - 1;
+    using Thread = TileRegisters;
+    template <typename T>
+    static void forward(const Attention& a, const Strip& strip) {
+        strip_forward_amx(a, strip);
+    }
+    template <typename T>
+    static void backward(const Attention& a, const Strip& strip, float* d_k, float* d_v) {
+        strip_backward_amx(a, strip, d_k, d_v);
+    }
+};
+#endif
 
 // ---- the split over threads -----------------------------------------------------------------------------------------
 
@@ -51,8 +88,8 @@ std::vector<Range> visible_ranges(const Attention& a) {
     return ranges;
 }
 
-HALFBYTE_INLINE int64_t strips_per_head(const Attention& a) {
-    return (a.queries * (a.q_heads / a.heads) + kRows - 1) / kRows;
+HALFBYTE_INLINE int64_t strips_per_head(const Attention& a, int64_t rows) {
+    return (a.queries * (a.q_heads / a.heads) + rows - 1) / rows;
 }
 
 // Units worth waking a thread for, if one takes `products` multiplications.
@@ -61,46 +98,70 @@ HALFBYTE_INLINE int64_t grain_of(int64_t products) { return 1 + (1 << 20) / std:
 template <typename Kernels, typename T>
 void forward(const Attention& a, int threads) {
     const auto visible = visible_ranges(a);
-    const int64_t strips = strips_per_head(a);
-    const int64_t grain = grain_of(std::min(kRows, a.queries * a.q_heads / a.heads) * a.keys * a.width);
+    const int64_t strips = strips_per_head(a, Kernels::kStrip);
+    const int64_t grain = grain_of(std::min(Kernels::kStrip, a.queries * a.q_heads / a.heads) * a.keys * a.width);
     parallel(a.batch * a.heads * strips, grain, threads, [&](int64_t first, int64_t last) {
+        [[maybe_unused]] const typename Kernels::Thread held;
         for (int64_t unit = first; unit < last; ++unit) {
             const int64_t head = unit / strips, place = unit % strips;  // short strips and long ones by turns
             const int64_t index = place % 2 ? strips - 1 - place / 2 : place / 2;
             const int64_t b = head / a.heads;
-            Kernels::template forward<T>(a, Strip(a, visible[size_t(b)], b, head % a.heads, index));
+            const Strip strip(a, visible[size_t(b)], b, head % a.heads, index, Kernels::kStrip);
+            Kernels::template forward<T>(a, strip);
         }
     });
 }
 
-template <typename T>
-void store_keys(const Attention& a, void* base, const int64_t* by, int64_t head, const float* sums, float scale) {
-    T* to = static_cast<T*>(base) + head / a.heads * by[0] + head % a.heads * by[1];
-    const int64_t padded = padded_width(a);
-    for (int64_t j = 0; j < a.keys; ++j)
-        for (int64_t d = 0; d < a.width; ++d) to[j * by[2] + d] = from_float<T>(sums[j * padded + d] * scale);
+#ifdef HALFBYTE_X86
+void forward_few(const Attention& a, int threads) {
+    const auto visible = visible_ranges(a);
+    const int64_t heads = a.batch * a.heads, parts = few_parts(a), size = Partial::size(whole(a.width));
+    const std::unique_ptr<float[]> partials(new float[size_t(heads * parts * size)]);
+    const int64_t bytes = a.keys / parts * a.width * 4, grain = 1 + (1 << 17) / std::max<int64_t>(1, bytes);
+    const auto strip_of = [&](int64_t head) {
+        return Strip(a, visible[size_t(head / a.heads)], head / a.heads, head % a.heads, 0, kFewRows);
+    };
+    parallel(heads * parts, grain, threads, [&](int64_t first, int64_t last) {
+        for (int64_t unit = first; unit < last; ++unit) {
+            const int64_t part = unit % parts;
+            const Strip strip = strip_of(unit / parts);
+            const int64_t keys = (strip.keys.count() + parts - 1) / parts;
+            const int64_t begin = strip.keys.first + part * keys;
+            attend_few(a, strip, {begin, std::min(begin + keys, strip.keys.last)}, partials.get() + unit * size);
+            if (parts == 1) finish_few(a, strip, partials.get() + unit * size, 1);
+        }
+    });
+    for (int64_t head = 0; parts > 1 && head < heads; ++head)
+        finish_few(a, strip_of(head), partials.get() + head * parts * size, parts);
 }
+#endif
 
 template <typename Kernels, typename T>
 void backward(const Attention& a, int threads) {
     const auto visible = visible_ranges(a);
-    const int64_t strips = strips_per_head(a), heads = a.batch * a.heads, size = 2 * a.keys * padded_width(a);
+    const int64_t padded = (a.width + Kernels::kWidth - 1) / Kernels::kWidth * Kernels::kWidth;
+    const int64_t size = 2 * (a.keys + Kernels::kBeyond) * padded;
+    const int64_t strips = strips_per_head(a, Kernels::kStrip), heads = a.batch * a.heads;
     const int64_t parts = std::min(strips, (kUnits + heads - 1) / heads);
     std::vector<float> shared(size_t(parts > 1 ? heads * parts * size : 0));
     const auto finish = [&](int64_t head, const float* sums) {
-        store_keys<T>(a, a.d_k, a.d_k_by, head, sums, a.scale);
-        store_keys<T>(a, a.d_v, a.d_v_by, head, sums + size / 2, 1.0f);
+        T* d_k = static_cast<T*>(a.d_k) + head / a.heads * a.d_k_by[0] + head % a.heads * a.d_k_by[1];
+        T* d_v = static_cast<T*>(a.d_v) + head / a.heads * a.d_v_by[0] + head % a.heads * a.d_v_by[1];
+        Kernels::store(sums, padded, a.scale, a.keys, a.width, d_k, a.d_k_by[2]);
+        Kernels::store(sums + size / 2, padded, 1.0f, a.keys, a.width, d_v, a.d_v_by[2]);
     };
-    const int64_t products = strips / parts * kRows * a.keys * a.width;
+    const int64_t products = strips / parts * Kernels::kStrip * a.keys * a.width;
     parallel(heads * parts, grain_of(products), threads, [&](int64_t first, int64_t last) {
+        [[maybe_unused]] const typename Kernels::Thread held;
         std::vector<float> own(size_t(parts > 1 ? 0 : size));
         for (int64_t unit = first; unit < last; ++unit) {
             const int64_t head = unit / parts, b = head / a.heads;
             float* sums = parts > 1 ? shared.data() + unit * size : own.data();
             std::fill(sums, sums + size, 0.0f);
-            for (int64_t index = unit % parts; index < strips; index += parts)
-                Kernels::template backward<T>(a, Strip(a, visible[size_t(b)], b, head % a.heads, index), sums,
-                                              sums + size / 2);
+            for (int64_t index = unit % parts; index < strips; index += parts) {
+                const Strip strip(a, visible[size_t(b)], b, head % a.heads, index, Kernels::kStrip);
+                Kernels::template backward<T>(a, strip, sums, sums + size / 2);
+            }
             if (parts == 1) finish(head, sums);
         }
     });
@@ -129,6 +190,11 @@ void run_as(const Attention& a, int dtype, bool back, int threads) {
 
 void dispatch(const Attention& a, int dtype, bool back, int threads, int isa) {
 #ifdef HALFBYTE_X86
+    const bool few = !back && a.queries * (a.q_heads / a.heads) <= kFewRows;
+    if (isa >= kAvx512Bf16 && dtype == kBf16 && few) return forward_few(a, threads);
+#ifdef HALFBYTE_AMX
+    if (isa >= kAmx && dtype == kBf16) return run<Amx, bf16>(a, back, threads);
+#endif
     if (isa >= kAvx512Bf16 && dtype == kBf16) return run<Avx512Bf16, bf16>(a, back, threads);
     if (isa >= kAvx512) return run_as<Avx512>(a, dtype, back, threads);
     if (isa == kAvx2) return run_as<Avx2>(a, dtype, back, threads);

@@ -5,7 +5,7 @@
 // maximum are kept for the backward pass, as their logarithm.
 #pragma once
 
-#include "strip.h"
+#include "blocks.h"
 
 namespace halfbyte::attention {
 
@@ -63,7 +63,7 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
         point_keys(static_cast<const T*>(a.k), a.k_by, strip.b, strip.head, keys, rows);
         const auto left = left_of<Tiles>(rows, a.k_by[2], count, width, padded, keys_in);
         Tiles::product(left, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
-        mask(a, strip, keys, s);
+        mask(a, strip, keys, 0, lanes, kRows, even, s);
         if (lanes == kVector) soften(s, even, kVector, factor, top, total, shrink, p);  // decoding: no loop over lanes
         else soften(s, even, lanes, factor, top, total, shrink, p);
         for (int64_t r = 0; r < strip.count; ++r)

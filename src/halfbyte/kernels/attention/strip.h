@@ -1,6 +1,6 @@
 // What both passes of attention work on: the call as cpu.py makes it, strips of query rows, their masks and buffers.
 //
-// A strip is 64 query rows of one key/value head. They run over the positions and, within a position, over the heads of
+// A strip is some query rows of one key/value head. They run over the positions and, within a position, over the heads of
 // the group that share the key/value head: so grouped queries repeat no key, and a strip's keys end where the causal
 // mask does. Everything between the products is transposed, S^T [keys, rows]: a row is a lane, so that the running
 // maximum and sum go down the lanes without a reduction within a vector, keys enter a product as they lie in memory,
@@ -16,8 +16,7 @@
 
 namespace halfbyte::attention {
 
-constexpr int64_t kRows = 64;  // query rows of a strip
-constexpr int64_t kKeys = 64;  // keys of a block
+constexpr int64_t kMostRows = 128;  // query rows of the longest strips
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = -1e30f;  // below every score, but finite: a row may see no key
 
@@ -41,17 +40,17 @@ struct Range {
     HALFBYTE_INLINE int64_t count() const { return std::max<int64_t>(0, last - first); }
 };
 
-// A strip: rows first..last of one key/value head, where row r is position r / group and head r % group of the group.
+// A strip: up to `rows` rows of one key/value head, where row r is position r / group and head r % group of the group.
 struct Strip {
     int64_t b, head, group, first, count, lanes;
-    Range keys;             // that any of its rows sees
-    int32_t newest[kRows];  // of each row: the last key that it may see, by causality
+    Range keys;                 // that any of its rows sees
+    int32_t newest[kMostRows];  // of each row: the last key that it may see, by causality
 
-    HALFBYTE_INLINE Strip(const Attention& a, Range visible, int64_t b, int64_t head, int64_t index)
-        : b(b), head(head), group(a.q_heads / a.heads), first(index * kRows) {
-        count = std::min(kRows, a.queries * group - first);
+    HALFBYTE_INLINE Strip(const Attention& a, Range visible, int64_t b, int64_t head, int64_t index, int64_t rows)
+        : b(b), head(head), group(a.q_heads / a.heads), first(index * rows) {
+        count = std::min(rows, a.queries * group - first);
         lanes = (count + kVector - 1) / kVector * kVector;
-        for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
             const int64_t row = first + std::min(r, count - 1);
             newest[r] = int32_t(std::max<int64_t>(-1, row / group + a.offset));
         }
@@ -60,6 +59,12 @@ struct Strip {
     }
     HALFBYTE_INLINE int64_t position(int64_t r) const { return (first + r) / group; }
     HALFBYTE_INLINE int64_t q_head(int64_t r) const { return head * group + (first + r) % group; }
+
+    // The keys of `block` up to the last that one of `lanes` rows from row r on may see; none if a window ends before.
+    HALFBYTE_INLINE Range seen_by(int64_t r, int64_t lanes, Range block, int64_t window) const {
+        if (window && newest[r] - window >= block.last - 1) return {block.first, block.first};
+        return {block.first, std::min<int64_t>(block.last, newest[r + lanes - 1] + 1)};
+    }
 
     // Element 0 of each row of a tensor with strides `by`.
     template <typename T>
@@ -90,45 +95,33 @@ struct Arena {
     }
 };
 
-// Scores s [keys][kRows]: soft cap, then -infinity where a row does not see a key. The lines up to an even number of
-// keys are filled, too.
-HALFBYTE_INLINE void mask(const Attention& a, const Strip& strip, Range keys, float* s) {
-    const int64_t count = keys.count(), lanes = strip.lanes;
+// Scores s [keys][row] of `lanes` rows from row `from` on: soft cap, then -infinity where a row does not see a key. The
+// lines from the last key to `lines` are filled, too.
+HALFBYTE_INLINE void mask(const Attention& a, const Strip& strip, Range keys, int64_t from, int64_t lanes, int64_t row,
+                          int64_t lines, float* s) {
+    const int64_t count = keys.count();
     if (a.cap != 0) {
         const float factor = a.scale / a.cap;
         for (int64_t j = 0; j < count; ++j)
-            for (int64_t r = 0; r < lanes; ++r) s[j * kRows + r] = a.cap * tanh_of(s[j * kRows + r] * factor);
+            for (int64_t r = 0; r < lanes; ++r) s[j * row + r] = a.cap * tanh_of(s[j * row + r] * factor);
     }
-    const bool newer = keys.last - 1 > strip.newest[0];
-    const bool older = a.window && keys.first <= strip.newest[strip.count - 1] - a.window;
+    const int32_t* newest = strip.newest + from;
+    const bool newer = keys.last - 1 > newest[0];
+    const bool older = a.window && keys.first <= newest[lanes - 1] - a.window;
     const uint8_t* visible = a.visible ? a.visible + strip.b * a.visible_by + keys.first : nullptr;
     for (int64_t j = 0; j < count; ++j) {
-        float* line = s + j * kRows;
+        float* line = s + j * row;
         const auto key = int32_t(keys.first + j), span = a.window ? int32_t(a.window) : INT32_MAX;
         if (visible && !visible[j])
             for (int64_t r = 0; r < lanes; ++r) line[r] = -kInfinity;
         else if (newer || older)
             for (int64_t r = 0; r < lanes; ++r) {
-                const bool sees = (key <= strip.newest[r]) & (strip.newest[r] - key < span);
+                const bool sees = (key <= newest[r]) & (newest[r] - key < span);
                 line[r] = sees ? line[r] : -kInfinity;
             }
     }
-    if (count % 2)
-        for (int64_t r = 0; r < lanes; ++r) s[count * kRows + r] = -kInfinity;
-}
-
-// Rounds to bf16; a NaN stays one, since those that arise from bf16 inputs have no bits in the lower half.
-HALFBYTE_INLINE uint32_t rounded(float value) {
-    const uint32_t bits = bits_of(value);
-    return bits + 0x7fff + (bits >> 16 & 1);
-}
-HALFBYTE_INLINE void put(float value, float* to) { *to = value; }
-HALFBYTE_INLINE void put(float value, bf16* to) { to->bits = uint16_t(rounded(value) >> 16); }
-
-// A row of two neighbouring keys into a grouped buffer: [2][kRows] for fp32, [kRows][2] for bf16.
-HALFBYTE_INLINE void put_pair(float even, float odd, int64_t r, float* to) { to[r] = even, to[kRows + r] = odd; }
-HALFBYTE_INLINE void put_pair(float even, float odd, int64_t r, bf16* to) {
-    reinterpret_cast<uint32_t*>(to)[r] = rounded(even) >> 16 | (rounded(odd) & 0xffff0000);
+    for (int64_t j = count; j < lines; ++j)
+        for (int64_t r = 0; r < lanes; ++r) s[j * row + r] = -kInfinity;
 }
 
 }  // namespace halfbyte::attention
