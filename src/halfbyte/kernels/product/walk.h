@@ -9,11 +9,11 @@
 // row's end, for 16 rows of W at once.
 //
 // The price: all rows of x are read again for each row of W. few.h shares them among 16 rows of W and takes over from five
-// rows on; with one it is slower by two fifths, as its transposing costs more than all of this. Rejected: two or four rows
-// of W at a time, which saves some arithmetic but loses more by reading in several places; scales decoded for some rows
-// before, while memory waits (a tenth slower); and for two rows and more, levels and products in fp32, which need fewer
-// steps of the multipliers where these take two cycles for a `vdpbf16ps` (Intel), but twice the inputs, more than the
-// first-level cache holds.
+// rows on; with one it is slower by a third or more, as its transposing costs more than all of this. From two rows on the
+// multipliers are the limit where they take two cycles for a `vdpbf16ps` (Intel). Rejected: scales decoded for some rows
+// of W before, while memory waits (up to a tenth slower); two or four rows of W at a time, which are no faster for one row
+// of x; levels and products in fp32, no faster for one row and slower for four, since the inputs are twice as large. For
+// two rows of x both came out faster, by a sixth to a quarter, which was not thought worth another path.
 #pragma once
 
 #include "layout.h"
@@ -242,7 +242,8 @@ HALFBYTE_AVX512BF16 void lay_out_inputs(const bf16* x, int64_t rows, int64_t ste
 
 template <typename Walk>
 HALFBYTE_AVX512BF16 void multiply_walking(const Task& task, const Walk& walk, const DenseMatrix& beside, int threads) {
-    const auto columns = std::array{walk_columns<1, Walk>, walk_columns<2, Walk>, walk_columns<3, Walk>, walk_columns<4, Walk>}[size_t(task.rows - 1)];
+    constexpr std::array of{walk_columns<1, Walk>, walk_columns<2, Walk>, walk_columns<3, Walk>, walk_columns<4, Walk>};
+    const auto columns = of[size_t(task.rows - 1)];
     const int64_t words = task.rows * input_words<Walk>(task.steps), pair_words = task.rows * input_words<DenseWalk>(task.pair_steps);
     uint32_t* const inputs = scratch<4, uint32_t>(words + pair_words);
     uint32_t* const pair_inputs = task.pair_steps ? inputs + words : nullptr;
