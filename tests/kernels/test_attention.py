@@ -68,6 +68,14 @@ CASES = {
     "more queries than keys": Case(1, 2, 1, 40, 10, 16, offset=0),
     "queries after the last key, window": Case(1, 2, 1, 14, 12, 16, window=5, offset=8),
     "width of 256": Case(1, 2, 1, 40, 40, 256),
+    "several strips and blocks": Case(1, 2, 2, 300, 300, 80),
+    "window over several blocks": Case(2, 4, 2, 200, 260, 96, window=75, padded=True),
+    "window within one strip": Case(1, 2, 2, 250, 250, 32, window=20),
+    "soft cap over several blocks": Case(1, 6, 2, 90, 210, 33, cap=3.0),
+    "one query of a long cache": Case(1, 4, 2, 1, 1500, 80, padded=True),
+    "a few queries of a long cache": Case(2, 8, 2, 3, 1100, 64, window=600, cap=5.0, padded=True),
+    "16 rows of a head": Case(1, 16, 1, 1, 130, 256),
+    "17 rows of a head": Case(1, 17, 1, 1, 130, 128),
 }  # fmt: skip
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -151,7 +159,8 @@ def test_16_bits_err_at_most_twice_as_much_as_torch_does(case: Case, isa: str, d
 def test_threads_and_repetitions_change_no_bit(isa: str, dtype: torch.dtype) -> None:
     before = torch.get_num_threads()
     try:
-        for case in (Case(1, 4, 1, 200, 200, 32), Case(3, 8, 4, 150, 150, 16, padded=True)):
+        few = Case(1, 4, 2, 2, 1500, 32)
+        for case in (Case(1, 4, 1, 200, 200, 32), Case(3, 8, 4, 150, 150, 16, padded=True), few):
             results = []
             for count in (1, 2, 2, 5):
                 torch.set_num_threads(count)
@@ -169,6 +178,16 @@ def test_not_a_number_is_not_swallowed(isa: str) -> None:
         out, lse, d_q, *_ = run(CASES["some queries of a cache"], isa, (q, k, v, d_out))
         assert out[0, :3].isnan().all() and lse[0, :3].isnan().all() and d_q[0, :3].isnan().all()
         assert out[0, 3:].isfinite().all() and out[1].isfinite().all()
+
+
+@ISAS
+@pytest.mark.parametrize("queries", [2, 40])
+def test_keys_that_nobody_sees_may_hold_anything(isa: str, queries: int) -> None:
+    case = Case(1, 2, 1, queries, 90, 40, offset=30 - queries)
+    q, k, v, d_out = case.tensors(torch.bfloat16)
+    wanted = run(case, isa, (q, k, v, d_out))
+    k[:, :, 30:], v[:, :, 30:] = torch.nan, torch.inf
+    assert all(torch.equal(a, b) for a, b in zip(run(case, isa, (q, k, v, d_out)), wanted, strict=True))
 
 
 @ISAS

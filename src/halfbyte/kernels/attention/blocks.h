@@ -1,4 +1,4 @@
-// Sizes and layouts that the passes by tiles.h share; those of AMX stand in amx.h.
+// Sizes and layouts of the strips that are computed with the products of tiles.h; those of AMX stand in amx.h.
 #pragma once
 
 #include "strip.h"

@@ -1,13 +1,14 @@
 // Attention forward and backward on the CPU: instruction sets and threads; reference.py is the specification.
 //
-// forward.h and backward.h compute a strip, a unit of work (strip.h). The backward pass goes through the strips of a
-// key/value head and adds to dK and dV of the whole head. Where there are few key/value heads the strips of one are
-// dealt to several accumulators, added in a fixed order; how many depends on the shapes alone, so neither the number of
-// threads nor a second run changes a bit. The price is that more threads than 8 help only where there are more heads.
+// forward.h and backward.h compute a strip, a unit of work (strip.h), forward_amx.h and backward_amx.h do so in AMX tiles,
+// and few.h computes a head of few queries. The backward pass goes through the strips of a key/value head and adds to
+// dK and dV of the whole head. Where there are few key/value heads the strips of one are dealt to several accumulators,
+// added in a fixed order; how many depends on the shapes alone, so neither the number of threads nor a second run
+// changes a bit. The price is that more threads than 8 help only where there are more heads.
 // Rejected: packing K and V once per head for all strips, which saves 3 % and needs buffers of the size of both.
 //
-// Elements of the products are bf16 for bf16 inputs on AVX-512 BF16 (P and dS are rounded to it, as in any bf16
-// attention), else fp32. Widths are padded with zeros to a multiple of 16 on the way into the buffers.
+// Elements of the products are bf16 for bf16 inputs on AVX-512 BF16 and AMX (P and dS are rounded to it, as in any bf16
+// attention), else fp32. Widths are padded with zeros to a multiple of 16, of AMX 32, on the way into the buffers.
 #include "backward.h"
 #include "backward_amx.h"
 #include "few.h"

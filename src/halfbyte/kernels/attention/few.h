@@ -126,8 +126,7 @@ HALFBYTE_AVX512BF16 inline void attend_few(const Attention& a, const Strip& stri
     strip.point(static_cast<const bf16*>(a.q), a.q_by, queries);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t d = 0; d < padded; d += kSide)
-            _mm512_storeu_si512(q + r * padded + d,
-                                _mm512_maskz_loadu_epi16(first_lanes(width - d), queries[r] + d));
+            _mm512_storeu_si512(q + r * padded + d, _mm512_maskz_loadu_epi16(first_lanes(width - d), queries[r] + d));
     for (int64_t r = 0; r < count; ++r) made.top[r] = kLowest, made.total[r] = 0;
     std::memset(made.out, 0, size_t(count * padded) * sizeof(float));
 
@@ -136,7 +135,7 @@ HALFBYTE_AVX512BF16 inline void attend_few(const Attention& a, const Strip& stri
     const __m512i span = _mm512_set1_epi32(a.window ? int32_t(a.window) : INT32_MAX);
     for (int64_t first = range.first; first < range.last; first += kFewKeys) {
         const Range block{first, std::min(first + kFewKeys, range.last)};
-        const int64_t there = block.count();
+        const int64_t there = block.count(), ahead = block.last < range.last ? kFewKeys * a.k_by[2] : 0;
         point_keys(static_cast<const bf16*>(a.k), a.k_by, strip.b, strip.head, block, keys);
         point_keys(static_cast<const bf16*>(a.v), a.v_by, strip.b, strip.head, block, values);
         for (int64_t j = there; j < kFewKeys; ++j) keys[j] = keys[there - 1], values[j] = values[there - 1];
@@ -146,6 +145,11 @@ HALFBYTE_AVX512BF16 inline void attend_few(const Attention& a, const Strip& stri
                 const uint8_t* visible = a.visible + strip.b * a.visible_by + first + j;
                 held = _mm_test_epi8_mask(_mm_maskz_loadu_epi8(held, visible), _mm_set1_epi8(-1));
             }
+            for (int64_t i = j; i < j + 16; ++i)  // what comes next: memory answers while the scores are computed
+                for (int64_t d = 0; d < width; d += kSide) {
+                    _mm_prefetch(reinterpret_cast<const char*>(values[i] + d), _MM_HINT_T0);
+                    _mm_prefetch(reinterpret_cast<const char*>(keys[i] + (ahead + d)), _MM_HINT_T0);
+                }
             const __m512i key = _mm512_add_epi32(lane, _mm512_set1_epi32(int32_t(first + j)));
             for (int64_t r = 0; r < count; ++r) {
                 const __m512i newest = _mm512_set1_epi32(strip.newest[r]);
