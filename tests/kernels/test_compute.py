@@ -55,7 +55,7 @@ def test_on_a_slow_processor(
 ) -> None:
     found(monkeypatch, SLOW)
     made = choose_compute(asked, CPU, stored, weights)
-    assert made.name == chosen and (made.reason == "as asked") == (asked != "auto")
+    assert made.name == chosen and made.reason.startswith("as asked") == (asked != "auto")
 
 
 def test_what_is_stored_counts_where_bf16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:

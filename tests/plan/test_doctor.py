@@ -94,7 +94,10 @@ def test_the_compute_type_is_shown_with_both_figures_and_whether_int8_can_be_had
     from halfbyte.kernels import compute, product_int8
 
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.009, fp32=0.002))
-    for missing, int8 in (("", "can be asked for, at some price in quality"), ("none here", "can't be had: none here")):
+    for missing, slower, int8 in (("", False, "can be asked for, at some price in quality"),
+                                  ("", True, "can be asked for, but bf16 is faster here"),
+                                  ("none here", False, "can't be had: none here")):  # fmt: skip
+        monkeypatch.setattr(product_int8, "is_slower", lambda slower=slower: slower)
         monkeypatch.setattr(product_int8, "missing", lambda missing=missing: missing)
         assert module._compute() == Finding(
             "ok", "compute",

@@ -41,7 +41,7 @@ from halfbyte.checkpoint.stream import BEHIND, ReadAhead, Span, WriteBehind
 from halfbyte.checkpoint.writer import FLUSH, Entry, Writer
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights, packed_bytes
-from halfbyte.memory import MemoryMeter
+from halfbyte.memory import MemoryMeter, hold_little
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 NOTE = "halfbyte.json"
@@ -100,6 +100,7 @@ def pack(checkpoint: Checkpoint, out: Path, weights: Weights, *, progress: Progr
     done = _already(checkpoint, out, weights)
     if done:
         return done
+    hold_little()  # pieces of many megabytes are made on one thread and freed on another
     model = skeleton(checkpoint)
     jobs, left = _jobs(checkpoint, model, weights)
     with MemoryMeter() as meter, _made_beside(out, sum(job.nbytes for job in jobs)) as folder:

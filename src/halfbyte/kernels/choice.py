@@ -27,8 +27,8 @@ def choose(device: torch.device | str = "cpu") -> Choice:
     """The implementation for tensors on `device`.
 
     The environment variable HALFBYTE_KERNELS forces one: `reference`, `cpu` (native, the best that the processor has)
-    or one instruction set: `cpu-portable`, `cpu-avx2`, `cpu-avx512`, `cpu-avx512bf16`. Other devices than the CPU have
-    the reference only.
+    or one instruction set: `cpu-portable`, `cpu-avx2`, `cpu-avx512`, `cpu-avx512bf16`, `cpu-amx`. Other devices than
+    the CPU have the reference only.
     Raises ConfigError if the variable names what does not exist or can't run here.
     """
     kind = torch.device(device).type

@@ -179,6 +179,8 @@ def _compute() -> Finding:
     except Exception as error:  # a broken torch must not keep the doctor from telling the rest
         return Finding("problem", "compute", f"can't be measured: {error}", "reinstall torch")
     int8 = f"can't be had: {missing}" if missing else "can be asked for, at some price in quality"
+    if not missing and product_int8.is_slower():
+        int8 = "can be asked for, but bf16 is faster here"
     return Finding("ok", "compute", f"{choice.name}: {choice.reason}; int8 {int8}")
 
 

@@ -23,7 +23,7 @@ from halfbyte.kernels.product_int8 import cpu
 def missing(device: torch.device | str = "cpu") -> str:
     """Why there are no int8 products on `device`; "" where there are."""
     choice = choose(device)
-    if choice.isa is None or native.ISAS.index(choice.isa) < native.ISAS.index("avx512"):
+    if not native.reaches(choice.isa, "avx512"):
         return choice.reason
     return "" if cpu.has_vnni() else "this processor has no AVX512-VNNI"
 
@@ -33,6 +33,11 @@ def require(device: torch.device | str = "cpu") -> None:
     if found := missing(device):
         raise ConfigError("int8 products need the native library and a processor with AVX512-VNNI", where="compute",
                           found=found, do="use compute: auto, which is as good or better in all but speed")  # fmt: skip
+
+
+def is_slower(device: torch.device | str = "cpu") -> bool:
+    """Whether bf16 is the faster one on `device`, as it is in AMX tiles."""
+    return native.reaches(choose(device).isa, "amx")
 
 
 def fits(weight: FrozenWeight) -> TypeGuard[PackedWeight]:
