@@ -19,9 +19,9 @@ from halfbyte.kernels.product.reference import FrozenWeight
 
 WEIGHTS = ["nf4", "nf4-single", "int8", "bf16"]
 # rows and columns of the matrix, rows of x: whole blocks, blocks that straddle rows, odd sizes, more than a stretch of
-# the contraction (8192) either way; more rows than are laid out at once
+# the contraction (8192, in tiles 16384) either way; more rows than are laid out at once
 SHAPES = [(64, 64, 1), (192, 128, 5), (96, 192, 16), (100, 72, 33), (129, 101, 3), (257, 130, 40), (66, 9000, 20),
-          (9000, 66, 20), (70, 64, 600)]  # fmt: skip
+          (9000, 66, 20), (40, 16500, 20), (16500, 40, 20), (70, 64, 600)]  # fmt: skip
 
 
 def made(rows: int, columns: int, weights: str) -> FrozenWeight:

@@ -25,6 +25,7 @@ namespace {
 constexpr int64_t kTile = 16, kTileSteps = 32;  // rows (or columns) and steps of a tile
 constexpr int64_t kTileSize = kTile * kTileSteps, kSumsSize = kTile * kTile;
 constexpr int64_t kStepsAtOnce = 256;
+constexpr int64_t kMostSteps = 16384;  // whose inputs are laid out at once
 constexpr int64_t kCached = 1 << 20;  // bytes: what of the inputs or of the sums is sure to stay in the second-level cache
 
 // ---- products of tiles ------------------------------------------------------------------------------------------------
@@ -143,25 +144,30 @@ HALFBYTE_AVX512BF16 void round_tiles(const float* sums, int64_t by, const bf16* 
 
 // ---- all rows ---------------------------------------------------------------------------------------------------------
 
-// x, laid out: chunks of the contraction one after the other, of each all panels of 16 rows.
+// Steps `base` to base + steps of x, laid out: chunks of the contraction one after the other, of each all panels of 16 rows.
 struct Inputs {
     const bf16* data;
-    int64_t panels, steps;
-    const bf16* chunk(int64_t begin) const { return data + begin * panels * kTile; }
+    int64_t panels, base, steps;
+    const bf16* chunk(int64_t begin) const { return data + (begin - base) * panels * kTile; }
+    int64_t end() const { return base + steps; }
     static int64_t size(int64_t panels, int64_t steps) { return panels * tiles_of(steps) * kTileSize; }
 };
 
+// x has rows of `stride`, and room is at `out`.
 template <bool kTransposed>
-void lay_out_all(const bf16* x, int64_t rows, int64_t steps, int64_t panels, int threads, bf16* out) {
-    parallel(panels, 1 + (1 << 15) / steps, threads, [&](int64_t first, int64_t last) {
-        for (int64_t begin = 0; begin < steps; begin += kStepsAtOnce) {
-            const int64_t count = std::min(kStepsAtOnce, steps - begin);
-            bf16* const chunk = out + begin * panels * kTile;
+Inputs lay_out_all(const bf16* x, int64_t rows, int64_t stride, int64_t base, int64_t steps, int threads, bf16* out) {
+    const Inputs made{out, (rows + kTile - 1) / kTile, base, steps};
+    if (steps == 0) return made;
+    parallel(made.panels, 1 + (1 << 15) / steps, threads, [&](int64_t first, int64_t last) {
+        for (int64_t begin = base; begin < made.end(); begin += kStepsAtOnce) {
+            const int64_t count = std::min(kStepsAtOnce, made.end() - begin);
+            bf16* const chunk = out + (begin - base) * made.panels * kTile;
             for (int64_t p = first; p < last; ++p)
-                lay_out_inputs<!kTransposed>(x + p * kTile * steps + begin, std::min(kTile, rows - p * kTile), steps, count,
+                lay_out_inputs<!kTransposed>(x + p * kTile * stride + begin, std::min(kTile, rows - p * kTile), stride, count,
                                              chunk + p * tiles_of(count) * kTileSize);
         }
     });
+    return made;
 }
 
 // One half of a unit (2 x tiles of the matrix) with all panels; sums of a panel lie panels apart from column to column.
@@ -181,12 +187,12 @@ HALFBYTE_AMX void multiply_half(const bf16* weights, const bf16* inputs, int64_t
     }
 }
 
-// Units first..last of the output, all steps of the contraction with `matrix`; then `more` is true.
+// Units first..last of the output, all steps of `x`; with `more` they are added to.
 template <bool kTransposed, typename Matrix>
 HALFBYTE_AMX void multiply_units(const Matrix& matrix, const Inputs& x, int64_t first, int64_t last, int64_t columns, float* sums, bool more) {
     bf16* const weights = scratch<10, bf16>(kUnit * kStepsAtOnce);
-    for (int64_t begin = 0; begin < x.steps; begin += kStepsAtOnce, more = true) {
-        const int64_t end = std::min(x.steps, begin + kStepsAtOnce), tiles = tiles_of(end - begin);
+    for (int64_t begin = x.base; begin < x.end(); begin += kStepsAtOnce, more = true) {
+        const int64_t end = std::min(x.end(), begin + kStepsAtOnce), tiles = tiles_of(end - begin);
         for (int64_t unit = first; unit < last; ++unit) {
             const int64_t column = unit * kUnit;
             if constexpr (kTransposed) lay_out_right(matrix, column, begin, end, weights);
@@ -206,34 +212,40 @@ int64_t units_at_once(const Inputs& x) {
     return kTransposed ? most : std::min(most, 1 + rows * x.steps * int64_t(sizeof(bf16)) / (2 * kCached));
 }
 
+// Units first..last. `kept`: sums of all units that live on from one stretch of the contraction to the next, or null where
+// there is only one.
 template <bool kTransposed, typename Matrix>
-HALFBYTE_AMX void multiply_blocks(const Task& task, const Matrix& matrix, const Inputs& x, const DenseMatrix& pair, const Inputs& pair_x,
-                                  int64_t first, int64_t last) {
+HALFBYTE_AMX void multiply_block(const Task& task, const Matrix& matrix, const Inputs& x, const DenseMatrix& pair, const Inputs& pair_x,
+                                 int64_t first, int64_t last, float* kept) {
     const TileRegisters registers;
-    const int64_t of_unit = kUnit * x.panels * kTile, most = units_at_once<kTransposed>(x);
-    float* const sums = scratch<11, float>(most * of_unit);
-    for (int64_t unit = first; unit < last; unit += most) {
-        const int64_t end = std::min(last, unit + most);
-        multiply_units<kTransposed>(matrix, x, unit, end, task.columns, sums, false);
-        if (pair_x.steps) multiply_units<kTransposed>(pair, pair_x, unit, end, task.columns, sums, x.steps > 0);
-        for (int64_t p = 0; p < x.panels; ++p)
-            for (int64_t column = unit * kUnit; column < std::min(end * kUnit, task.columns); column += 2 * kTile)
-                round_tiles<!kTransposed>(sums + ((column - unit * kUnit) / kTile * x.panels + p) * kSumsSize, x.panels * kSumsSize,
-                                          task.bias ? task.bias + column : nullptr, std::min(kTile, task.rows - p * kTile),
-                                          task.columns - column, task.out + p * kTile * task.columns + column, task.columns);
-    }
+    const int64_t of_unit = kUnit * x.panels * kTile;
+    float* const sums = kept ? kept + first * of_unit : scratch<11, float>((last - first) * of_unit);
+    multiply_units<kTransposed>(matrix, x, first, last, task.columns, sums, x.base > 0);
+    if (x.end() < task.steps) return;
+    if (pair_x.steps) multiply_units<kTransposed>(pair, pair_x, first, last, task.columns, sums, task.steps > 0);
+    for (int64_t p = 0; p < x.panels; ++p)
+        for (int64_t column = first * kUnit; column < std::min(last * kUnit, task.columns); column += 2 * kTile)
+            round_tiles<!kTransposed>(sums + ((column - first * kUnit) / kTile * x.panels + p) * kSumsSize, x.panels * kSumsSize,
+                                      task.bias ? task.bias + column : nullptr, std::min(kTile, task.rows - p * kTile),
+                                      task.columns - column, task.out + p * kTile * task.columns + column, task.columns);
 }
 
 template <bool kTransposed, typename Matrix>
 void multiply_amx(const Task& task, const Matrix& matrix, const DenseMatrix& pair, int threads) {
-    const int64_t panels = (task.rows + kTile - 1) / kTile, size = Inputs::size(panels, task.steps);
+    const int64_t panels = (task.rows + kTile - 1) / kTile, units = (task.columns + kUnit - 1) / kUnit;
+    const int64_t size = Inputs::size(panels, std::min(kMostSteps, task.steps));
     bf16* const inputs = scratch<12, bf16>(size + Inputs::size(panels, task.pair_steps));
-    lay_out_all<kTransposed>(task.x, task.rows, task.steps, panels, threads, inputs);
-    if (task.pair_steps) lay_out_all<kTransposed>(task.pair_x, task.rows, task.pair_steps, panels, threads, inputs + size);
-    const Inputs x{inputs, panels, task.steps}, pair_x{inputs + size, panels, task.pair_steps};
-    parallel((task.columns + kUnit - 1) / kUnit, 1, threads, [&](int64_t first, int64_t last) {
-        multiply_blocks<kTransposed>(task, matrix, x, pair, pair_x, first, last);
-    });
+    float* const kept = task.steps > kMostSteps ? scratch<13, float>(units * kUnit * panels * kTile) : nullptr;
+    const Inputs pair_x = lay_out_all<kTransposed>(task.pair_x, task.rows, task.pair_steps, 0, task.pair_steps, threads, inputs + size);
+    for (int64_t base = 0; base == 0 || base < task.steps; base += kMostSteps) {
+        const int64_t steps = std::min(kMostSteps, task.steps - base);
+        const Inputs x = lay_out_all<kTransposed>(task.x, task.rows, task.steps, base, steps, threads, inputs);
+        const int64_t at_once = units_at_once<kTransposed>(x);
+        parallel(units, 1, threads, [&](int64_t first, int64_t last) {
+            for (int64_t unit = first; unit < last; unit += at_once)
+                multiply_block<kTransposed>(task, matrix, x, pair, pair_x, unit, std::min(last, unit + at_once), kept);
+        });
+    }
 }
 
 }  // namespace
