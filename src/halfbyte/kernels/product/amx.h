@@ -14,6 +14,8 @@
 // sums that go to memory after each chunk.
 #pragma once
 
+#include <atomic>
+
 #include "../amx.h"
 #include "layout.h"
 
@@ -35,6 +37,7 @@ template <int kLeft, int kRight>
 HALFBYTE_AMX void multiply_tiles(const bf16* left, int64_t left_by, const bf16* right, int64_t right_by, int64_t count, float* sums,
                                  int64_t sums_left, int64_t sums_right, bool more) {
     constexpr int64_t kBytes = 64;  // of a tile's row
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // the compiler doesn't know that tile loads read memory
     float* const sums10 = sums + sums_left;
     if (more) {
         _tile_loadd(0, sums, kBytes);
