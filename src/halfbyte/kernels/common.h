@@ -30,7 +30,7 @@
 #define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
 #define HALFBYTE_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")))
 #define HALFBYTE_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")))
-#if defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)  // that know it, and a system that can be asked for it
+#if defined(__linux__) && (__clang_major__ >= 19 || (!defined(__clang__) && __GNUC__ >= 11))  // that know it; a system to ask for it
 #define HALFBYTE_AMX \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,fma,f16c")))
 #endif

@@ -42,7 +42,7 @@ HALFBYTE_API int halfbyte_isa() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
 #ifdef HALFBYTE_AMX
-        if (may_use_amx()) return kAmx;
+        if (__builtin_cpu_supports("avx512bf16") && may_use_amx()) return kAmx;
 #endif
         return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
     }
