@@ -24,6 +24,13 @@ SHAPES = [(64, 64, 1), (192, 128, 5), (96, 192, 16), (100, 72, 33), (129, 101, 3
           (9000, 66, 20), (40, 16500, 20), (16500, 40, 20), (70, 64, 600)]  # fmt: skip
 
 
+@pytest.fixture(params=[isa for isa in native.isas() if native.reaches(isa, kernels.BF16)] or ["none"])
+def bf16_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each instruction set that multiplies any number of rows, forced; without one, what runs here."""
+    if request.param != "none":
+        monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{request.param}")
+
+
 def made(rows: int, columns: int, weights: str) -> FrozenWeight:
     dense = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).bfloat16()
     return kernels.quantise(dense, weights) if weights in QUANTISED else dense  # type: ignore[arg-type]
@@ -74,7 +81,7 @@ def test_products_are_as_good_as_torchs(
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("shape", [(37, 192), (16, 320), (5, 64), (48, 1088), (33, 97)])
-def test_every_small_number_of_rows(weights: str, shape: tuple[int, int]) -> None:
+def test_every_small_number_of_rows(bf16_kernels: None, weights: str, shape: tuple[int, int]) -> None:
     """Each has code of its own; lines and blocks that end a row, fewer columns than there are lanes."""
     weight, truth = made(*shape, weights), exact(made(*shape, weights))
     draw = torch.Generator().manual_seed(2)
@@ -89,7 +96,7 @@ def test_every_small_number_of_rows(weights: str, shape: tuple[int, int]) -> Non
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("shape", [(1043, 4160), (301, 14272), (2050, 64), (515, 1024)])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_decoding_a_large_matrix(weights: str, shape: tuple[int, int], count: int) -> None:
+def test_decoding_a_large_matrix(bf16_kernels: None, weights: str, shape: tuple[int, int], count: int) -> None:
     """Parts of several threads that end within 16 rows; rows of an odd number of blocks, so that the two of a line may
     have different nested constants; a change of these within a row."""
     weight, truth = made(*shape, weights), exact(made(*shape, weights))
@@ -109,7 +116,7 @@ def test_decoding_a_large_matrix(weights: str, shape: tuple[int, int], count: in
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("columns", [64, 192, 97])
-def test_nothing_is_read_beyond_a_matrix(weights: str, columns: int) -> None:
+def test_nothing_is_read_beyond_a_matrix(bf16_kernels: None, weights: str, columns: int) -> None:
     """Its parts end where pages do that can't be read, as those of a mapped file may."""
     weight, x = made(33, columns, weights), torch.randn(3, columns).bfloat16()
     y = kernels.linear(x, weight)
@@ -122,11 +129,30 @@ def test_nothing_is_read_beyond_a_matrix(weights: str, columns: int) -> None:
     for count in (1, 3):
         assert torch.equal(kernels.linear(x[:count], guarded)[0], kernels.linear(x[:count], weight)[0])
     assert torch.equal(kernels.linear(x, guarded), y)
+    for count in (5, 20, 40):
+        rows, g = torch.randn(count, columns).bfloat16(), torch.randn(count, 33).bfloat16()
+        assert torch.equal(kernels.linear(rows, guarded), kernels.linear(rows, weight))
+        assert torch.equal(kernels.linear_transposed(g, guarded), kernels.linear_transposed(g, weight))
+
+
+def test_a_long_pair_beside_several_stretches_and_blocks(bf16_kernels: None) -> None:
+    """A LoRA pair of more than one chunk; a contraction that is laid out in two parts; several blocks of a thread."""
+    for rows, columns, count, rank in ((300, 16700, 33, 300), (16700, 300, 33, 300), (192, 2304, 520, 40)):
+        weight, truth = made(rows, columns, "nf4"), exact(made(rows, columns, "nf4"))
+        draw = torch.Generator().manual_seed(4)
+        x, g, h, a, b = (torch.randn(shape, generator=draw).bfloat16() for shape in
+                         [(count, columns), (count, rows), (count, rank), (rank, columns), (rows, rank)])  # fmt: skip
+        wanted = x.double() @ truth.T + h.double() @ b.double().T
+        allowed = 2 * error(reference.linear(x, weight, None, (h, b)), wanted)
+        assert error(kernels.linear(x, weight, None, (h, b)), wanted) <= allowed
+        wanted = g.double() @ truth + h.double() @ a.double()
+        allowed = 2 * error(reference.linear_transposed(g, weight, (h, a)), wanted)
+        assert error(kernels.linear_transposed(g, weight, (h, a)), wanted) <= allowed
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 20, 70])
-def test_neither_threads_nor_a_second_run_change_a_bit(weights: str, count: int) -> None:
+def test_neither_threads_nor_a_second_run_change_a_bit(bf16_kernels: None, weights: str, count: int) -> None:
     weight, x = made(640, 512, weights), torch.randn(count, 512).bfloat16()
     g, before = torch.randn(count, 640).bfloat16(), torch.get_num_threads()
     results = []
