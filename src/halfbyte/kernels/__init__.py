@@ -204,7 +204,8 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     if x.dtype == torch.bfloat16 and native.reaches(choice.isa, BF16):
         return choice
     if len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32):
-        return Choice("cpu", choice.reason, min(choice.isa, "avx512", key=native.ISAS.index))
+        isa = min(choice.isa, "avx512", key=native.ISAS.index)
+        return Choice("cpu", choice.reason.replace(native.ISA_NAMES[choice.isa], native.ISA_NAMES[isa]), isa)
     return Choice(
         "reference", f"torch's product of the dequantised weight: no native one for {x.dtype} on this processor"
     )

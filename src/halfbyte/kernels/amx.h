@@ -6,16 +6,26 @@
 
 #ifdef HALFBYTE_AMX
 
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
+
 namespace halfbyte {
 
-// Whether the processor has bf16 tiles and the system lets this process use them.
+// Whether the processor has bf16 tiles and the system lets this process use them. Not every compiler that can use tiles
+// knows their names in __builtin_cpu_supports.
 inline bool may_use_amx() {
+    constexpr unsigned kBits = 1u << 22 | 1u << 24;  // amx-bf16, amx-tile
     constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBits) == kBits && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
+
+// Between writing what a tile shall hold and loading it: compilers don't know that a tile load reads memory. Between
+// storing a tile and reading that they do.
+inline void before_tile_loads() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
 // What a thread loads: palette 1, and of each register the bytes of a row and the rows. A constant, since compilers take
 // the instruction for one that reads 8 bytes and leave out what a local one would hold beyond.

@@ -30,7 +30,7 @@
 #define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
 #define HALFBYTE_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")))
 #define HALFBYTE_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")))
-#if defined(__linux__) && (__clang_major__ >= 19 || (!defined(__clang__) && __GNUC__ >= 11))  // that know it; a system to ask for it
+#if defined(__linux__) && (__clang_major__ >= 12 || (!defined(__clang__) && __GNUC__ >= 11))  // a system to ask for it
 #define HALFBYTE_AMX \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,fma,f16c")))
 #endif
@@ -137,5 +137,12 @@ void parallel(int64_t count, int64_t grain, int threads, const Work& work) {
     for (auto& thread : others) thread.join();
 #endif
 }
+
+#ifdef HALFBYTE_X86
+// The first `count` (none if it is negative) of a vector's 32 words of 16 bits.
+HALFBYTE_AVX512 inline __mmask32 first_words(int64_t count) {
+    return count >= 32 ? ~__mmask32(0) : count <= 0 ? 0 : (__mmask32(1) << count) - 1;
+}
+#endif
 
 }  // namespace halfbyte

@@ -17,8 +17,6 @@
 
 #ifdef HALFBYTE_AMX
 
-#include <atomic>
-
 namespace halfbyte::attention {
 
 constexpr int64_t kAmxRows = kMostRows;  // query rows of a strip
@@ -38,7 +36,7 @@ struct TileRight {
 // C [m, n] = A [m, k] B [k, n], or += if `add`; its rows lie c_row apart, and m, n and k are multiples of 32.
 HALFBYTE_AMX inline void product(TileLeft a, TileRight b, float* c, int64_t c_row, int64_t m, int64_t n, int64_t k,
                                  bool add) {
-    std::atomic_signal_fence(std::memory_order_seq_cst);  // the compiler doesn't know that tile loads read memory
+    before_tile_loads();
     const int64_t a_bytes = a.row * 2, b_bytes = b.row * 2, c_bytes = c_row * 4;
     for (int64_t n0 = 0; n0 < n; n0 += kSide)
         for (int64_t m0 = 0; m0 < m; m0 += kSide) {
@@ -122,7 +120,7 @@ HALFBYTE_AMX inline void copy_lines(const bf16* const* rows, int64_t count, int6
                                     int64_t padded, bf16* out) {
     for (int64_t r = 0; r < lines; ++r)
         for (int64_t d = 0; d < padded; d += kSide, out += kSide) {
-            const __mmask32 there = r < count ? first_lanes(width - d) : 0;
+            const __mmask32 there = r < count ? first_words(width - d) : 0;
             _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16(there, r < count ? rows[r] + d : nullptr));
         }
 }
@@ -163,7 +161,7 @@ HALFBYTE_AMX inline void store_lanes(const float* in, const float* factor, int64
             transpose_words(in + d * kSide + r, kSide * 4, turned);
             for (int64_t i = 0; i < std::min<int64_t>(4, count - r); ++i) {
                 const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(turned[i]), _mm512_set1_ps(factor[r + i]));
-                _mm256_mask_storeu_epi16(rows[r + i] + d, __mmask16(first_lanes(std::min<int64_t>(16, width - d))),
+                _mm256_mask_storeu_epi16(rows[r + i] + d, __mmask16(first_words(std::min<int64_t>(16, width - d))),
                                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
             }
         }

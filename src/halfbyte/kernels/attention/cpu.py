@@ -16,7 +16,7 @@ _TENSORS = ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")
 
 
 class _Attention(ctypes.Structure):
-    """`struct Attention` of cpu.cpp."""
+    """`struct Attention` of strip.h."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("q", "k", "v", "out", "d_out", "write", "d_q", "d_k", "d_v", "lse", "visible")),

@@ -52,7 +52,7 @@ HALFBYTE_AVX512BF16 inline __m512 scores_of(const bf16* q, const bf16* const* ke
     __m512 sums[16];
     for (int i = 0; i < 16; ++i) sums[i] = _mm512_setzero_ps();
     for (int64_t d = 0; d < width; d += kSide) {
-        const __mmask32 there = first_lanes(width - d);
+        const __mmask32 there = first_words(width - d);
         const auto left = reinterpret_cast<__m512bh>(_mm512_loadu_si512(q + d));
         for (int i = 0; i < 16; ++i)
             sums[i] = _mm512_dpbf16_ps(sums[i], left,
@@ -91,7 +91,7 @@ HALFBYTE_AVX512BF16 void weigh(const bf16* p, const bf16* const* values, int64_t
                                int64_t padded, float* out) {
     __m512 sum[R][2 * C];
     __mmask32 there[C];
-    for (int c = 0; c < C; ++c) there[c] = first_lanes(width - d - c * kSide);
+    for (int c = 0; c < C; ++c) there[c] = first_words(width - d - c * kSide);
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < 2 * C; ++c) sum[r][c] = _mm512_loadu_ps(out + r * padded + d + 16 * c);
     for (int64_t j = 0; j < count; j += 2) {
@@ -126,7 +126,7 @@ HALFBYTE_AVX512BF16 inline void attend_few(const Attention& a, const Strip& stri
     strip.point(static_cast<const bf16*>(a.q), a.q_by, queries);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t d = 0; d < padded; d += kSide)
-            _mm512_storeu_si512(q + r * padded + d, _mm512_maskz_loadu_epi16(first_lanes(width - d), queries[r] + d));
+            _mm512_storeu_si512(q + r * padded + d, _mm512_maskz_loadu_epi16(first_words(width - d), queries[r] + d));
     for (int64_t r = 0; r < count; ++r) made.top[r] = kLowest, made.total[r] = 0;
     std::memset(made.out, 0, size_t(count * padded) * sizeof(float));
 
@@ -140,7 +140,7 @@ HALFBYTE_AVX512BF16 inline void attend_few(const Attention& a, const Strip& stri
         point_keys(static_cast<const bf16*>(a.v), a.v_by, strip.b, strip.head, block, values);
         for (int64_t j = there; j < kFewKeys; ++j) keys[j] = keys[there - 1], values[j] = values[there - 1];
         for (int64_t j = 0; j < kFewKeys; j += 16) {
-            __mmask16 held = j < there ? __mmask16(first_lanes(std::min<int64_t>(16, there - j))) : __mmask16(0);
+            __mmask16 held = j < there ? __mmask16(first_words(std::min<int64_t>(16, there - j))) : __mmask16(0);
             if (a.visible && held) {
                 const uint8_t* visible = a.visible + strip.b * a.visible_by + first + j;
                 held = _mm_test_epi8_mask(_mm_maskz_loadu_epi8(held, visible), _mm_set1_epi8(-1));
@@ -201,7 +201,7 @@ HALFBYTE_AVX512BF16 inline void finish_few(const Attention& a, const Strip& stri
             }
             ordered[0] = _mm512_mul_ps(_mm512_permutex2var_ps(sum[0], low, sum[1]), share);
             ordered[1] = _mm512_mul_ps(_mm512_permutex2var_ps(sum[0], high, sum[1]), share);
-            _mm512_mask_storeu_epi16(to[r] + d, first_lanes(a.width - d), rounded_lanes(ordered));
+            _mm512_mask_storeu_epi16(to[r] + d, first_words(a.width - d), rounded_lanes(ordered));
         }
         const int64_t at = (strip.b * a.q_heads + strip.q_head(r)) * a.queries + strip.position(r);
         a.lse[at] = total == 0 ? -kInfinity : top * kLn2 + std::log(total);

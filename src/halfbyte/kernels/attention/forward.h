@@ -64,7 +64,7 @@ HALFBYTE_INLINE void strip_forward(const Attention& a, const Strip& strip) {
         const auto left = left_of<Tiles>(rows, a.k_by[2], count, width, padded, keys_in);
         Tiles::product(left, q, kRows * kGroup, s, kRows, count, lanes, padded / kGroup, false);
         mask(a, strip, keys, 0, lanes, kRows, even, s);
-        if (lanes == kVector) soften(s, even, kVector, factor, top, total, shrink, p);  // decoding: no loop over lanes
+        if (lanes == kVector) soften(s, even, kVector, factor, top, total, shrink, p);  // few queries: no loop over lanes
         else soften(s, even, lanes, factor, top, total, shrink, p);
         for (int64_t r = 0; r < strip.count; ++r)
             if (shrink[r] != 1.0f)

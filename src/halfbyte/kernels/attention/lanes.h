@@ -16,8 +16,6 @@ constexpr float kSlack = 8.0f;  // a row's sums shrink only if its maximum rises
 
 HALFBYTE_INLINE int64_t whole(int64_t count) { return (count + kSide - 1) / kSide * kSide; }
 
-HALFBYTE_AVX512BF16 inline __mmask32 first_lanes(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
-
 // The elements of two vectors by turns.
 HALFBYTE_AVX512BF16 inline void store_pairs(__m512i even, __m512i odd, bf16* to) {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -49,7 +47,7 @@ HALFBYTE_AVX512BF16 inline __m512 exp2_lanes(__m512 x) {
 HALFBYTE_AVX512BF16 inline float dot(const bf16* a, const bf16* b, int64_t width) {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t d = 0; d < width; d += kSide) {
-        const __mmask32 there = first_lanes(width - d);
+        const __mmask32 there = first_words(width - d);
         sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(there, a + d)),
                                reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(there, b + d)));
     }

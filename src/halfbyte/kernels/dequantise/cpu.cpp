@@ -2,6 +2,9 @@
 #include "../amx.h"
 #include "../decode.h"
 
+#ifdef HALFBYTE_X86
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -28,6 +31,13 @@ void dequantise_int8(const int8_t* codes, const float* scale, int64_t rows, int6
     });
 }
 
+#ifdef HALFBYTE_X86
+bool has_f16c() {  // a name that clang 17 does not know
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
 }  // namespace
 }  // namespace halfbyte
 
@@ -46,7 +56,7 @@ HALFBYTE_API int halfbyte_isa() {
 #endif
         return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return kAvx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return kAvx2;
 #endif
     return kPortable;
 }

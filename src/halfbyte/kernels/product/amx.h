@@ -1,5 +1,6 @@
-// Products with many rows on processors with AMX, whose tiles multiply sixteen times what a vector instruction does; so
-// what counts is that every operand comes from a near cache.
+// Products on processors with AMX, but those that walk.h has: five rows and more, g W with any number, and matrices whose
+// blocks straddle rows. Tiles multiply sixteen times what a vector instruction does, so what counts with many rows is that
+// every operand comes from a near cache; with few, decoding is the cost.
 //
 // Method: a thread takes blocks of output columns (512 for 512 rows) whose sums (fp32, 1 MB) stay in its second-level
 // cache. The contraction is cut into chunks of 256 steps: of each the rows of x lie there, too, and of the matrix 64
@@ -13,8 +14,6 @@
 // Rejected: whole rows of x against one unit of columns, which reads x from the third-level cache for every 64 columns;
 // sums that go to memory after each chunk.
 #pragma once
-
-#include <atomic>
 
 #include "../amx.h"
 #include "layout.h"
@@ -37,7 +36,7 @@ template <int kLeft, int kRight>
 HALFBYTE_AMX void multiply_tiles(const bf16* left, int64_t left_by, const bf16* right, int64_t right_by, int64_t count, float* sums,
                                  int64_t sums_left, int64_t sums_right, bool more) {
     constexpr int64_t kBytes = 64;  // of a tile's row
-    std::atomic_signal_fence(std::memory_order_seq_cst);  // the compiler doesn't know that tile loads read memory
+    before_tile_loads();
     float* const sums10 = sums + sums_left;
     if (more) {
         _tile_loadd(0, sums, kBytes);

@@ -1,5 +1,5 @@
 // Products of bf16 rows with a frozen matrix for processors with AVX512-BF16: y = x W^T, and its transpose dx = g W.
-// walk.h, few.h and many.h have the methods.
+// walk.h, few.h and many.h have the methods, and amx.h that for processors with tiles.
 //
 // Each output is summed in one order, whatever the number of threads. Sums are fp32, rounded once.
 #pragma once
@@ -14,7 +14,7 @@
 namespace halfbyte {
 namespace {
 
-constexpr int64_t kFewRows = 32;    // up to here few.h is the faster one
+constexpr int64_t kFewRows = 32;    // up to here few.h is the faster one, where there are no tiles
 constexpr int64_t kMostRows = 512;  // rows at once; more are cut
 
 HALFBYTE_AVX512BF16 inline DenseLines lines_of(const DenseMatrix& matrix) { return {matrix}; }
@@ -30,7 +30,7 @@ HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMa
     if (!kTransposed && task.rows <= kWalkedRows && blocks_in_rows) return multiply_walking(task, walk_of(matrix), pair, threads);
     if (!kTransposed && isa < kAmx && task.rows <= kFewRows && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
     const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
-    const int64_t height = isa >= kAmx ? 16 : kTileRows, size = ((task.rows + cuts - 1) / cuts + height - 1) / height * height;
+    const int64_t height = isa >= kAmx ? kPanel : kTileRows, size = ((task.rows + cuts - 1) / cuts + height - 1) / height * height;
     const int64_t rows = task.rows;
     for (int64_t first = 0; first < rows; first += size) {
         Task part = task;

@@ -1,6 +1,6 @@
 // Products of rows with a frozen matrix: packed (NF4, int8) or dense bf16; reference.py is the specification.
 //
-// bf16.h has the products for processors with AVX512-BF16, for any number of rows. For the others there is the product
+// bf16.h has the products for processors with AVX512-BF16, and with AMX, for any number of rows. For the others there is the product
 // with few rows (decoding text is limited by reading the weights): a stretch of a row of weights is decoded to fp32 in
 // the first-level cache and multiplied with all rows of x before the next. With many rows they dequantise the matrix and
 // call torch (see __init__.py).
@@ -122,7 +122,7 @@ HALFBYTE_API void halfbyte_product_few(const void* matrix, const void* x, int64_
 
 // bf16: x [count, columns] -> out [count, rows], or with `transposed` x [count, rows] -> out [count, columns].
 // `pair` adds pair_x [count, pair_steps] times pair ([rows, pair_steps]; transposed: [pair_steps, columns]), or is null.
-// Needs AVX512-BF16.
+// Needs AVX512-BF16, and for the isa kAmx tiles that the system has allowed (may_use_amx).
 HALFBYTE_API void halfbyte_product_bf16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
                                         const void* pair, int64_t pair_steps, void* out, int transposed, int threads, int isa) {
 #ifdef HALFBYTE_X86

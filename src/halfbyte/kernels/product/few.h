@@ -1,4 +1,5 @@
 // Products with 5 to 32 rows (several texts at once, short prompts); walk.h has those of fewer.
+// With AMX tiles (amx.h) take them.
 //
 // Method: 16 output columns, that is rows of W, lie in the 16 lanes. A line of 64 bytes of each is transposed as 32-bit
 // words while it is still packed, so a transpose serves 128 weights a lane for NF4. A word then decodes to pairs: each

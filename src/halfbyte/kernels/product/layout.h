@@ -1,4 +1,4 @@
-// Layouts that `vdpbf16ps` reads: two consecutive steps of the contraction side by side in 32 bits.
+// What is multiplied (`Task`), and layouts that `vdpbf16ps` reads: two consecutive steps of the contraction side by side in 32 bits.
 #pragma once
 
 #include "matrix.h"

@@ -1,4 +1,4 @@
-// What a frozen matrix can be for the products of bf16.h: dense bf16, NF4 or int8. `words(row, column)` gives 64 weights of
+// What a frozen matrix can be for the products of bf16.h and its methods: dense bf16, NF4 or int8. `words(row, column)` gives 64 weights of
 // a row from there on as bf16, zeros beyond the row's end.
 #pragma once
 
@@ -15,10 +15,6 @@ struct Words {
     __m512i low, high;  // bf16 columns 0..31 and 32..63
 };
 constexpr int64_t kWords = 64;
-
-HALFBYTE_AVX512BF16 inline __mmask32 first_words(int64_t count) {
-    return count >= 32 ? ~__mmask32(0) : count <= 0 ? 0 : (__mmask32(1) << count) - 1;
-}
 
 struct DenseMatrix {
     const bf16* weights;

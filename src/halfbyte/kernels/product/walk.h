@@ -26,7 +26,7 @@ namespace {
 constexpr int64_t kWalkedRows = 4;
 constexpr int64_t kAhead = 6144;  // bytes between what is worked on and what is asked for
 constexpr int64_t kLine = 64;     // bytes of W that are decoded at once
-constexpr int64_t kLanes32 = 16;  // of a sum; rows of W whose lanes are added up at once
+constexpr int64_t kTogether = 16;  // lanes of a sum, and rows of W whose lanes are added up at once
 
 HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS __m512bh inputs_at(const uint32_t* x) { return (__m512bh)_mm512_load_si512(x); }
 HALFBYTE_ALWAYS void ask_ahead(const void* at) { _mm_prefetch(static_cast<const char*>(at) + kAhead, _MM_HINT_T0); }
@@ -48,7 +48,7 @@ struct DenseWalk {
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_row(int64_t row, const uint32_t* x, __m512* sum) const {
         const bf16* weights = matrix.weights + row * matrix.columns;
         int64_t left = matrix.columns;
-        for (; left >= kSteps; left -= kSteps, weights += kSteps, x += kRows * kLanes32) {
+        for (; left >= kSteps; left -= kSteps, weights += kSteps, x += kRows * kTogether) {
             ask_ahead(weights);
             add_line<kRows>(_mm512_loadu_si512(weights), x, sum);
         }
@@ -59,7 +59,7 @@ private:
     template <int kRows>
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static void add_line(__m512i words, const uint32_t* x, __m512* sum) {
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_dpbf16_ps(sum[r], (__m512bh)words, inputs_at(x + r * kLanes32));
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_dpbf16_ps(sum[r], (__m512bh)words, inputs_at(x + r * kTogether));
     }
 };
 
@@ -80,7 +80,7 @@ struct Int8Walk {
         int64_t left = matrix.columns;
         __m512 all[kRows];
         for (auto& one : all) one = _mm512_setzero_ps();
-        for (; left >= kSteps; left -= kSteps, codes += kSteps, x += kRows * kVectors * kLanes32) {
+        for (; left >= kSteps; left -= kSteps, codes += kSteps, x += kRows * kVectors * kTogether) {
             ask_ahead(codes);
             add_line<kRows>(codes, x, all);
         }
@@ -103,7 +103,7 @@ private:
             weights[v] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes) + v)));
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-            const auto input = [&](int v) { return reinterpret_cast<const float*>(x + (v * kRows + r) * kLanes32); };
+            const auto input = [&](int v) { return reinterpret_cast<const float*>(x + (v * kRows + r) * kTogether); };
             const __m512 front = _mm512_fmadd_ps(weights[1], _mm512_load_ps(input(1)), _mm512_mul_ps(weights[0], _mm512_load_ps(input(0))));
             const __m512 back = _mm512_fmadd_ps(weights[3], _mm512_load_ps(input(3)), _mm512_mul_ps(weights[2], _mm512_load_ps(input(2))));
             all[r] = _mm512_add_ps(all[r], _mm512_add_ps(front, back));
@@ -141,7 +141,7 @@ struct Nf4Walk {
             const int64_t share = std::max<int64_t>(1, (kNestedBlock - block % kNestedBlock) / 2), lines = std::min(left / kSteps, share);
             const __m512 nested = matrix.packed.nested_absmax ? halves(nested_of(block), nested_of(block + 1)) : _mm512_setzero_ps();
             left -= lines * kSteps;
-            for (const int64_t end = block + 2 * lines; block < end; block += 2, codes += kLine, x += kRows * kVectors * kLanes32) {
+            for (const int64_t end = block + 2 * lines; block < end; block += 2, codes += kLine, x += kRows * kVectors * kTogether) {
                 ask_ahead(codes);
                 add_line<kRows>(_mm512_loadu_si512(codes), scales(block, nested), x, sum);
             }
@@ -181,7 +181,7 @@ private:
             const __m512i weights = _mm512_permutexvar_epi16(indices[v], levels);
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r)
-                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)weights, inputs_at(x + (v * kRows + r) * kLanes32));
+                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)weights, inputs_at(x + (v * kRows + r) * kTogether));
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(part[r], scale, sum[r]);
@@ -193,22 +193,22 @@ private:
 // The sums of the lanes of 16 vectors, each in a lane.
 HALFBYTE_AVX512BF16 inline __m512 lane_sums(__m512i* vectors) {
     transpose(vectors);
-    __m512 sum[kLanes32];
-    for (int i = 0; i < kLanes32; ++i) sum[i] = _mm512_castsi512_ps(vectors[i]);
-    for (int width = kLanes32 / 2; width > 0; width /= 2)
+    __m512 sum[kTogether];
+    for (int i = 0; i < kTogether; ++i) sum[i] = _mm512_castsi512_ps(vectors[i]);
+    for (int width = kTogether / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) sum[i] = _mm512_add_ps(sum[i], sum[i + width]);
     return sum[0];
 }
 
-// Columns first..last of the output, from what `lay_out_inputs` made of x and of the pair's rows.
+// Columns first..last of the output, from what `lay_out_walk` made of x and of the pair's rows.
 template <int kRows, typename Walk>
 HALFBYTE_AVX512BF16 void walk_columns(const Task& task, const Walk& walk, const DenseWalk& pair, const uint32_t* inputs,
                                       const uint32_t* pair_inputs, int64_t first, int64_t last) {
-    for (; first < last; first += kLanes32) {
-        const int64_t count = std::min(kLanes32, last - first);
+    for (; first < last; first += kTogether) {
+        const int64_t count = std::min(kTogether, last - first);
         const auto there = __mmask16(first_words(count));
-        __m512i lanes[kRows][kLanes32];
-        for (int64_t i = 0; i < kLanes32; ++i) {
+        __m512i lanes[kRows][kTogether];
+        for (int64_t i = 0; i < kTogether; ++i) {
             __m512 sum[kRows];
             for (auto& one : sum) one = _mm512_setzero_ps();
             if (i < count) {
@@ -229,15 +229,15 @@ HALFBYTE_AVX512BF16 void walk_columns(const Task& task, const Walk& walk, const 
 // Words that the inputs of a row of x take: whole lines.
 template <typename Walk>
 constexpr int64_t input_words(int64_t steps) {
-    return (steps + Walk::kSteps - 1) / Walk::kSteps * Walk::kVectors * kLanes32;
+    return (steps + Walk::kSteps - 1) / Walk::kSteps * Walk::kVectors * kTogether;
 }
 
 template <typename Walk>
-HALFBYTE_AVX512BF16 void lay_out_inputs(const bf16* x, int64_t rows, int64_t steps, uint32_t* out) {
-    const int64_t apart = rows * kLanes32;
+HALFBYTE_AVX512BF16 void lay_out_walk(const bf16* x, int64_t rows, int64_t steps, uint32_t* out) {
+    const int64_t apart = rows * kTogether;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t step = 0; step < steps; step += Walk::kSteps)
-            Walk::lay_out(x + r * steps + step, steps - step, out + step / Walk::kSteps * Walk::kVectors * apart + r * kLanes32, apart);
+            Walk::lay_out(x + r * steps + step, steps - step, out + step / Walk::kSteps * Walk::kVectors * apart + r * kTogether, apart);
 }
 
 template <typename Walk>
@@ -247,12 +247,12 @@ HALFBYTE_AVX512BF16 void multiply_walking(const Task& task, const Walk& walk, co
     const int64_t words = task.rows * input_words<Walk>(task.steps), pair_words = task.rows * input_words<DenseWalk>(task.pair_steps);
     uint32_t* const inputs = scratch<4, uint32_t>(words + pair_words);
     uint32_t* const pair_inputs = task.pair_steps ? inputs + words : nullptr;
-    lay_out_inputs<Walk>(task.x, task.rows, task.steps, inputs);
-    if (pair_inputs) lay_out_inputs<DenseWalk>(task.pair_x, task.rows, task.pair_steps, pair_inputs);
+    lay_out_walk<Walk>(task.x, task.rows, task.steps, inputs);
+    if (pair_inputs) lay_out_walk<DenseWalk>(task.pair_x, task.rows, task.pair_steps, pair_inputs);
     const DenseWalk pair{beside};
-    const int64_t groups = (task.columns + kLanes32 - 1) / kLanes32;
+    const int64_t groups = (task.columns + kTogether - 1) / kTogether;
     parallel(groups, std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, task.steps)), threads, [&](int64_t begin, int64_t end) {
-        columns(task, walk, pair, inputs, pair_inputs, begin * kLanes32, std::min(end * kLanes32, task.columns));
+        columns(task, walk, pair, inputs, pair_inputs, begin * kTogether, std::min(end * kTogether, task.columns));
     });
 }
 
