@@ -287,3 +287,10 @@ def test_an_item_beyond_the_context_is_named(model: Path, folder: Path, capsys: 
     (folder / "train.jsonl").write_text((folder / "train.jsonl").read_text() + json.dumps(long) + "\n")
     assert main(["tune", str(run_yaml)]) == 1
     assert "context" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m halfbyte tune --options"
+    for what in (command, f"{sys.executable} -m halfbyte plan llama-3.2-1b"):
+        done = subprocess.run(["bash", "-c", f"{what} | head -n 1"], capture_output=True, text=True)
+        assert "Traceback" not in done.stderr and len(done.stdout.splitlines()) == 1

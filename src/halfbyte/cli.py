@@ -25,13 +25,13 @@ Handler = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 130 interrupted."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if not hasattr(options, "handler"):
-        parser.print_help()
-        return 2
+    parser, options = _parser(), argparse.Namespace(debug=False)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        options = parser.parse_args(arguments)
+        if not hasattr(options, "handler"):
+            parser.print_help()
+            return 2
         code: int = options.handler(options)
         sys.stdout.flush()
         return code
@@ -226,6 +226,7 @@ class _Options(argparse.Action):
 
         for key, default, unit, text in describe(RunConfig):
             print(f"{key:24} {default:14} {text}" + (f" [{unit}]" if unit else ""))
+        sys.stdout.flush()  # here, where `main` still catches a reader that has gone
         parser.exit()
 
 

@@ -108,6 +108,12 @@ def test_the_compute_type_is_shown_with_both_figures_and_whether_int8_can_be_had
     assert "a product took 9.00 ms in bf16" in out.getvalue()
 
 
+def test_misspelt_kernels_are_not_blamed_on_torch(monkeypatch):
+    monkeypatch.setenv("HALFBYTE_KERNELS", "cpu-nonsense")
+    for finding in (module._kernels(), module._compute()):
+        assert finding.mark == "problem" and "cpu-nonsense" in finding.found and "known kernels" in finding.do
+
+
 def test_a_missing_calibration_is_noted_and_one_that_holds_is_shown(monkeypatch, tmp_path):
     from halfbyte.plan.calibration import Calibration, identity, store
 

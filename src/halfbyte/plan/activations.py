@@ -30,9 +30,10 @@ there in full. The first layers are the ones that are recomputed, since the last
 The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
 really saves (`tests/plan/test_activations.py`).
 
-A training step of the 1B shape (512 tokens, rank 16, AVX512-BF16, a toy tokenizer) peaked at 1206, 918 and 634 MB with
-0, 8 and 16 of 16 layers recomputed. 290 MB of it stood there once the model was open, and 899, 604 and 348 MB are
-planned for the rest: up to 24 MB more are slack, which the runtime's share holds.
+With chunks of 128 tokens in the loss, a training step of the 1B shape (512 tokens, rank 16, AVX512-BF16, a toy
+tokenizer) peaked at 1206, 918 and 634 MB with 0, 8 and 16 of 16 layers recomputed. 290 MB of it stood there once the
+model was open, and 899, 604 and 348 MB were planned for the rest: up to 24 MB more are slack, which the runtime's share
+holds.
 
 Assumed: what is freed goes back to the system (`memory.hold_little`). Times are not modelled here.
 """
@@ -63,9 +64,9 @@ LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied
 _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a head that is more than a product
 
-# Of kernels/product/many.h and kernels/attention/cpu.cpp: rows and steps that are laid out at once, a thread's buffers
-# (decoded weights, a strip of attention), and the accumulators of the gradients of keys and values that there are.
-_ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 8192, 1_000_000, 8
+# Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
+# a thread's buffers (sums, decoded weights, a strip of attention), and the accumulators of dK and dV.
+_ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 16384, 1_400_000, 8
 
 PLAIN = plain("nothing is known of the kernels")
 
@@ -235,7 +236,7 @@ def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: 
     """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in].
 
     Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once, and each
-    thread's decoded piece (kernels/product/many.h); else one matrix decoded, if they are packed.
+    thread's decoded piece (kernels/product/amx.h, many.h); else one matrix decoded, if they are packed.
     """
     shapes = list(matrices)
     if not info.native.products:

@@ -176,6 +176,8 @@ def _compute() -> Finding:
         from halfbyte.kernels.compute import fastest
 
         choice, missing = fastest(), product_int8.missing()
+    except HalfbyteError as error:  # HALFBYTE_KERNELS asks for what is not there
+        return Finding("problem", "compute", f"{error.what}: {error.found}", error.do or "")
     except Exception as error:  # a broken torch must not keep the doctor from telling the rest
         return Finding("problem", "compute", f"can't be measured: {error}", "reinstall torch")
     int8 = f"can't be had: {missing}" if missing else "can be asked for, at some price in quality"
