@@ -126,7 +126,9 @@ def test_native_products_need_no_buffer_of_the_size_of_a_weight(monkeypatch):
     assert scratch_bytes(plain, shapes, 512, True) == 2 * 14336 * 4096
     assert scratch_bytes(plain, shapes, 512, False) == 0
     # 512 rows of 16384 steps, of the LoRA pair and of the sums of 4096 outputs, and what two threads have
-    assert scratch_bytes(native, shapes, 512, True) == 512 * (2 * 16384 + 2 * 16 + 4 * 4096) + 2 * (1_400_000 + 4 * 64 * 512)
+    assert scratch_bytes(native, shapes, 512, True) == 512 * (2 * 16384 + 2 * 16 + 4 * 4096) + 2 * (
+        1_400_000 + 4 * 64 * 512
+    )
     assert scratch_bytes(native, shapes, 4096, True) == scratch_bytes(native, shapes, 512, True)
     assert scratch_bytes(native, shapes, 16, True) < 10**7
 

@@ -17,6 +17,7 @@ int8 is never chosen, only asked for: activations are bf16, and rows and packed 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ MARGIN = 1.25  # fp32 takes twice the memory, so it must be that much faster
 SLOWER = "as asked, though bf16 is faster here: this processor multiplies it in AMX tiles"
 _SHAPE = (128, 1024, 1024)  # rows, in, out: 0.27 GFLOP, under 10 ms where bf16 is emulated
 _ROUNDS, _SECONDS = 20, 0.1  # of the measurement, at most
+_SURE = 0.5  # seconds before bf16 is called slow: on a busy machine a product now and then has to wait
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Measured:
 
     bf16: float
     fp32: float
+
+    @property
+    def bf16_is_slow(self) -> bool:
+        return self.fp32 * MARGIN < self.bf16
 
     def __str__(self) -> str:
         return f"a product took {1e3 * self.bf16:.2f} ms in bf16 and {1e3 * self.fp32:.2f} ms in fp32"
@@ -96,7 +102,7 @@ def _check_int8(device: torch.device, weights: str) -> None:
 def fastest() -> Compute:
     """bf16 unless fp32 is clearly faster on this CPU: measured once in a process."""
     took = measured()
-    if took.fp32 * MARGIN < took.bf16:
+    if took.bf16_is_slow:
         return Compute("fp32", f"bf16 is slow on this processor: {took}")
     return Compute("bf16", f"bf16 is fast enough on this processor: {took}")
 
@@ -113,12 +119,13 @@ def measured() -> Measured:
                        torch.empty(rows, columns, dtype=dtype))  # fmt: skip
         _time(*work[dtype])  # the first one prepares code and threads
     started = time.perf_counter()
-    for _ in range(_ROUNDS):
+    for done in itertools.count(1):
         for dtype, tensors in work.items():
             best[dtype] = min(best.get(dtype, float("inf")), _time(*tensors))
-        if time.perf_counter() - started > _SECONDS:
+        found, took = Measured(bf16=best[torch.bfloat16], fp32=best[torch.float32]), time.perf_counter() - started
+        if took > _SURE or (not found.bf16_is_slow and (done >= _ROUNDS or took > _SECONDS)):
             break
-    return Measured(bf16=best[torch.bfloat16], fp32=best[torch.float32])
+    return found
 
 
 def _time(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
