@@ -21,6 +21,7 @@ from halfbyte.checkpoint.source import QUANT_STATE, Listing, Stored, is_packed_p
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.plan import catalogue
+from halfbyte.plan.mixtures import shapes_of
 from halfbyte.plan.shapes import (
     FAMILIES,
     Dimensions,
@@ -29,7 +30,6 @@ from halfbyte.plan.shapes import (
     dimensions,
     is_known,
     kind_of,
-    tensors_from,
     text_config,
 )
 
@@ -110,8 +110,7 @@ def _from_hub(model: str, revision: str | None) -> Inventory:
 def from_catalogue(entry: catalogue.Entry) -> Inventory:
     """The tensors of a model of the catalogue; what its null fields leave open stands in `unknown`."""
     config = entry.config
-    dims = dimensions(config, where=f"the catalogue's entry {entry.name}")
-    tensors = tensors_from(dims)
+    tensors, dims, modelled = shapes_of(config, where=f"the catalogue's entry {entry.name}")
     unknown = _unknown(entry, dims, tensors)
     notes = assumptions(config)
     if entry.fields.get("notes") and not unknown:  # else the reason says it
@@ -124,7 +123,7 @@ def from_catalogue(entry: catalogue.Entry) -> Inventory:
         where="the packaged catalogue",
         config=config,
         tensors=tuple(tensors),
-        dims=dims,
+        dims=dims if modelled else None,
         notes=notes,
         unknown=unknown,
     )
@@ -166,7 +165,7 @@ def _from_config(folder: Path) -> Inventory:
         raise ConfigError("config.json can't be read", where=file, found=str(error)) from None
     if not isinstance(config, dict):
         raise ConfigError("config.json holds no object", where=file, found=type(config).__name__)
-    dims = dimensions(config, where=file)
+    tensors, dims, modelled = shapes_of(config, where=file)
     if dims.tied is None or dims.vocabulary is None:
         missing = "tie_word_embeddings" if dims.tied is None else "vocab_size"
         raise ConfigError("the configuration leaves open what the shapes follow from", where=file,
@@ -176,7 +175,8 @@ def _from_config(folder: Path) -> Inventory:
         notes.append("config.json names a quantisation; without the files it is counted as a 16-bit model")
     if "text_config" in config:
         notes.append("the language model alone is counted: config.json describes other towers, too")
-    return Inventory(folder.resolve().name, "config", str(folder), config, tuple(tensors_from(dims)), dims, notes=notes)
+    known = dims if modelled else None
+    return Inventory(folder.resolve().name, "config", str(folder), config, tuple(tensors), known, notes=notes)
 
 
 _BUFFER = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(^|\.)attn\.(masked_)?bias)$")

@@ -14,7 +14,7 @@ For a folder with safetensors files the headers are the truth (`inventory.py`); 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -52,6 +52,7 @@ class Family:
     attention_bias: bool = False  # the key `attention_bias` exists (q, k, v and o)
     mlp_bias: bool = False  # the key `mlp_bias` exists
     fused: bool = False  # one matrix for q, k, v and one for gate and up
+    gated: bool = False  # the query's matrix also gives a gate for the attention's output
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,7 +137,7 @@ _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attenti
 def dimensions(config: Mapping[str, Any], where: object = "config.json") -> Dimensions:
     """Read the dimensions of a dense model of a known family.
 
-    Raises ConfigError for an unknown model_type, and one that names every key that is missing or no positive number.
+    Raises ConfigError for an unknown model_type, and what `read_dimensions` does.
     """
     text = text_config(config)
     model_type = text.get("model_type")
@@ -147,9 +148,18 @@ def dimensions(config: Mapping[str, Any], where: object = "config.json") -> Dime
             found=repr(model_type)[:100],
             do=f"plan a folder that holds its safetensors files, too; {nearest(str(model_type), FAMILIES, 'types')}",
         )
-    family = FAMILIES[model_type]
+    return read_dimensions(FAMILIES[model_type], text, where)
+
+
+def read_dimensions(
+    family: Family, text: Mapping[str, Any], where: object = "config.json", needed: Sequence[str] = _NEEDED
+) -> Dimensions:
+    """As `dimensions`, of a family that is given. A size that is not `needed` is 0 where it is missing.
+
+    Raises ConfigError that names every key that is missing or no positive number.
+    """
     values = {**family.defaults, **text}
-    faults = [f"'{key}' is {_found(values.get(key))}" for key in _NEEDED if not _is_count(values.get(key))]
+    faults = [f"'{key}' is {_found(values.get(key))}" for key in needed if not _is_count(values.get(key))]
     catalogued = "vocab_size" in values and values["vocab_size"] is None  # unknown, not left out
     if not catalogued and not _is_count(values.get("vocab_size")):
         faults.append(f"'vocab_size' is {_found(values.get('vocab_size'))}")
@@ -171,7 +181,7 @@ def dimensions(config: Mapping[str, Any], where: object = "config.json") -> Dime
     return Dimensions(
         family=family,
         hidden=hidden,
-        mlp=int(values["intermediate_size"]),
+        mlp=int(values.get("intermediate_size") or 0),
         layers=int(values["num_hidden_layers"]),
         heads=heads,
         kv_heads=int(values.get("num_key_value_heads") or heads),
@@ -213,46 +223,65 @@ def tensors_from(dims: Dimensions) -> list[TensorSpec]:
         tensors.append(TensorSpec("model.embed_tokens.weight", (vocabulary, dims.hidden), "embedding"))
     block = _block(dims)
     for layer in range(dims.layers):
-        tensors += [TensorSpec(f"model.layers.{layer}.{spec.name}", spec.shape, spec.kind) for spec in block]
-    tensors.append(TensorSpec("model.norm.weight", (dims.hidden,), "norm"))
+        tensors += in_layer(layer, block)
+    tensors.append(norm("model.norm", dims.hidden))
     if vocabulary is not None and dims.tied is False:
         tensors.append(TensorSpec("lm_head.weight", (vocabulary, dims.hidden), "head"))
     return tensors
 
 
+def in_layer(layer: int, block: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The tensors of a block under their full names."""
+    return [TensorSpec(f"model.layers.{layer}.{spec.name}", spec.shape, spec.kind) for spec in block]
+
+
 def _block(dims: Dimensions) -> list[TensorSpec]:
     """The parameters of one block, under their names inside it."""
-    hidden, mlp, query, key = dims.hidden, dims.mlp, dims.query, dims.key
-    specs: list[TensorSpec] = []
-
-    def linear(name: str, out: int, columns: int, bias: bool) -> None:
-        specs.append(TensorSpec(f"{name}.weight", (out, columns), "linear"))
-        if bias:
-            specs.append(TensorSpec(f"{name}.bias", (out,), "bias"))
-
-    def norm(name: str, width: int) -> None:
-        specs.append(TensorSpec(f"{name}.weight", (width,), "norm"))
-
+    specs = attention_tensors(dims)
     if dims.family.fused:
-        linear("self_attn.qkv_proj", query + 2 * key, hidden, dims.qkv_bias)
+        specs += linear("mlp.gate_up_proj", 2 * dims.mlp, dims.hidden, dims.mlp_bias)
+        specs += linear("mlp.down_proj", dims.hidden, dims.mlp, dims.mlp_bias)
     else:
-        linear("self_attn.q_proj", query, hidden, dims.qkv_bias)
-        linear("self_attn.k_proj", key, hidden, dims.qkv_bias)
-        linear("self_attn.v_proj", key, hidden, dims.qkv_bias)
-    linear("self_attn.o_proj", hidden, query, dims.out_bias)
+        specs += gated_tensors("mlp", dims.hidden, dims.mlp, dims.mlp_bias)
+    return specs + [norm(name, dims.hidden) for name in dims.family.norms]
+
+
+def attention_tensors(dims: Dimensions) -> list[TensorSpec]:
+    """The parameters of attention in one block."""
+    hidden, query, key = dims.hidden, dims.query, dims.key
+    specs: list[TensorSpec] = []
+    if dims.family.fused:
+        specs += linear("self_attn.qkv_proj", query + 2 * key, hidden, dims.qkv_bias)
+    else:
+        specs += linear("self_attn.q_proj", query * (1 + dims.family.gated), hidden, dims.qkv_bias)
+        specs += linear("self_attn.k_proj", key, hidden, dims.qkv_bias)
+        specs += linear("self_attn.v_proj", key, hidden, dims.qkv_bias)
+    specs += linear("self_attn.o_proj", hidden, query, dims.out_bias)
     if dims.family.qk_norm:
         per_head = dims.family.qk_norm == "head"
-        norm("self_attn.q_norm", dims.head_dim if per_head else query)
-        norm("self_attn.k_norm", dims.head_dim if per_head else key)
-    if dims.family.fused:
-        linear("mlp.gate_up_proj", 2 * mlp, hidden, dims.mlp_bias)
-    else:
-        linear("mlp.gate_proj", mlp, hidden, dims.mlp_bias)
-        linear("mlp.up_proj", mlp, hidden, dims.mlp_bias)
-    linear("mlp.down_proj", hidden, mlp, dims.mlp_bias)
-    for name in dims.family.norms:
-        norm(name, hidden)
+        specs.append(norm("self_attn.q_norm", dims.head_dim if per_head else query))
+        specs.append(norm("self_attn.k_norm", dims.head_dim if per_head else key))
     return specs
+
+
+def gated_tensors(name: str, hidden: int, width: int, bias: bool = False) -> list[TensorSpec]:
+    """The parameters of a gated MLP."""
+    return [
+        *linear(f"{name}.gate_proj", width, hidden, bias),
+        *linear(f"{name}.up_proj", width, hidden, bias),
+        *linear(f"{name}.down_proj", hidden, width, bias),
+    ]
+
+
+def linear(name: str, out: int, columns: int, bias: bool = False) -> list[TensorSpec]:
+    """A linear layer's weight, and its bias if it has one."""
+    weight = TensorSpec(f"{name}.weight", (out, columns), "linear")
+    return [weight, TensorSpec(f"{name}.bias", (out,), "bias")] if bias else [weight]
+
+
+def norm(name: str, width: int) -> TensorSpec:
+    """A norm's weight."""
+    return TensorSpec(f"{name}.weight", (width,), "norm")
 
 
 _IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block|layer)\.\d+\.")

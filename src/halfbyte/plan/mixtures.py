@@ -1,0 +1,264 @@
+"""From a configuration to the tensors of a mixture of experts, and of other families that are not built like Llama.
+
+As in `shapes.py`, names and shapes are those that transformers gives them: the experts of a layer are fused into two
+tensors, which are no linear layers and stay in 16 bits; what a tensor is, its name says (`kind_of`), so that headers
+and configurations count alike. Weights are exact for these families; their activations are not modelled.
+
+A size that is 0 means "there is none" (`q_lora_rank` of a latent attention whose queries are not compressed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from halfbyte.plan.shapes import (
+    FAMILIES,
+    Dimensions,
+    Family,
+    TensorSpec,
+    attention_tensors,
+    dimensions,
+    gated_tensors,
+    in_layer,
+    kind_of,
+    linear,
+    norm,
+    read_dimensions,
+    tensors_from,
+    text_config,
+)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How one model_type is built. `count`, `width`, `shared` and `dense_width` are keys of a config.json."""
+
+    family: Family = field(default_factory=Family)
+    attention: Literal["plain", "latent", "delta", "delta-fused"] = "plain"  # delta: most layers have a delta net
+    count: str = "num_experts"  # the key with the number of experts; empty: every layer is dense
+    width: str = "moe_intermediate_size"  # the key with the width of one
+    block: str = "mlp"
+    router: str = "gate"
+    transposed: bool = False  # experts hold their matrices the other way round
+    biased: bool = False  # experts and router have biases, attention has sinks
+    shared: str = ""  # the key with the width of the expert that every token passes
+    shared_name: str = "shared_expert"
+    shared_gate: bool = False
+    dense_width: str = "intermediate_size"  # of the layers without experts
+    layer_norm: bool = False  # norms have biases
+
+
+_SHARED = "shared_expert_intermediate_size"
+_GATED = Family(qk_norm="head", attention_bias=True, gated=True, defaults={"head_dim": 256})
+
+MIXTURES: dict[str, Mixture] = {
+    "mixtral": Mixture(
+        Family(defaults={"num_key_value_heads": 8}), count="num_local_experts", width="intermediate_size"
+    ),
+    "qwen2_moe": Mixture(Family(qkv_bias=True, defaults={"num_key_value_heads": 16}), shared=_SHARED, shared_gate=True),
+    "qwen3_moe": Mixture(Family(qk_norm="head", attention_bias=True, defaults={"num_key_value_heads": 4})),
+    "qwen3_next": Mixture(_GATED, attention="delta-fused", shared=_SHARED, shared_gate=True),
+    "qwen3_5_text": Mixture(_GATED, attention="delta", count=""),
+    "qwen3_5_moe_text": Mixture(_GATED, attention="delta", shared=_SHARED, shared_gate=True),
+    "olmoe": Mixture(Family(qk_norm="width", attention_bias=True), width="intermediate_size"),
+    "gpt_oss": Mixture(
+        Family(attention_bias=True, defaults={"attention_bias": True, "num_key_value_heads": 8, "head_dim": 64}),
+        count="num_local_experts",
+        width="intermediate_size",
+        router="router",
+        transposed=True,
+        biased=True,
+    ),
+    "phimoe": Mixture(
+        Family(attention_bias=True, defaults={"num_key_value_heads": 8}),
+        count="num_local_experts",
+        width="intermediate_size",
+        router="router",
+        layer_norm=True,
+    ),
+    "granitemoe": Mixture(
+        Family(attention_bias=True),
+        count="num_local_experts",
+        width="intermediate_size",
+        block="block_sparse_moe",
+        router="router",
+    ),
+    "llama4_text": Mixture(
+        Family(attention_bias=True, defaults={"num_key_value_heads": 8, "head_dim": 128}),
+        count="num_local_experts",
+        width="intermediate_size",
+        block="feed_forward",
+        router="router",
+        transposed=True,
+        shared="intermediate_size",
+        dense_width="intermediate_size_mlp",
+    ),
+    "deepseek_v2": Mixture(
+        Family(attention_bias=True, mlp_bias=True),
+        attention="latent",
+        count="n_routed_experts",
+        shared="n_shared_experts",
+        shared_name="shared_experts",
+    ),
+    "deepseek_v3": Mixture(
+        Family(attention_bias=True),
+        attention="latent",
+        count="n_routed_experts",
+        shared="n_shared_experts",
+        shared_name="shared_experts",
+    ),
+    "ministral3": Mixture(Family(defaults={"num_key_value_heads": 8}), count=""),
+    "exaone4": Mixture(
+        Family(norms=("post_attention_layernorm", "post_feedforward_layernorm"), qk_norm="head"), count=""
+    ),
+}
+
+_LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_DELTA = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+
+
+class Shapes(NamedTuple):
+    """The tensors of a model. `modelled`: its activations are, too."""
+
+    tensors: list[TensorSpec]
+    dims: Dimensions
+    modelled: bool
+
+
+def shapes_of(config: Mapping[str, Any], where: object = "config.json") -> Shapes:
+    """The tensors of a model by its configuration, dense or not.
+
+    Raises ConfigError for an unknown model_type, or one that names every key that is missing or no positive number.
+    """
+    text = text_config(config)
+    mixture = MIXTURES.get(str(text.get("model_type")))
+    if mixture is None or text.get("model_type") in FAMILIES:
+        dims = dimensions(config, where)
+        return Shapes(tensors_from(dims), dims, True)
+    needed = ["hidden_size", "num_hidden_layers", "num_attention_heads", mixture.count, mixture.shared]
+    needed += [mixture.width if mixture.count else mixture.dense_width]
+    needed += [*_LATENT] if mixture.attention == "latent" else [*_DELTA] if mixture.attention != "plain" else []
+    dims = read_dimensions(mixture.family, text, where, [key for key in needed if key])
+    return Shapes(_tensors(mixture, dims, text), dims, False)
+
+
+def _tensors(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:
+    specs: list[TensorSpec] = []
+    vocabulary = dims.vocabulary
+    if vocabulary is not None:
+        specs.append(TensorSpec("model.embed_tokens.weight", (vocabulary, dims.hidden), "embedding"))
+    for layer in range(dims.layers):
+        specs += in_layer(layer, _block(mixture, dims, text, layer))
+    specs += _norms(mixture, "model.norm", dims.hidden)
+    if vocabulary is not None and dims.tied is False:
+        specs += linear("lm_head", vocabulary, dims.hidden, bool(text.get("lm_head_bias")))
+    model_type = str(text["model_type"])
+    return [TensorSpec(spec.name, spec.shape, kind_of(spec.name, spec.shape, model_type)) for spec in specs]
+
+
+def _block(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any], layer: int) -> list[TensorSpec]:
+    if mixture.attention == "latent":
+        specs = _latent(dims, text)
+    elif mixture.attention != "plain" and not _is_full(text, layer):
+        specs = _delta(mixture, dims, text)
+    else:
+        specs = attention_tensors(dims)
+    if mixture.biased:
+        specs.append(TensorSpec("self_attn.sinks", (dims.heads,), "other"))
+    if mixture.count and _has_experts(text, dims.layers, layer):
+        specs += _experts(mixture, dims, text)
+    else:
+        specs += gated_tensors(mixture.block, dims.hidden, int(text[mixture.dense_width]), dims.mlp_bias)
+    for name in mixture.family.norms:
+        specs += _norms(mixture, name, dims.hidden)
+    return specs
+
+
+def _norms(mixture: Mixture, name: str, width: int) -> list[TensorSpec]:
+    weight = norm(name, width)
+    return [weight, TensorSpec(f"{name}.bias", (width,), "bias")] if mixture.layer_norm else [weight]
+
+
+def _has_experts(text: Mapping[str, Any], layers: int, layer: int) -> bool:
+    """Whether the layer is one of those with experts, by any of the keys that say which are not."""
+    if text.get("moe_layers") is not None:  # Llama 4
+        return layer in text["moe_layers"]
+    if layer < int(text.get("first_k_dense_replace") or 0) or layer in (text.get("mlp_only_layers") or ()):
+        return False
+    step = int(text.get("decoder_sparse_step") or text.get("interleave_moe_layer_step") or 1)
+    return (layer + 1) % step == 0
+
+
+def _experts(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:
+    """Router, experts and shared expert of a layer."""
+    hidden, count, width, block = dims.hidden, int(text[mixture.count]), int(text[mixture.width]), mixture.block
+    up, down = (count, 2 * width, hidden), (count, hidden, width)
+    if mixture.transposed:
+        up, down = (count, hidden, 2 * width), (count, width, hidden)
+    specs = [
+        TensorSpec(f"{block}.{mixture.router}.weight", (count, hidden), "other"),
+        TensorSpec(f"{block}.experts.gate_up_proj", up, "expert"),
+        TensorSpec(f"{block}.experts.down_proj", down, "expert"),
+    ]
+    if mixture.biased:
+        specs += [
+            TensorSpec(f"{block}.{mixture.router}.bias", (count,), "bias"),
+            TensorSpec(f"{block}.experts.gate_up_proj_bias", (count, 2 * width), "expert"),
+            TensorSpec(f"{block}.experts.down_proj_bias", (count, hidden), "expert"),
+        ]
+    if mixture.shared:
+        size = int(text[mixture.shared])
+        size *= width if mixture.shared == "n_shared_experts" else 1
+        specs += gated_tensors(f"{block}.{mixture.shared_name}", hidden, size, dims.mlp_bias)
+    if mixture.shared_gate:
+        specs += linear(f"{block}.shared_expert_gate", 1, hidden)
+    return specs
+
+
+def _latent(dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:
+    """Attention whose keys and values, and often queries, pass through a narrow layer."""
+    rank, plain, rotated, value = (int(text[key]) for key in _LATENT)
+    hidden, heads, bias, compressed = dims.hidden, dims.heads, dims.out_bias, int(text.get("q_lora_rank") or 0)
+    if compressed:
+        specs = [
+            *linear("self_attn.q_a_proj", compressed, hidden, bias),
+            norm("self_attn.q_a_layernorm", compressed),
+            *linear("self_attn.q_b_proj", heads * (plain + rotated), compressed),
+        ]
+    else:
+        specs = linear("self_attn.q_proj", heads * (plain + rotated), hidden)
+    return [
+        *specs,
+        *linear("self_attn.kv_a_proj_with_mqa", rank + rotated, hidden, bias),
+        norm("self_attn.kv_a_layernorm", rank),
+        *linear("self_attn.kv_b_proj", heads * (plain + value), rank),
+        *linear("self_attn.o_proj", hidden, heads * value, bias),
+    ]
+
+
+def _is_full(text: Mapping[str, Any], layer: int) -> bool:
+    """Whether the layer has attention, where most have a delta net."""
+    if text.get("layer_types"):
+        return str(text["layer_types"][layer]) == "full_attention"
+    return (layer + 1) % int(text.get("full_attention_interval") or 4) == 0
+
+
+def _delta(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:
+    """A gated delta net: attention's stand-in, whose state does not grow with the sequence."""
+    key_heads, heads, key_dim, value_dim = (int(text[key]) for key in _DELTA)
+    hidden, key, value, kernel = dims.hidden, key_heads * key_dim, heads * value_dim, text.get("linear_conv_kernel_dim")
+    if mixture.attention == "delta-fused":
+        projections = {"in_proj_qkvz": 2 * (key + value), "in_proj_ba": 2 * heads}
+    else:
+        projections = {"in_proj_qkv": 2 * key + value, "in_proj_z": value, "in_proj_b": heads, "in_proj_a": heads}
+    specs = [spec for name, out in projections.items() for spec in linear(f"linear_attn.{name}", out, hidden)]
+    return [
+        *specs,
+        TensorSpec("linear_attn.conv1d.weight", (2 * key + value, 1, int(kernel or 4)), "other"),
+        TensorSpec("linear_attn.dt_bias", (heads,), "other"),
+        TensorSpec("linear_attn.A_log", (heads,), "other"),
+        norm("linear_attn.norm", value_dim),
+        *linear("linear_attn.out_proj", hidden, value),
+    ]
