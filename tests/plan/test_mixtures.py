@@ -1,0 +1,126 @@
+"""Mixtures of experts and other families beyond the dense ones: every name, shape and kind as transformers builds it."""
+
+import json
+
+import pytest
+
+from halfbyte.errors import ConfigError
+from halfbyte.plan import catalogue
+from halfbyte.plan.inventory import from_folder
+from halfbyte.plan.ladder import plan_model
+from halfbyte.plan.mixtures import MIXTURES, shapes_of
+from halfbyte.plan.shapes import FAMILIES
+
+SHAPE = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 320, "tie_word_embeddings": False,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 40}
+LATENT = {
+    "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 3, "moe_intermediate_size": 24, "n_group": 2,
+    "topk_group": 1, "num_experts_per_tok": 2, "kv_lora_rank": 32, "q_lora_rank": 20, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8, "v_head_dim": 12,
+}  # fmt: skip
+DELTA = {
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    "head_dim": 20,
+}  # fmt: skip
+TINY = {
+    "mixtral": [{"num_local_experts": 4}, {"num_local_experts": 4, "tie_word_embeddings": True}],
+    "qwen2_moe": [SHARED, SHARED | {"decoder_sparse_step": 2, "mlp_only_layers": [1]}],
+    "qwen3_moe": [EXPERTS | {"head_dim": 20}, EXPERTS | {"mlp_only_layers": [0, 3], "attention_bias": True}],
+    "qwen3_next": [SHARED | DELTA],
+    "qwen3_5_text": [DELTA, DELTA | {"layer_types": ["full_attention"] + 4 * ["linear_attention"]}],
+    "qwen3_5_moe_text": [SHARED | DELTA | {"tie_word_embeddings": True}],
+    "olmoe": [{"num_experts": 4, "num_key_value_heads": 4}, {"num_experts": 4}],
+    "gpt_oss": [{"num_local_experts": 4, "head_dim": 20}],
+    "phimoe": [{"num_local_experts": 4}, {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True}],
+    "granitemoe": [{"num_local_experts": 4}],
+    "llama4_text": [
+        {"num_local_experts": 4, "head_dim": 20},
+        {"num_local_experts": 4, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 128},
+    ],
+    "deepseek_v2": [LATENT, LATENT | {"q_lora_rank": None}],
+    "deepseek_v3": [LATENT, LATENT | {"attention_bias": True}],
+    "ministral3": [{"head_dim": 20}],
+    "exaone4": [{"head_dim": 20}],
+}
+
+
+def built(model_type, config):
+    """What transformers makes of a configuration, without memory: its parameters, and its linear layers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from halfbyte.checkpoint.skeleton import linear_names
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}, set(linear_names(model))
+
+
+def agree(model_type, config, ours):
+    parameters, linears = built(model_type, config)
+    tensors = shapes_of(ours | {"model_type": model_type}).tensors
+    assert {spec.name: spec.shape for spec in tensors} == parameters
+    assert {spec.module for spec in tensors if spec.kind == "linear"} == linears
+
+
+def test_every_family_is_tested():
+    assert set(TINY) == set(MIXTURES) and not set(MIXTURES) & set(FAMILIES)
+
+
+@pytest.mark.parametrize(("model_type", "config"), [(name, config) for name, all_ in TINY.items() for config in all_])
+def test_names_and_shapes_are_those_of_transformers(model_type, config):
+    agree(model_type, SHAPE | config, SHAPE | config)
+
+
+ARCHITECTURES = {  # one model of each: the smallest
+    entry.fields["architecture"]: entry
+    for entry in sorted(catalogue.entries(), key=lambda entry: -(entry.parameters or 0))
+    if entry.parameters is not None
+}
+
+
+@pytest.mark.parametrize("entry", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+def test_the_catalogue_is_what_transformers_builds(entry):
+    """With the model's own sizes, of its first five layers: the others are like them."""
+    ours = entry.config | {"num_hidden_layers": min(5, entry.config["num_hidden_layers"])}
+    ropes = ("rope_theta", "rope_scaling", "rope_local_base_freq", "architectures", "model_type")  # no shape's business
+    known = {key: value for key, value in ours.items() if value is not None and key not in ropes}
+    agree(ours["model_type"], known | ({"q_lora_rank": None} if known.get("q_lora_rank") == 0 else {}), ours)
+
+
+@pytest.mark.parametrize("entry", catalogue.entries(), ids=lambda entry: entry.short_name)
+def test_every_model_is_planned(entry):
+    plan = plan_model(entry.name, memory=16 * 10**9)
+    assert json.loads(json.dumps(plan.to_json()))["model"] == entry.name
+    assert plan.parameters == entry.parameters
+    if plan.parameters is None:
+        assert plan.unknown["parameters"].startswith("unknown, because") and plan.weights_bytes["nf4"] is None
+    else:
+        assert plan.weights_bytes["bf16"] == 2 * plan.parameters
+    modelled = entry.config["model_type"] in FAMILIES
+    assert ("activations" in plan.unknown) != modelled
+    assert modelled or (plan.fits is not True and "are not modelled" in " ".join(plan.reasons))
+
+
+def test_experts_stay_in_16_bits_and_are_named():
+    plan = plan_model("mixtral-8x7b-v0.1", memory=16 * 10**9)
+    assert plan.expert_parameters == 32 * 8 * 3 * 4096 * 14336
+    assert plan.weights_bytes["nf4"] > 2 * plan.expert_parameters
+    assert any("mlp.experts.gate_up_proj" in note and "16 bits" in note for note in plan.notes)
+
+
+def test_a_folder_of_a_mixture_without_weights_is_planned_from_its_configuration(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**SHAPE, **SHARED, "model_type": "qwen2_moe"}))
+    taken = from_folder(tmp_path)
+    assert taken.dims is None and taken.source == "config" and taken.parameters > 0
+
+
+def test_everything_that_a_mixture_lacks_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        shapes_of({**SHAPE, "model_type": "deepseek_v3", "v_head_dim": 0})
+    for word in ("'n_routed_experts' is missing", "'kv_lora_rank' is missing", "'v_head_dim' is 0"):
+        assert word in str(caught.value)
