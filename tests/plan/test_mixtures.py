@@ -1,4 +1,4 @@
-"""Mixtures of experts and other families beyond the dense ones: every name, shape and kind as transformers builds it."""
+"""Mixtures of experts and families that are not built like Llama: names, shapes and kinds as transformers has them."""
 
 import json
 
@@ -26,6 +26,10 @@ DELTA = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
     "head_dim": 20,
 }  # fmt: skip
+GEMMA4 = {
+    **EXPERTS, "head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 8, "tie_word_embeddings": True,
+    "vocab_size_per_layer_input": 320, "layer_types": 2 * ["sliding_attention", "full_attention"] + ["full_attention"],
+}  # fmt: skip
 TINY = {
     "mixtral": [{"num_local_experts": 4}, {"num_local_experts": 4, "tie_word_embeddings": True}],
     "qwen2_moe": [SHARED, SHARED | {"decoder_sparse_step": 2, "mlp_only_layers": [1]}],
@@ -43,6 +47,11 @@ TINY = {
     ],
     "deepseek_v2": [LATENT, LATENT | {"q_lora_rank": None}],
     "deepseek_v3": [LATENT, LATENT | {"attention_bias": True}],
+    "gemma4_text": [
+        GEMMA4,
+        GEMMA4 | {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        GEMMA4 | {"enable_moe_block": True, "top_k_experts": 2, "use_double_wide_mlp": True, "num_kv_shared_layers": 2},
+    ],
     "ministral3": [{"head_dim": 20}],
     "exaone4": [{"head_dim": 20}],
 }
@@ -85,8 +94,10 @@ ARCHITECTURES = {  # one model of each: the smallest
 
 @pytest.mark.parametrize("entry", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
 def test_the_catalogue_is_what_transformers_builds(entry):
-    """With the model's own sizes, of its first five layers: the others are like them."""
-    ours = entry.config | {"num_hidden_layers": min(5, entry.config["num_hidden_layers"])}
+    """With the model's own sizes, of its first five layers where the others are like them."""
+    ours = entry.config
+    if not ours.get("layer_types"):
+        ours |= {"num_hidden_layers": min(5, ours["num_hidden_layers"])}
     ropes = ("rope_theta", "rope_scaling", "rope_local_base_freq", "architectures", "model_type")  # no shape's business
     known = {key: value for key, value in ours.items() if value is not None and key not in ropes}
     agree(ours["model_type"], known | ({"q_lora_rank": None} if known.get("q_lora_rank") == 0 else {}), ours)
@@ -124,3 +135,19 @@ def test_everything_that_a_mixture_lacks_is_named_at_once():
         shapes_of({**SHAPE, "model_type": "deepseek_v3", "v_head_dim": 0})
     for word in ("'n_routed_experts' is missing", "'kv_lora_rank' is missing", "'v_head_dim' is 0"):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layer_types": ["full_attention"]}, {"linear_conv_kernel_dim": "four"}, {"mlp_only_layers": 7}],
+)
+def test_a_key_of_the_wrong_kind_is_one_clear_error(change):
+    config = {**SHAPE, **SHARED, **DELTA, "model_type": "qwen3_next", **change}
+    with pytest.raises(ConfigError, match="lacks what the shapes follow from"):
+        shapes_of(config, where="here/config.json")
+
+
+def test_a_dense_layer_without_its_width_is_one_clear_error():
+    config = {**SHAPE, **TINY["llama4_text"][0], "model_type": "llama4_text", "interleave_moe_layer_step": 2}
+    with pytest.raises(ConfigError, match="intermediate_size_mlp"):
+        shapes_of(config)

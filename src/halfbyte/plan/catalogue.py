@@ -30,6 +30,8 @@ _MODEL_TYPES = {
     "GraniteForCausalLM": "granite",
     "SmolLM3ForCausalLM": "smollm3",
     "Olmo3ForCausalLM": "olmo3",
+    "Gemma4ForConditionalGeneration": "gemma4_text",
+    "Mistral3ForConditionalGeneration": "ministral3",
     "MixtralForCausalLM": "mixtral",
     "Qwen2MoeForCausalLM": "qwen2_moe",
     "Qwen3MoeForCausalLM": "qwen3_moe",

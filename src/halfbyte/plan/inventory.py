@@ -21,9 +21,8 @@ from halfbyte.checkpoint.source import QUANT_STATE, Listing, Stored, is_packed_p
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.plan import catalogue
-from halfbyte.plan.mixtures import shapes_of
+from halfbyte.plan.mixtures import defaults_of, shapes_of
 from halfbyte.plan.shapes import (
-    FAMILIES,
     Dimensions,
     TensorSpec,
     assumptions,
@@ -199,8 +198,7 @@ def from_listing(listing: Listing, source: str = "headers") -> Inventory:
     if listing.weights is not None:
         but = f"; {len(kept)} linear layers in it are not ({next(iter(kept))}, ...)" if kept else ""
         notes.append(f"the checkpoint is packed already: {listing.weights}{but}")
-    defaults = FAMILIES[model_type].defaults if model_type in FAMILIES else {}
-    tied = bool({**defaults, **config}.get("tie_word_embeddings", False))
+    tied = bool({**defaults_of(model_type), **config}.get("tie_word_embeddings", False))
     heads = [spec for spec in specs if spec.kind == "head"]
     if tied and heads:
         specs = [spec for spec in specs if spec.kind != "head"]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from halfbyte.errors import ConfigError
 from halfbyte.plan.shapes import (
     FAMILIES,
     Dimensions,
@@ -30,13 +31,15 @@ from halfbyte.plan.shapes import (
     text_config,
 )
 
+Attention = Literal["plain", "latent", "delta", "delta-fused", "gemma4"]
+
 
 @dataclass(frozen=True)
 class Mixture:
     """How one model_type is built. `count`, `width`, `shared` and `dense_width` are keys of a config.json."""
 
     family: Family = field(default_factory=Family)
-    attention: Literal["plain", "latent", "delta", "delta-fused"] = "plain"  # delta: most layers have a delta net
+    attention: Attention = "plain"  # delta: most layers have a delta net in its place
     count: str = "num_experts"  # the key with the number of experts; empty: every layer is dense
     width: str = "moe_intermediate_size"  # the key with the width of one
     block: str = "mlp"
@@ -52,6 +55,11 @@ class Mixture:
 
 _SHARED = "shared_expert_intermediate_size"
 _GATED = Family(qk_norm="head", attention_bias=True, gated=True, defaults={"head_dim": 256})
+_GEMMA4 = Family(
+    attention_bias=True,
+    defaults={"head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    norms=("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
 
 MIXTURES: dict[str, Mixture] = {
     "mixtral": Mixture(
@@ -109,6 +117,7 @@ MIXTURES: dict[str, Mixture] = {
         shared="n_shared_experts",
         shared_name="shared_experts",
     ),
+    "gemma4_text": Mixture(_GEMMA4, attention="gemma4", count=""),
     "ministral3": Mixture(Family(defaults={"num_key_value_heads": 8}), count=""),
     "exaone4": Mixture(
         Family(norms=("post_attention_layernorm", "post_feedforward_layernorm"), qk_norm="head"), count=""
@@ -117,6 +126,7 @@ MIXTURES: dict[str, Mixture] = {
 
 _LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _DELTA = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+_NEEDED = {"latent": _LATENT, "delta": _DELTA, "delta-fused": _DELTA}
 
 
 class Shapes(NamedTuple):
@@ -138,10 +148,22 @@ def shapes_of(config: Mapping[str, Any], where: object = "config.json") -> Shape
         dims = dimensions(config, where)
         return Shapes(tensors_from(dims), dims, True)
     needed = ["hidden_size", "num_hidden_layers", "num_attention_heads", mixture.count, mixture.shared]
-    needed += [mixture.width if mixture.count else mixture.dense_width]
-    needed += [*_LATENT] if mixture.attention == "latent" else [*_DELTA] if mixture.attention != "plain" else []
+    needed += [mixture.width if mixture.count else mixture.dense_width, *_NEEDED.get(mixture.attention, ())]
+    needed += ["num_experts", "moe_intermediate_size"] if text.get("enable_moe_block") else []
     dims = read_dimensions(mixture.family, text, where, [key for key in needed if key])
-    return Shapes(_tensors(mixture, dims, text), dims, False)
+    try:
+        return Shapes(_tensors(mixture, dims, text), dims, False)
+    except (KeyError, IndexError, TypeError, ValueError) as error:  # a key that only some configurations need
+        raise ConfigError("the configuration lacks what the shapes follow from", where=where,
+                          found=f"{type(error).__name__}: {error}"[:100],
+                          do="check that this is the model's own config.json") from None  # fmt: skip
+
+
+def defaults_of(model_type: object) -> Mapping[str, Any]:
+    """What transformers takes for keys that a config.json of this model_type leaves out."""
+    mixture = MIXTURES.get(str(model_type))
+    family = FAMILIES.get(str(model_type)) or (mixture.family if mixture else Family())
+    return family.defaults
 
 
 def _tensors(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:
@@ -152,6 +174,7 @@ def _tensors(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> lis
     for layer in range(dims.layers):
         specs += in_layer(layer, _block(mixture, dims, text, layer))
     specs += _norms(mixture, "model.norm", dims.hidden)
+    specs += _gemma4_outside(dims, text) if mixture.attention == "gemma4" else []
     if vocabulary is not None and dims.tied is False:
         specs += linear("lm_head", vocabulary, dims.hidden, bool(text.get("lm_head_bias")))
     model_type = str(text["model_type"])
@@ -159,6 +182,8 @@ def _tensors(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> lis
 
 
 def _block(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any], layer: int) -> list[TensorSpec]:
+    if mixture.attention == "gemma4":
+        return _gemma4(dims, text, layer)
     if mixture.attention == "latent":
         specs = _latent(dims, text)
     elif mixture.attention != "plain" and not _is_full(text, layer):
@@ -262,3 +287,52 @@ def _delta(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> list[
         norm("linear_attn.norm", value_dim),
         *linear("linear_attn.out_proj", hidden, value),
     ]
+
+
+def _gemma4(dims: Dimensions, text: Mapping[str, Any], layer: int) -> list[TensorSpec]:
+    """A block of Gemma 4: layers with full attention have wider heads and may use keys as values, the last layers have
+    no keys and values of their own, and a mixture stands beside the MLP."""
+    hidden, types = dims.hidden, text.get("layer_types")
+    full = layer == dims.layers - 1 or (types[layer] == "full_attention" if types else (layer + 1) % 6 == 0)
+    shares = layer >= dims.layers - int(text.get("num_kv_shared_layers") or 0)
+    same = full and bool(text.get("attention_k_eq_v"))  # keys are values
+    head = int(text.get("global_head_dim") or 512) if full else dims.head_dim
+    kv_heads = int(text.get("num_global_key_value_heads") or dims.kv_heads) if same else dims.kv_heads
+    specs = [*linear("self_attn.q_proj", dims.heads * head, hidden, dims.qkv_bias), norm("self_attn.q_norm", head)]
+    if not shares:
+        specs += [*linear("self_attn.k_proj", kv_heads * head, hidden, dims.qkv_bias), norm("self_attn.k_norm", head)]
+        specs += [] if same else linear("self_attn.v_proj", kv_heads * head, hidden, dims.qkv_bias)
+    specs += linear("self_attn.o_proj", hidden, dims.heads * head, dims.out_bias)
+    specs += gated_tensors("mlp", hidden, dims.mlp * (1 + (shares and bool(text.get("use_double_wide_mlp")))))
+    narrow = _per_layer(text)
+    if narrow:
+        specs += linear("per_layer_input_gate", narrow, hidden) + linear("per_layer_projection", hidden, narrow)
+        specs.append(norm("post_per_layer_input_norm", hidden))
+    if text.get("enable_moe_block"):
+        count, width = int(text["num_experts"]), int(text["moe_intermediate_size"])
+        specs += [
+            *linear("router.proj", count, hidden),
+            TensorSpec("router.scale", (hidden,), "other"),
+            TensorSpec("router.per_expert_scale", (count,), "other"),
+            TensorSpec("experts.gate_up_proj", (count, 2 * width, hidden), "expert"),
+            TensorSpec("experts.down_proj", (count, hidden, width), "expert"),
+            *(norm(f"{name}_feedforward_layernorm_{n}", hidden) for name, n in (("post", 1), ("post", 2), ("pre", 2))),
+        ]
+    return specs + [norm(name, hidden) for name in dims.family.norms]
+
+
+def _gemma4_outside(dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:
+    """What gives each layer of Gemma 4 an input of its own."""
+    narrow, vocabulary = _per_layer(text), int(text.get("vocab_size_per_layer_input") or 262_144)
+    if not narrow:
+        return []
+    return [
+        TensorSpec("model.embed_tokens_per_layer.weight", (vocabulary, dims.layers * narrow), "other"),
+        *linear("model.per_layer_model_projection", dims.layers * narrow, dims.hidden),
+        norm("model.per_layer_projection_norm", narrow),
+    ]
+
+
+def _per_layer(text: Mapping[str, Any]) -> int:
+    value = text.get("hidden_size_per_layer_input")
+    return 256 if value is None else int(value)

@@ -285,6 +285,9 @@ def norm(name: str, width: int) -> TensorSpec:
 
 
 _IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block|layer)\.\d+\.")
+_BESIDE = re.compile(
+    r"(^|\.)per_layer_model_projection\.weight$"
+)  # Gemma 3n, Gemma 4: a linear layer outside the blocks
 _VISION = re.compile(r"(^|\.)(vision_\w+|visual|vision|multi_modal_projector|mm_projector|audio_\w+|embed_vision)\.")
 _EXPERT = re.compile(r"\.experts?\.(\d+\.)?")
 _ROUTER = re.compile(r"\.(gate|router|wg)\.weight$")
@@ -309,6 +312,6 @@ def kind_of(name: str, shape: tuple[int, ...], model_type: str | None) -> Kind:
         return "bias"
     if _ROUTER.search(name) or model_type in _CONV1D_TYPES:
         return "norm" if len(shape) == 1 else "other"
-    if len(shape) == 2 and name.endswith(".weight") and _IN_BLOCK.search(name):
+    if len(shape) == 2 and name.endswith(".weight") and (_IN_BLOCK.search(name) or _BESIDE.search(name)):
         return "linear"
     return "norm" if len(shape) == 1 and name.endswith(".weight") else "other"

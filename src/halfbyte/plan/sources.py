@@ -21,7 +21,14 @@ _FACTS = (
     *("architecture", "released", "licence", "published_params", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "max_position_embeddings", "sliding_window"),
-    *("rope_theta", "rope_scaling", "rms_norm_eps", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    *("rope_theta", "rope_scaling", "rms_norm_eps", "num_experts", "num_local_experts", "n_routed_experts"),
+    *("num_experts_per_tok", "top_k_experts", "moe_intermediate_size", "n_shared_experts"),
+    *("shared_expert_intermediate_size", "intermediate_size_mlp", "interleave_moe_layer_step", "decoder_sparse_step"),
+    *("first_k_dense_replace", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+    *("full_attention_interval", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim"),
+    *("linear_value_head_dim", "linear_conv_kernel_dim", "layer_types", "global_head_dim", "attention_k_eq_v"),
+    *("num_global_key_value_heads", "num_kv_shared_layers", "use_double_wide_mlp", "enable_moe_block"),
+    *("hidden_size_per_layer_input", "vocab_size_per_layer_input"),
 )
 _OWN_SOURCE = {name: f"{name}_source" for name in ("released", "licence", "published_params")}
 _NOT_NEEDED = frozenset(("sliding_window", "rope_scaling"))  # null: there is none, or nobody says; no figure needs them
