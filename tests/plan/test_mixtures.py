@@ -47,6 +47,12 @@ TINY = {
     ],
     "deepseek_v2": [LATENT, LATENT | {"q_lora_rank": None}],
     "deepseek_v3": [LATENT, LATENT | {"attention_bias": True}],
+    "glm4_moe_lite": [LATENT, LATENT | {"mlp_layer_types": ["dense", "sparse"] * 2 + ["dense"]}],
+    "glm4_moe": [
+        LATENT | {"head_dim": 20, "attention_bias": True, "use_qk_norm": True},
+        LATENT | {"head_dim": 20, "first_k_dense_replace": 0},
+    ],
+    "glm4": [{"head_dim": 20}, {"head_dim": 20, "attention_bias": False}],
     "gemma4_text": [
         GEMMA4,
         GEMMA4 | {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
@@ -70,6 +76,8 @@ def built(model_type, config):
 
 
 def agree(model_type, config, ours):
+    if model_type == "glm4_moe_lite":  # knows no first_k_dense_replace: its first layer is dense
+        ours = {key: value for key, value in ours.items() if key != "first_k_dense_replace"}
     parameters, linears = built(model_type, config)
     tensors = shapes_of(ours | {"model_type": model_type}).tensors
     assert {spec.name: spec.shape for spec in tensors} == parameters

@@ -10,7 +10,7 @@ A size that is 0 means "there is none" (`q_lora_rank` of a latent attention whos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from halfbyte.errors import ConfigError
@@ -50,6 +50,9 @@ class Mixture:
     shared_name: str = "shared_expert"
     shared_gate: bool = False
     dense_width: str = "intermediate_size"  # of the layers without experts
+    dense_first: int = 0  # layers without experts, where no key says how many
+    fused: bool = False  # one matrix for gate and up
+    norm_key: str = ""  # the key that says whether queries and keys are normalised
     layer_norm: bool = False  # norms have biases
 
 
@@ -117,6 +120,35 @@ MIXTURES: dict[str, Mixture] = {
         shared="n_shared_experts",
         shared_name="shared_experts",
     ),
+    "glm4_moe_lite": Mixture(
+        Family(attention_bias=True),
+        attention="latent",
+        count="n_routed_experts",
+        shared="n_shared_experts",
+        shared_name="shared_experts",
+        dense_first=1,
+    ),
+    "glm4_moe": Mixture(
+        Family(attention_bias=True, out_bias=False),
+        count="n_routed_experts",
+        shared="n_shared_experts",
+        shared_name="shared_experts",
+        dense_first=1,
+        norm_key="use_qk_norm",
+    ),
+    "glm4": Mixture(
+        Family(
+            norms=(
+                *("input_layernorm", "post_attention_layernorm"),
+                *("post_self_attn_layernorm", "post_mlp_layernorm"),
+            ),
+            attention_bias=True,
+            out_bias=False,
+            defaults={"attention_bias": True, "num_key_value_heads": 2, "head_dim": 128},
+        ),
+        count="",
+        fused=True,
+    ),
     "gemma4_text": Mixture(_GEMMA4, attention="gemma4", count=""),
     "ministral3": Mixture(Family(defaults={"num_key_value_heads": 8}), count=""),
     "exaone4": Mixture(
@@ -150,7 +182,10 @@ def shapes_of(config: Mapping[str, Any], where: object = "config.json") -> Shape
     needed = ["hidden_size", "num_hidden_layers", "num_attention_heads", mixture.count, mixture.shared]
     needed += [mixture.width if mixture.count else mixture.dense_width, *_NEEDED.get(mixture.attention, ())]
     needed += ["num_experts", "moe_intermediate_size"] if text.get("enable_moe_block") else []
-    dims = read_dimensions(mixture.family, text, where, [key for key in needed if key])
+    family = mixture.family
+    if mixture.norm_key and text.get(mixture.norm_key):
+        family = replace(family, qk_norm="head")
+    dims = read_dimensions(family, text, where, [key for key in needed if key])
     try:
         return Shapes(_tensors(mixture, dims, text), dims, False)
     except (KeyError, IndexError, TypeError, ValueError) as error:  # a key that only some configurations need
@@ -192,8 +227,11 @@ def _block(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any], layer: i
         specs = attention_tensors(dims)
     if mixture.biased:
         specs.append(TensorSpec("self_attn.sinks", (dims.heads,), "other"))
-    if mixture.count and _has_experts(text, dims.layers, layer):
+    if mixture.count and _has_experts(mixture, text, layer):
         specs += _experts(mixture, dims, text)
+    elif mixture.fused:
+        specs += linear(f"{mixture.block}.gate_up_proj", 2 * dims.mlp, dims.hidden)
+        specs += linear(f"{mixture.block}.down_proj", dims.hidden, dims.mlp)
     else:
         specs += gated_tensors(mixture.block, dims.hidden, int(text[mixture.dense_width]), dims.mlp_bias)
     for name in mixture.family.norms:
@@ -206,11 +244,14 @@ def _norms(mixture: Mixture, name: str, width: int) -> list[TensorSpec]:
     return [weight, TensorSpec(f"{name}.bias", (width,), "bias")] if mixture.layer_norm else [weight]
 
 
-def _has_experts(text: Mapping[str, Any], layers: int, layer: int) -> bool:
+def _has_experts(mixture: Mixture, text: Mapping[str, Any], layer: int) -> bool:
     """Whether the layer is one of those with experts, by any of the keys that say which are not."""
     if text.get("moe_layers") is not None:  # Llama 4
         return layer in text["moe_layers"]
-    if layer < int(text.get("first_k_dense_replace") or 0) or layer in (text.get("mlp_only_layers") or ()):
+    if text.get("mlp_layer_types") is not None:  # GLM-4.7 Flash
+        return str(text["mlp_layer_types"][layer]) == "sparse"
+    dense = text.get("first_k_dense_replace")
+    if layer < (mixture.dense_first if dense is None else int(dense)) or layer in (text.get("mlp_only_layers") or ()):
         return False
     step = int(text.get("decoder_sparse_step") or text.get("interleave_moe_layer_step") or 1)
     return (layer + 1) % step == 0

@@ -50,6 +50,7 @@ class Family:
     qk_norm: Literal["", "head", "width"] = ""
     qkv_bias: bool = False  # always there, without a key
     attention_bias: bool = False  # the key `attention_bias` exists (q, k, v and o)
+    out_bias: bool = True  # o has a bias where that key is true
     mlp_bias: bool = False  # the key `mlp_bias` exists
     fused: bool = False  # one matrix for q, k, v and one for gate and up
     gated: bool = False  # the query's matrix also gives a gate for the attention's output
@@ -189,7 +190,7 @@ def read_dimensions(
         vocabulary=None if catalogued else int(values["vocab_size"]),
         tied=None if tied is None else bool(tied),
         qkv_bias=family.qkv_bias or bias,
-        out_bias=bias,
+        out_bias=bias and family.out_bias,
         mlp_bias=family.mlp_bias and bool(values.get("mlp_bias")),
     )
 
