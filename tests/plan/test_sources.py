@@ -8,7 +8,7 @@ from rich.console import Console
 
 from halfbyte.cli import main
 from halfbyte.plan import catalogue
-from halfbyte.plan.sources import sources
+from halfbyte.plan.sources import render, sources
 
 
 @pytest.mark.parametrize("entry", catalogue.entries(), ids=lambda entry: entry.short_name)
@@ -33,6 +33,15 @@ def test_sources_are_printed(capsys):
     torn = next(entry for entry in catalogue.entries() if entry.fields["conflicts"])
     main(["plan", torn.name, "--sources", "--json"])
     assert json.loads(capsys.readouterr().out)["conflicts"] == torn.fields["conflicts"]
+
+
+def test_a_mixture_has_its_own_facts():
+    out = io.StringIO()
+    render([sources("gemma-4-26b-a4b")], Console(file=out, width=200))
+    assert "25 x sliding_attention, 5 x full_attention" in out.getvalue()
+    assert "unknown, because the activations of model_type 'gemma4_text' are not modelled" in out.getvalue()
+    facts = sources("deepseek-v2-lite")["facts"]
+    assert (facts["n_routed_experts"]["value"], facts["kv_lora_rank"]["value"]) == (64, 512)
 
 
 def test_a_folder_has_sources_too(llama, tmp_path):

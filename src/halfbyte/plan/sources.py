@@ -6,6 +6,7 @@ plan follows from them (arithmetic, a model of the code, or a constant that was 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,6 +122,8 @@ def _lines(one: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{count} x {item}" for item, count in Counter(map(str, value)).items())
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return "" if value is None else f"{value:,}" if type(value) is int and value > 99_999 else str(value)
