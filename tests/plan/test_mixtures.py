@@ -52,7 +52,7 @@ TINY = {
         LATENT | {"head_dim": 20, "attention_bias": True, "use_qk_norm": True},
         LATENT | {"head_dim": 20, "first_k_dense_replace": 0},
     ],
-    "glm4": [{"head_dim": 20}, {"head_dim": 20, "attention_bias": False}],
+    "glm4": [{"head_dim": 20, "pad_token_id": 0}, {"head_dim": 20, "pad_token_id": 0, "attention_bias": False}],
     "gemma4_text": [
         GEMMA4,
         GEMMA4 | {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
