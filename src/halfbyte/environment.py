@@ -11,7 +11,7 @@ from typing import Any
 
 import halfbyte
 
-NATIVE_INTERFACE = 4  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
+NATIVE_INTERFACE = 5  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from halfbyte import kernels
 from halfbyte.formats import QUANTISED
 from halfbyte.kernels import native
+from halfbyte.kernels.gate import Act, gated
 from halfbyte.kernels.product import reference
 from halfbyte.kernels.product.reference import FrozenWeight
 
@@ -219,3 +220,57 @@ def test_no_rows_give_no_rows(implementation: str, dtype: torch.dtype) -> None:
         weight = made(96, columns, "nf4")
         assert kernels.linear(torch.ones(0, columns, dtype=dtype), weight).shape == (0, 96)
         assert kernels.linear_transposed(torch.ones(0, 96, dtype=dtype), weight).shape == (0, columns)
+
+
+def rounded_pair(rank: int, columns: int, rows: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(rank, columns).bfloat16() / columns**0.5, torch.randn(rows, rank).bfloat16()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 16, 17])
+@pytest.mark.parametrize("rank", [1, 16, 40])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_layer_with_its_adapter_in_one_call(bf16_kernels: None, weights: str, rank: int, count: int) -> None:
+    """As the two products one after the other: more rows than decoding has take that way anyway."""
+    torch.manual_seed(count)
+    weight, x, bias = made(100, 192, weights), torch.randn(count, 192).bfloat16(), torch.randn(100).bfloat16()
+    a, b = rounded_pair(rank, 192, 100)
+    got = kernels.adapted(x, weight, bias, (a, b))
+    truth = x.double() @ exact(weight).T + bias + (x.double() @ a.double().T) @ b.double().T
+    wanted = kernels.linear(x, weight, bias, (torch.nn.functional.linear(x, a), b))
+    assert got.shape == (count, 100) and got.dtype == torch.bfloat16
+    if count:
+        assert error(got, truth) <= 2 * error(wanted, truth) + 2**-8 * float(truth.abs().max())
+
+
+@pytest.mark.parametrize(("a", "b"), [((16, 191), (100, 16)), ((16, 192), (100, 15)), ((16, 192), (99, 16))])
+def test_a_pair_of_other_shapes_is_refused(a: tuple[int, int], b: tuple[int, int]) -> None:
+    x = torch.zeros(1, 192).bfloat16()
+    with pytest.raises((ValueError, RuntimeError)):
+        kernels.adapted(x, made(100, 192, "nf4"), None, (torch.zeros(a).bfloat16(), torch.zeros(b).bfloat16()))
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("count", [1, 4, 5, 16])
+def test_a_gated_mlp_in_one_call_is_its_parts_one_after_the_other(bf16_kernels: None, count: int, act: Act) -> None:
+    torch.manual_seed(count)
+    x = torch.randn(count, 128).bfloat16()
+    gate = kernels.Layer(made(192, 128, "nf4"), torch.randn(192).bfloat16(), rounded_pair(8, 128, 192))
+    up, down = (
+        kernels.Layer(made(192, 128, "int8")),
+        kernels.Layer(made(128, 192, "bf16"), None, rounded_pair(4, 192, 128)),
+    )
+    got = kernels.gated_mlp(x, gate, up, down, act)
+    if not native.reaches(kernels.choose().isa, kernels.BF16):
+        assert got is None
+        return
+    middle = gated(kernels.adapted(x, gate.weight, gate.bias, gate.lora), kernels.linear(x, up.weight), act)
+    assert got is not None and torch.equal(got, kernels.adapted(middle, down.weight, None, down.lora))
+
+
+def test_a_gated_mlp_is_left_to_others_where_rows_are_many_or_wide() -> None:
+    layers = [kernels.Layer(made(128, 128, "nf4"))] * 3
+    assert kernels.gated_mlp(torch.zeros(17, 128).bfloat16(), *layers, "silu") is None
+    assert kernels.gated_mlp(torch.zeros(1, 128), *layers, "silu") is None
+    if native.reaches(kernels.choose().isa, kernels.BF16):
+        with pytest.raises(ValueError, match="not"):
+            kernels.gated_mlp(torch.zeros(1, 64).bfloat16(), *layers, "silu")

@@ -11,26 +11,31 @@ from typing import NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.kernels import native, product_int8
 from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.dequantise import reference as _decode
+from halfbyte.kernels.gate.reference import ACTS, Act
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
 from halfbyte.kernels.product import cpu as _product
 from halfbyte.kernels.product import reference as _plain
-from halfbyte.kernels.product.reference import FrozenWeight, Pair
+from halfbyte.kernels.product.reference import FrozenWeight, Layer, Pair
 from halfbyte.kernels.product_int8 import cpu as _product_int8
 from halfbyte.kernels.quantise import reference as _encode
 
 __all__ = [
     "Choice",
     "Int8Weight",
+    "Layer",
     "NF4Weight",
     "PackedWeight",
+    "adapted",
     "choose",
     "dequantise",
+    "gated_mlp",
     "linear",
     "linear_transposed",
     "product_of",
@@ -144,6 +149,48 @@ def linear(
         return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
     y = _product.few(x, weight, bias, how.isa or "", out)
     return y if pair is None else y.addmm_(pair[0].detach(), pair[1].detach().T)
+
+
+def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *, int8: bool = False) -> Tensor:
+    """y [T, O] = x [T, I] W^T (+ bias [O]) + (x A^T) B^T, for lora = (A [R, I], B [O, R]); otherwise as `linear`.
+
+    Few rows take one call of native code instead of two, which saves a decoded token as much as the small product."""
+    a, b = lora
+    how = product_of(x, weight)
+    if len(x) > _product.FEW or not native.reaches(how.isa, BF16):
+        return linear(x, weight, bias, (F.linear(x, a), b), int8=int8)
+    rows, columns = weight.shape
+    _same("x", x, (len(x), columns), x.dtype, weight.device)
+    _check_layer(x, Layer(weight, bias, lora), None, columns)
+    if not len(x):
+        return x.new_empty(0, rows)
+    return _product.adapted(x.contiguous(), weight, bias, (a.contiguous(), b.contiguous()), how.isa or "")
+
+
+def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tensor | None:
+    """y [T, H] = down(act(gate(x)) * up(x)), x [T, H], in one call; None where that is not for few rows in bf16."""
+    layers = (gate, up, down)
+    hows = [product_of(x, layer.weight) for layer in layers]
+    if not 0 < len(x) <= _product.FEW or not all(native.reaches(how.isa, BF16) for how in hows):
+        return None
+    inner = gate.weight.shape[0]
+    for layer, rows, columns in zip(layers, (inner, inner, None), (x.shape[1], x.shape[1], inner), strict=True):
+        _check_layer(x, layer, rows, columns)
+    made = [layer._replace(lora=_contiguous(layer.lora)) for layer in layers]
+    return _product.gated_mlp(x.contiguous(), (made[0], made[1], made[2]), ACTS.index(act), hows[0].isa or "")
+
+
+def _check_layer(x: Tensor, layer: Layer, rows: int | None, columns: int) -> None:
+    """As `_check`, of a layer whose input has as many rows and the type of `x`; `rows`: its outputs, if they matter."""
+    rows = layer.weight.shape[0] if rows is None else rows
+    if layer.weight.shape != (rows, columns) or layer.weight.device != x.device:
+        raise ValueError(f"a weight {tuple(layer.weight.shape)} on {layer.weight.device}, not {(rows, columns)}")
+    if layer.bias is not None:
+        _same("bias", layer.bias, (rows,), x.dtype, x.device)
+    if layer.lora is not None:
+        a, b = layer.lora
+        _same("A", a, (len(a), columns), x.dtype, x.device)
+        _same("B", b, (rows, len(a)), x.dtype, x.device)
 
 
 def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None, *, int8: bool = False) -> Tensor:

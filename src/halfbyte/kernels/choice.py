@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 
@@ -31,22 +32,26 @@ def choose(device: torch.device | str = "cpu") -> Choice:
     the CPU have the reference only.
     Raises ConfigError if the variable names what does not exist or can't run here.
     """
-    kind = torch.device(device).type
-    forced = os.environ.get(VARIABLE, "")
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    return _choose(kind, os.environ.get(VARIABLE, ""), native.load()[1], native.isas())
+
+
+@functools.cache  # it is asked before every product: ten times a layer and token
+def _choose(kind: str, forced: str, missing: str, isas: tuple[str, ...]) -> Choice:
+    """`missing`: why there is no native library."""
     if forced and forced not in _FORCED:
         raise ConfigError(f"{VARIABLE} names no kernels", found=repr(forced), do=nearest(forced, _FORCED, "kernels"))
     if forced == "reference":
         return Choice("reference", f"plain PyTorch: forced by {VARIABLE}")
     if kind != "cpu":
         return Choice("reference", f"plain PyTorch: there is no native kernel for {kind} yet")
-    _, missing = native.load()
     if missing:
         if forced:
             raise ConfigError(f"{VARIABLE}={forced} can't be had", found=missing, do=f"or unset {VARIABLE}")
         return Choice("reference", f"plain PyTorch: {missing}")
-    isa = forced.removeprefix("cpu-") if forced not in ("", "cpu") else native.isas()[-1]
-    if isa not in native.isas():
-        have = ", ".join(native.ISA_NAMES[name] for name in native.isas())
+    isa = forced.removeprefix("cpu-") if forced not in ("", "cpu") else isas[-1]
+    if isa not in isas:
+        have = ", ".join(native.ISA_NAMES[name] for name in isas)
         raise ConfigError(f"{VARIABLE}={forced} can't be had", found=f"this processor and this build have: {have}",
                           do=f"choose one of these, or unset {VARIABLE}")  # fmt: skip
     by = f" (forced by {VARIABLE})" if forced else ""

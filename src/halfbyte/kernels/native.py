@@ -37,6 +37,8 @@ _ARGUMENTS = {
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_product_few": [_P, _P, _N, _P, _P, _I, _I, _I],
     "halfbyte_product_bf16": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I, _I],
+    "halfbyte_product_adapted": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
+    "halfbyte_gated_mlp": [_P, _P, _N, _I, _P, _I, _I],
     "halfbyte_product_int8": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
     "halfbyte_attention_forward": [_P, _I, _I, _I],
     "halfbyte_attention_backward": [_P, _I, _I, _I],

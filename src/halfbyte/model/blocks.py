@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from halfbyte import kernels
 from halfbyte.kernels.choice import choose
 from halfbyte.kernels.fused import DTYPES
 from halfbyte.kernels.gate import ACTS, Act, gated, gated_halves
@@ -70,7 +71,7 @@ class RMSNorm(nn.Module):
         return cls(weight, eps, style)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps, self.style)
+        return rms_norm(x, self._parameters["weight"], self.eps, self.style)  # type: ignore[arg-type]  # it has one
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}, {self.style}"
@@ -113,7 +114,19 @@ class GatedMLP(nn.Module):
             return down(gated_halves(gate(x), layout.act, gate_first=layout.gate_first))  # type: ignore[no-any-return]
         up = layers[layout.up]
         assert up is not None
+        if not torch.is_grad_enabled() and not self.training:
+            made = self._at_once(x, gate, up, down)
+            if made is not None:
+                return made
         return down(gated(gate(x), up(x), layout.act))  # type: ignore[no-any-return]
+
+    def _at_once(self, x: Tensor, *layers: nn.Module) -> Tensor | None:
+        """The MLP in one native call, where there is one: for the few rows of decoding."""
+        gate, up, down = (layer.parts(x.dtype) if isinstance(layer, QuantLinear) else None for layer in layers)
+        if gate is None or up is None or down is None:
+            return None
+        y = kernels.gated_mlp(x.reshape(-1, x.shape[-1]), gate, up, down, self.layout.act)
+        return None if y is None else y.view(x.shape)
 
     def extra_repr(self) -> str:
         return self.layout.act

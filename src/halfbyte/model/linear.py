@@ -26,7 +26,6 @@ from halfbyte import kernels
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
-from halfbyte.kernels.product.cpu import FEW
 from halfbyte.kernels.product.reference import FrozenWeight, decode
 from halfbyte.model import recompute
 
@@ -51,7 +50,7 @@ class _QuantLinearFunction(torch.autograd.Function):
         if narrow is not None:
             if dropout > 0:
                 keep_TI = torch.rand(x_TI.shape, device=x_TI.device) >= dropout
-            h_TR = _small(_dropped(x_TI, keep_TI, dropout), narrow[0])
+            h_TR = F.linear(_dropped(x_TI, keep_TI, dropout), narrow[0])
         kept = (x_TI, h_TR, keep_TI) if narrow is not None else (None, None, None)
         ctx.save_for_backward(*kept)
         ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout, ctx.int8 = weight, narrow, scaling, dropout, int8
@@ -91,13 +90,9 @@ def _linear(
         return _QuantLinearFunction.apply(  # type: ignore[no-untyped-call,no-any-return]
             x_TI, weight, bias, *lora, narrow, scaling, dropout, int8
         )
-    pair = None if narrow is None else (_small(x_TI, narrow[0]), narrow[1])
-    return kernels.linear(x_TI, weight, bias, pair, int8=int8)
-
-
-def _small(x_TI: Tensor, a_RI: Tensor) -> Tensor:
-    """x A^T. With few rows the native product has the smaller overhead, with many torch's cuts such a shape better."""
-    return kernels.linear(x_TI, a_RI) if len(x_TI) <= FEW else F.linear(x_TI, a_RI)
+    if narrow is None:
+        return kernels.linear(x_TI, weight, bias, int8=int8)
+    return kernels.adapted(x_TI, weight, bias, narrow, int8=int8)
 
 
 def _dropped(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
@@ -167,11 +162,13 @@ class QuantLinear(nn.Module):
         self._narrow = None
 
     def forward(self, x: Tensor) -> Tensor:
+        # From the dictionaries: nn.Module finds parameters by a slow detour, which decoding takes 700 times a token.
+        bias, own = self._buffers["bias"], self._parameters
         y = _linear(
             x.reshape(-1, self.in_features),
             self.frozen,
-            None if self.bias is None else self.bias.to(x.dtype),
-            (self.lora_A, self.lora_B),
+            None if bias is None else bias.to(x.dtype),
+            (own["lora_A"], own["lora_B"]),
             self.narrow(x.dtype),
             self.scaling,
             self.dropout if self.training else 0.0,
@@ -179,10 +176,15 @@ class QuantLinear(nn.Module):
         )
         return y.view(*x.shape[:-1], self.out_features)
 
+    def parts(self, dtype: torch.dtype) -> kernels.Layer:
+        """Weight, bias and LoRA pair for inputs in `dtype`, without gradients."""
+        bias = self._buffers["bias"]
+        return kernels.Layer(self.frozen, None if bias is None else bias.to(dtype), self.narrow(dtype))
+
     def narrow(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """A and scaling * B in `dtype`; None without an adapter. Kept only where nothing can change it unseen: in eval
         mode, without gradients, until the mode is set again."""
-        a, b = self.lora_A, self.lora_B
+        a, b = self._parameters["lora_A"], self._parameters["lora_B"]
         if a is None or b is None:
             return None
         changing = self.training or torch.is_grad_enabled()

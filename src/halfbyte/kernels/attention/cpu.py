@@ -91,4 +91,4 @@ def _call(q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None, l
 def _point(call: _Attention, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         setattr(call, name, tensor.data_ptr())
-        setattr(call, f"{name}_by", (c_int64 * 3)(*tensor.stride()[:3]))
+        setattr(call, f"{name}_by", tensor.stride()[:3])

@@ -12,7 +12,7 @@ from torch import Tensor
 from halfbyte.kernels import native, tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
 from halfbyte.kernels.pool import pool
-from halfbyte.kernels.product.reference import Pair
+from halfbyte.kernels.product.reference import Layer, Pair
 
 FEW = 16  # rows that the kernels of every instruction set take
 _CPU = torch.device("cpu")
@@ -31,6 +31,15 @@ class _Matrix(ctypes.Structure):
         ("dynamic", ctypes.c_void_p),
         ("offset", ctypes.c_float),
         ("kind", ctypes.c_int32),
+    )
+
+
+class _Layer(ctypes.Structure):
+    """`LayerArgument` of cpu.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("matrix", "bias", "a", "b")),
+        ("rank", ctypes.c_int64),
     )
 
 
@@ -86,6 +95,36 @@ def bf16(
     """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; everything in bf16."""
     function = native.library().halfbyte_product_bf16
     return product(function, x, weight, bias, pair, transposed, out, native.ISAS.index(isa))
+
+
+def adapted(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, lora: Pair, isa: str) -> Tensor:
+    """x [T, I] W^T + bias + (x A^T) B^T for lora = (A [R, I], B [O, R]); everything in bf16."""
+    out = pool.empty((x.shape[0], weight.shape[0]), x.dtype)
+    native.library().halfbyte_product_adapted(
+        ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
+        lora[0].data_ptr(), lora[1].data_ptr(), lora[0].shape[0], out.data_ptr(), torch.get_num_threads(),
+        native.ISAS.index(isa),
+    )  # fmt: skip
+    return out
+
+
+def gated_mlp(x: Tensor, layers: tuple[Layer, Layer, Layer], act: int, isa: str) -> Tensor:
+    """down(act(gate(x)) * up(x)) for layers = (gate, up, down), x [T, I], T at most FEW; everything in bf16."""
+    out = pool.empty((x.shape[0], layers[2].weight.shape[0]), x.dtype)
+    matrices = [matrix(layer.weight) for layer in layers]  # held until the call is over
+    native.library().halfbyte_gated_mlp(
+        (_Layer * 3)(*map(_layer, layers, matrices)), x.data_ptr(), x.shape[0], act, out.data_ptr(),
+        torch.get_num_threads(), native.ISAS.index(isa),
+    )  # fmt: skip
+    return out
+
+
+def _layer(of: Layer, weight: _Matrix) -> tuple[int, int | None, int | None, int | None, int]:
+    bias, (a, b) = of.bias, of.lora or (None, None)
+    return (
+        ctypes.addressof(weight), None if bias is None else bias.data_ptr(), None if a is None else a.data_ptr(),
+        None if b is None else b.data_ptr(), 0 if a is None else a.shape[0],
+    )  # fmt: skip
 
 
 def product(

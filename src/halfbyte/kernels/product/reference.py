@@ -6,6 +6,7 @@ The matrix is decoded into a buffer that all matrices of a device and dtype shar
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ from halfbyte.kernels.packed import PackedWeight
 
 FrozenWeight = PackedWeight | Tensor
 Pair = tuple[Tensor, Tensor]
+
+
+class Layer(NamedTuple):
+    """A linear layer: a weight [O, I], a bias [O], and a LoRA pair A [R, I] and B [O, R]."""
+
+    weight: FrozenWeight
+    bias: Tensor | None = None
+    lora: Pair | None = None
+
+
 TILE = 4096  # rows of a dense matrix of another dtype that are converted at once
 
 
