@@ -71,7 +71,8 @@ def resolve(
 
 
 def plan(options: argparse.Namespace, console: Console) -> int:
-    """`halfbyte plan`; returns 3 where the plan does not fit, of several models where none does."""
+    """`halfbyte plan`; returns 3 where the plan does not fit, of several models where none does, and the code of the
+    error where one of several can't be planned."""
     from halfbyte.plan import compare, sources
     from halfbyte.plan.render import render_plan
 
@@ -82,14 +83,19 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         else:
             sources.render(found, console)
         return 0
-    plans = [_plan_one(options, model) for model in options.model]
+    if len(options.model) == 1:
+        made = _plan_one(options, options.model[0])
+        if options.json:
+            print(json.dumps(made.to_json(), indent=2))
+        else:
+            render_plan(made, console)
+        return 3 if made.fits is False else 0
+    rows = compare.gather(options.model, lambda model: _plan_one(options, model))
     if options.json:
-        print(json.dumps(plans[0].to_json() if len(plans) == 1 else compare.to_json(plans), indent=2))
-    elif len(plans) == 1:
-        render_plan(plans[0], console)
+        print(json.dumps(compare.to_json(rows), indent=2))
     else:
-        compare.render(plans, console)
-    return 3 if all(made.fits is False for made in plans) else 0
+        compare.render(rows, console)
+    return compare.exit_code(rows)
 
 
 def _planned(model: str) -> tuple[str, RunConfig | None]:

@@ -156,11 +156,10 @@ def test_markup_in_what_models_and_data_say_is_text(tmp_path: Path) -> None:
 def test_a_bare_run_names_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
     write_settings(tmp_path / "run")
     (tmp_path / "run" / "plan.json").unlink()
-    (tmp_path / "run" / "environment.json").unlink()
     text = page_of(tmp_path / "run").text
     assert "Nothing has been evaluated yet, so nothing is proven." in text
     for missing in ("No evaluation yet", "No plan of this run (plan.json)", "neither planned nor measured",
-                    "metrics.jsonl", "No comparison yet", "No answers to show yet", "Not there yet"):  # fmt: skip
+                    "metrics.jsonl", "No comparison yet", "No answers to show yet"):  # fmt: skip
         assert missing in text
     for command in (
         "halfbyte evaluate MODEL --task TASK.yaml --adapter DIR",
@@ -171,6 +170,13 @@ def test_a_bare_run_names_what_is_missing_and_what_to_do(tmp_path: Path) -> None
     assert "models/tiny-base" in text
 
 
+def test_options_alone_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: models/tiny-base\nout: runs/here\n")
+    with pytest.raises(DataError, match=r"nothing of a run but its options(.|\n)*runs/here"):
+        report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_base_without_a_tuned_model(tmp_path: Path) -> None:
     write_numbers(tmp_path / "run", "base-bf16", "bf16", base_answer, 40)
     text = page_of(tmp_path / "run").text
@@ -178,6 +184,7 @@ def test_a_base_without_a_tuned_model(tmp_path: Path) -> None:
     assert "What the base model gets wrong" in text
     assert "answer of base-bf16" in text
     assert "always $14.99" in text  # the fallback stands in result.json
+    assert "Not there yet" in text  # neither options nor the machine
 
 
 def test_a_run_without_a_task(tmp_path: Path) -> None:

@@ -14,6 +14,10 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*
 _UNWANTED = ["*/*", "consolidated*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 
 
+class NotOnHub(CheckpointError):
+    """The hub shows no such model, or can't be asked."""
+
+
 def download(model: str, revision: str | None, *, local_only: bool = False) -> Path:
     """The local folder of a hub model, fetched if it is not there (`local_only`: never). Raises CheckpointError."""
     from huggingface_hub import snapshot_download
@@ -67,14 +71,14 @@ def hub_error(model: str, revision: str | None, error: Exception) -> CheckpointE
             "the hub has this model, but not this revision", where=where, do="name a branch, a tag or a full commit"
         )
     if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
-        return CheckpointError(
-            "the hub shows no such model",
+        return NotOnHub(
+            "there is no such folder, and the hub shows no such model",
             where=where,
             found=no_folder,
             do=f"check the spelling; if the model is private or gated, {login}",
         )
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes) or constants.HF_HUB_OFFLINE:
-        return CheckpointError(
+        return NotOnHub(
             "this model is not (completely) in the local cache, and the hub is switched off",
             where=f"{where}; cache {constants.HF_HUB_CACHE}",
             found=f"HF_HUB_OFFLINE is set; {no_folder}",
@@ -90,7 +94,7 @@ def hub_error(model: str, revision: str | None, error: Exception) -> CheckpointE
     if status is not None:
         return CheckpointError("the hub answers with an error", where=where, found=f"HTTP {status}", do="try later")
     last = str(causes[-1]) or type(causes[-1]).__name__
-    return CheckpointError(
+    return NotOnHub(
         "the hub can't be reached",
         where=where,
         found=f"{last.splitlines()[0][:200]}; {no_folder}",

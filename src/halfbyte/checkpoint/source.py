@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 
 from halfbyte.checkpoint.files import Files, Folder
 from halfbyte.checkpoint.headers import TensorInfo, listed, shown
-from halfbyte.checkpoint.hub import download
+from halfbyte.checkpoint.hub import NotOnHub, download
+from halfbyte.checkpoint.local import has_neighbours, may_be_hub_id, no_such_folder
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import Weights
 
@@ -132,14 +132,14 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         return open_folder(path)
     if path.exists():
         raise _a_file(path)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model) or ".." in model or "--" in model:
-        raise CheckpointError(
-            "there is no such model",
-            where=model,
-            found="no folder of that name; and it can't be a hub id, which reads 'owner/name'",
-            do="give a folder with config.json and safetensors files, or a hub id",
-        )
-    folder = download(model, revision)
+    if not may_be_hub_id(model):
+        raise no_such_folder(model)
+    try:
+        folder = download(model, revision)
+    except NotOnHub as error:
+        if has_neighbours(model):
+            raise no_such_folder(model, error.what) from None
+        raise
     commit = folder.name if folder.parent.name == "snapshots" else None
     return open_folder(folder, name=model, revision=commit)
 
@@ -320,10 +320,10 @@ def _no_weights(path: Path, files: list[str]) -> CheckpointError:
         )
     first = ", ".join(files[:10]) + (", ..." if len(files) > 10 else "")
     return CheckpointError(
-        f"this folder has neither {SINGLE} nor {INDEX}",
+        f"this folder is neither a model nor a run: it has neither {SINGLE} nor {INDEX}, and no run.yaml",
         where=path,
         found=first,
-        do="give a folder that holds a model in safetensors",
+        do="give a folder that holds a model in safetensors, or one that halfbyte tune left",
     )
 
 

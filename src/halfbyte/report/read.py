@@ -104,7 +104,7 @@ class Evidence:
 
 
 def gather(folder: Path) -> Evidence:
-    """Read the run in `folder`. Raises DataError where there is no folder, or nothing of a run in it."""
+    """Read the run in `folder`. Raises DataError where there is no folder, or nothing that a run left in it."""
     if not folder.is_dir():
         found = "a file" if folder.exists() else None
         raise DataError("there is no such run folder", where=folder, found=found, do="name the folder that a run left")
@@ -119,11 +119,21 @@ def gather(folder: Path) -> Evidence:
         comparisons=list(_comparisons(folder, notes)),
         notes=notes,
     )
-    parts = (evidence.config, evidence.plan, evidence.steps, evidence.variants, evidence.comparisons)
-    if not any(parts) and not notes:
-        do = "name a folder with run.yaml or evaluations/ in it, as halfbyte tune leaves it"
-        raise DataError("the folder holds nothing of a run", where=folder, do=do)
+    left = (evidence.plan, evidence.environment, evidence.steps, evidence.variants, evidence.comparisons)
+    if not any(left) and not notes:
+        raise _nothing_of_a_run(folder, evidence.config)
     return evidence
+
+
+def _nothing_of_a_run(folder: Path, config: dict[str, Any] | None) -> DataError:
+    """Options alone are no run: they may be what one is yet to be started with, and then its folder is another."""
+    if config is None:
+        do = "name a folder with run.yaml or evaluations/ in it, as halfbyte tune leaves it"
+        return DataError("the folder holds nothing of a run", where=folder, do=do)
+    file, out = folder / "run.yaml", config.get("out")
+    do = f"start it: halfbyte tune {file}; then name the folder that it leaves"
+    do += f" ({out})" if out and isinstance(out, str) else " (its 'out')"
+    return DataError("the folder holds nothing of a run but its options", where=folder, found="run.yaml alone", do=do)
 
 
 def as_number(value: object) -> float | None:

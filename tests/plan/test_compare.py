@@ -1,0 +1,54 @@
+"""Several models in one table; one that can't be planned does not take the others with it."""
+
+import json
+
+import pytest
+
+from halfbyte.cli import main
+from halfbyte.errors import CheckpointError, ConfigError
+from halfbyte.plan.compare import gather
+
+GIVEN = ["--memory", "24GB"]
+
+
+def test_one_that_fails_has_its_line_and_the_others_are_shown(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["plan", "llama-3.2-1b", "lama-3.9-8b", "qwen3-0.6b", *GIVEN]) == ConfigError.exit_code
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert any("Llama-3.2-1B" in line and "fits" in line for line in lines)
+    assert any("Qwen3-0.6B" in line and "fits" in line for line in lines)
+    assert any(line.startswith("lama-3.9-8b ") and "error" in line for line in lines)
+    assert "lama-3.9-8b: error: " in said and "did you mean" in said
+
+
+def test_json_keeps_the_order_and_says_what_is_wrong(capsys, tmp_path):
+    assert main(["plan", str(tmp_path), "llama-3.2-1b", "--json", *GIVEN]) == 2
+    first, second = json.loads(capsys.readouterr().out)["plans"]
+    assert first["model"] == str(tmp_path) and "no model" in first["error"]["what"]
+    assert set(first["error"]) == {"what", "where", "found", "do"}
+    assert second["parameters"] == 1_235_814_400
+
+
+def test_where_all_fail_each_is_named(capsys, tmp_path):
+    assert main(["plan", str(tmp_path), "lama-3.9-8b"]) == 2
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: error: " in said.replace("\n", "") and "lama-3.9-8b: error: " in said
+
+
+def test_one_mistake_in_the_options_is_one_error(capsys):
+    assert main(["plan", "llama-3.2-1b", "qwen3-0.6b", "--memory", "lots"]) == 2
+    assert capsys.readouterr().err.count("amount of memory") == 1
+
+
+def test_what_is_no_error_of_the_users_is_not_swallowed():
+    def broken(model):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        gather(["a", "b"], broken)
+
+    def refused(model):
+        raise CheckpointError(f"{model} is broken")
+
+    assert [str(row.error) for row in gather(["a", "b"], refused)] == ["a is broken", "b is broken"]
