@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--gpus", type=int, metavar="N", help="training on N devices, on paper")
     plan.add_argument("--link", help="what each of them sends, e.g. 50GB/s (default: 16GB/s)")
+    plan.add_argument("--check", action="store_true", help="of a run's folder: what was planned and what was measured")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
     pack = verb(

@@ -13,7 +13,8 @@ from rich.console import Console
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
 from halfbyte.errors import CheckpointError, ConfigError, DataError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights
-from halfbyte.pipeline import Target, evaluate, load, say_compute, stored_fingerprint, with_training_median
+from halfbyte.ledger import Ledger
+from halfbyte.pipeline import Target, evaluate, load, prepare, say_compute, stored_fingerprint, with_training_median
 
 SHORTEST = 4  # tokens: the least that `data.max_tokens` can be
 DEMO = Path(__file__).parent / "demo"
@@ -41,33 +42,47 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
         _refuse(config, data.counts.longest, console)
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute)
-    model = load(what, config.device, console)
+    ledger = Ledger(folder, console)
+    model = _open(what, config.device, ledger, console)
     model.targeted(config.adapter)  # a target that matches nothing is an error at once
     _say_choices(model, console)
     config = dataclasses.replace(config, compute=model.compute)
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
     _check_items(model, data)
+    ledger.begin(model, with_task=task is not None)
     planner = _Planner(model, data, force, console)
     config = planner.choose(config)
     if task is not None:
         task = with_training_median(task, config)
         write_yaml(task, folder / "task.yaml")
-        _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
+        result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
+        ledger.evaluated("evaluate_before", result)
     outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console)
-    planner.show(outcome.peak_bytes, outcome.mapped_bytes, outcome.seconds)
+    ledger.trained(outcome, model.net)
     steps = f"{outcome.steps} step{'s' * (outcome.steps != 1)}"
     console.print(f"{steps} in {outcome.seconds:,.0f} s; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:
+        ledger.end(planner.plan, finished=False)
         return 130
     if task is not None:
         load_adapter(model.net, folder / "adapter", model.fingerprint)
         model.recompute(0)
-        _prove(model, task, folder, f"base-{config.weights}", console, config.seed)
+        result = _prove(model, task, folder, f"base-{config.weights}", console, config.seed)
+        ledger.evaluated("evaluate_after", result)
+    ledger.end(planner.plan, finished=True)
     from halfbyte.report.page import report
 
     console.print(f"report: {report(folder)}", markup=False)
     return 0
+
+
+def _open(what: Target, device: str, ledger: Ledger, console: Console) -> Any:
+    """The model, packed first where it is not yet; both are measured."""
+    with ledger.phase("pack") as packing:
+        packing.counts = prepare(what, console)
+    with ledger.phase("open"):
+        return load(what, device, console)
 
 
 def _data(config: RunConfig) -> Any:
@@ -118,8 +133,10 @@ def _refuse(config: RunConfig, longest: int, console: Console) -> None:
     raise DoesNotFit("the run does not fit", where=config.out, found=found, do=do)
 
 
-def _evaluate_once(model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int) -> None:
-    """Evaluate, unless the very result is there already (after an interruption)."""
+def _evaluate_once(
+    model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int
+) -> dict[str, Any]:
+    """Evaluate, unless the very result is there already (after an interruption); returns the result."""
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.tasks import load_task_set
 
@@ -131,16 +148,17 @@ def _evaluate_once(model: Any, task: TaskConfig, folder: Path, variant: str, con
     if any(result.get(key) != value for key, value in same.items()):
         result = evaluate(model, task, place, variant, console, seed=seed)
     print_result(result, console)
+    return result
 
 
-def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Console, seed: int) -> None:
-    """Score the tuned model and compare it with the base and, for numbers, with the constant guess."""
+def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Console, seed: int) -> dict[str, Any]:
+    """Score the tuned model and compare it with the base and, for numbers, with the constant guess; its result."""
     from halfbyte.evaluate.compare import compare_folders
     from halfbyte.evaluate.evaluate import constant_folder
     from halfbyte.evaluate.show import print_comparison
 
     evaluations = folder / "evaluations"
-    _evaluate_once(model, task, folder, "tuned", console, seed)
+    result = _evaluate_once(model, task, folder, "tuned", console, seed)
     comparison = compare_folders(evaluations / base, evaluations / "tuned", seed=seed)
     (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     print_comparison(comparison, console)
@@ -151,6 +169,7 @@ def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Conso
         text = json.dumps(against, indent=2) + "\n"
         (folder / "comparisons" / "median-tuned.json").write_text(text, encoding="utf-8")
         print_comparison(against, console)
+    return result
 
 
 def _check_items(model: Any, data: Any) -> None:
@@ -187,7 +206,7 @@ def _say_choices(model: Any, console: Console) -> None:
 
 
 class _Planner:
-    """What the plan says of a run: the automatic choices, plan.json, and the figures beside the measured ones."""
+    """What the plan says of a run: the automatic choices, and plan.json."""
 
     def __init__(self, model: Any, data: Any, force: bool, console: Console) -> None:
         self.model, self.data, self.force, self.console = model, data, force, console
@@ -311,18 +330,6 @@ class _Planner:
 
         name, bf16 = torch.cuda.get_device_name(self.model.device), self.model.compute == "bf16"
         return Device("cuda", name, self._memory(config), bf16, self.model.device_reason)
-
-    def show(self, peak: int | None, mapped: int | None, seconds: float) -> None:
-        """The plan beside what was measured."""
-        if self.expected is not None:  # else the plan has said that nothing was calibrated
-            expected = f"{self.expected['seconds']:,.1f} s, padding left out"
-            self.console.print(f"time: planned {expected}, measured {seconds:,.1f} s", markup=False)
-        planned = self.plan["phases"]["tune"]["peak_bytes"]
-        if peak is not None and planned is not None:
-            self.console.print(
-                f"peak memory: planned {planned / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB, "
-                f"and {(mapped or 0) / 1e9:.2f} GB mapped from files, libraries included"
-            )
 
 
 def demo(out: Path, console: Console) -> int:

@@ -73,9 +73,14 @@ def resolve(
 def plan(options: argparse.Namespace, console: Console) -> int:
     """`halfbyte plan`; returns 3 where the plan does not fit, of several models where none does, and the code of the
     error where one of several can't be planned."""
-    from halfbyte.plan import compare, sources
+    from halfbyte.plan import check, compare, sources
     from halfbyte.plan.render import render_plan
 
+    if options.check:
+        if len(options.model) > 1:
+            raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
+        check.print_check(run_folder(Path(options.model[0])), options.json, console)
+        return 0
     if options.sources:
         found = [sources.sources(_planned(model)[0], options.revision) for model in options.model]
         if options.json:
@@ -309,6 +314,23 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
 def say_compute(model: Any, console: Console) -> None:
     """The compute type and why."""
     console.print(f"compute {model.compute}: {model.dtype_reason}", markup=False)
+
+
+def prepare(what: Target, console: Console) -> bool:
+    """Pack the model into the cache if it is not in the wanted format yet; whether anything was packed."""
+    from halfbyte.checkpoint.pack import as_weights
+    from halfbyte.checkpoint.source import open_checkpoint
+
+    checkpoint, packed = open_checkpoint(what.model, what.revision), False
+    with _bytes_bar(console) as bar:
+
+        def progress(name: str, done: int, total: int) -> None:
+            nonlocal packed
+            packed = True
+            bar(name, done, total)
+
+        as_weights(checkpoint, what.weights or checkpoint.weights or "nf4", progress=progress)
+    return packed
 
 
 def load(what: Target, device: str, console: Console) -> Any:

@@ -12,7 +12,7 @@ GIVEN = ["--memory", "24GB"]
 
 
 def test_one_that_fails_has_its_line_and_the_others_are_shown(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "140")
     assert main(["plan", "llama-3.2-1b", "lama-3.9-8b", "qwen3-0.6b", *GIVEN]) == ConfigError.exit_code
     said = capsys.readouterr().out
     lines = said.splitlines()

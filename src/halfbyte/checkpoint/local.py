@@ -1,4 +1,4 @@
-"""Telling a folder that is not here from a model of the hub, so that a slip of the pen is not looked up there. No torch.
+"""Telling a folder that is not here from a model of the hub, so that a slip of the pen is not looked up. No torch.
 
 `runs/dmo` reads like a hub id. Where `runs` is a folder of runs it can only be meant as one of them; where it is a
 folder of something else (`meta-llama/` with one of that owner's models) the hub is asked, and if that has no such

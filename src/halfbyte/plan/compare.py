@@ -92,7 +92,7 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column("")
     for plan in rows:
         if isinstance(plan, Failed):
-            table.add_row(Text(plan.model), *["-"] * 7, Text("error, see below", style="red"))
+            table.add_row(Text(plan.model), *["-"] * 7, Text("error", style="red"))
             continue
         words, style = {True: ("fits", "green"), False: ("does not fit", "red"), None: ("unknown", "yellow")}[plan.fits]
         table.add_row(

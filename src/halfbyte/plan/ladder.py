@@ -30,6 +30,7 @@ from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
 from halfbyte.plan.answers import complete
 from halfbyte.plan.budget import room_beside
 from halfbyte.plan.devices import CONTEXT_BYTES, Device, find_device
+from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.shapes import TensorSpec
@@ -85,6 +86,7 @@ class Plan:
     time: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     parallel: dict[str, Any] = field(default_factory=dict)
+    held_bytes: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def adapter_bytes(self) -> int:
@@ -236,6 +238,7 @@ def make_plan(
         notes=[*inventory.notes, *_kept(inventory, experts, weights)],
         unknown=unknown,
         packed=inventory.packed,
+        held_bytes=held_bytes(inventory, weights, b),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from halfbyte.plan.ladder import Phase, Plan, gb
 from halfbyte.plan.show import render_answers
+from halfbyte.plan.stacked import render_bars
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
 _LEAST, _MOST = 12, 40  # cells of the longest bar
@@ -29,6 +30,8 @@ def render_plan(plan: Plan, console: Console) -> None:
     _adapter(plan, console)
     console.print()
     console.print(_phases(plan))
+    console.print()
+    render_bars([(name, phase.parts) for name, phase in plan.phases.items()], console)
     _verdict(plan, console)
     render_answers(plan.to_json(), console)
     for note in plan.notes:

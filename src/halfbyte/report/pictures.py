@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 # A stand-in colour and the CSS variable that it becomes.
 INK, MUTED, LINE, PAPER = "#000101", "#000102", "#000103", "#000104"
 BASE, TUNED, ADAPTER, GUESS = "#000105", "#000106", "#000107", "#000108"
+PARTS = {  # of memory, in the order in which they are stacked
+    "all": LINE, "runtime": "#000201", "weights": "#000202", "constants": "#000203", "adapter": ADAPTER,
+    "narrow_copy": "#000204", "gradients": "#000205", "optimiser": "#000206", "scratch": "#000207",
+    "kv_cache": "#000208", "activations": "#000209", "logits": "#00020a", "tensors": "#00020b", "rest": "#00020c",
+}  # fmt: skip
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"} | {
-    BASE: "base", TUNED: "tuned", ADAPTER: "adapter", GUESS: "guess"}  # fmt: skip
+    BASE: "base", TUNED: "tuned", ADAPTER: "adapter", GUESS: "guess"} | {
+    colour: name.partition("_")[0] for name, colour in PARTS.items() if name not in ("all", "adapter")}  # fmt: skip
 _WIDTH = 400 / 72  # inches: 400 points
 MOST_POINTS = 600  # of a scatter
 _STYLE = {
@@ -87,26 +93,38 @@ def ladder(bytes_of: Mapping[str, float], adapter_bytes: float | None, used: str
 
 
 @_picture
-def memory(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
-    """Planned against measured peaks: (stage, planned bytes, measured bytes) a row."""
-    names = [name for name, _, _ in rows]
-    largest = max(value for _, *values in rows for value in values if value)
-    figure, axes = _figure(0.55 + 0.62 * len(rows))
+def phases(rows: Sequence[tuple[str, Mapping[str, float], Mapping[str, float]]]) -> str:
+    """Peaks of phases as stacked bars, planned over measured: (phase, planned parts, measured parts) in bytes a row.
+
+    An empty mapping is what is not known. Of the parts, those in `PARTS` have a colour of their own.
+    """
+    from matplotlib.patches import Patch
+
+    largest = max(sum(parts.values()) for _, *both in rows for parts in both) or 1.0
+    figure, axes = _figure(1.3 + 0.62 * len(rows))
     for y, (_, planned, measured) in enumerate(rows):
-        for offset, value, colour, word in ((-0.2, planned, LINE, "planned"), (0.2, measured, TUNED, "measured")):
-            if value is None:
-                axes.text(0.01 * largest, y + offset, f"not {word}", va="center", color=MUTED, size=9)
-                continue
-            axes.barh(y + offset, value, height=0.36, color=colour)
-            axes.text(
-                value + 0.012 * largest, y + offset, f"{word} {bytes_text(value)}", va="center", color=INK, size=9
-            )
+        for at, parts, word in ((y - 0.2, planned, "planned"), (y + 0.2, measured, "measured")):
+            left, total = 0.0, sum(parts.values())
+            for name in _stacked(parts):
+                axes.barh(at, parts[name], left=left, height=0.36, color=PARTS.get(name, MUTED))
+                left += parts[name]
+            text = f"{word} {bytes_text(total)}" if parts else f"not {word}"
+            axes.text(total + 0.012 * largest, at, text, va="center", color=INK if parts else MUTED, size=9)
     unit, scale = _byte_unit(largest)
     _dress(axes, xlabel=f"peak memory ({unit})", grid="x")
-    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.42 * largest), ylim=(len(rows) - 0.5, -0.5))
+    axes.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], xlim=(0, 1.5 * largest),
+             ylim=(len(rows) - 0.5, -0.5))  # fmt: skip
     axes.xaxis.set_major_formatter(lambda value, _: number_text(value / scale))
     axes.tick_params(axis="y", length=0, labelcolor=INK)
-    return _svg(figure, "memory")
+    shown = _stacked({name: 1.0 for _, *both in rows for parts in both for name in parts if name != "all"})
+    if shown:
+        patches = [Patch(facecolor=PARTS.get(name, MUTED), label=name.replace("_", " ")) for name in shown]
+        figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+    return _svg(figure, "phases")
+
+
+def _stacked(parts: Mapping[str, float]) -> list[str]:
+    return [*[name for name in PARTS if name in parts], *sorted(set(parts) - set(PARTS))]
 
 
 @_picture

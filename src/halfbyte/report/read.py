@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from halfbyte.errors import DataError
+from halfbyte.plan import measured
 
 MEDIAN = "median"  # the variant that always answers the training median
 
@@ -83,6 +84,7 @@ class Evidence:
     config: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     environment: dict[str, Any] | None = None
+    ledger: dict[str, Any] | None = None  # measured.json
     steps: list[dict[str, Any]] = field(default_factory=list)
     variants: dict[str, Variant] = field(default_factory=dict)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
@@ -114,6 +116,7 @@ def gather(folder: Path) -> Evidence:
         config=_mapping(folder / "run.yaml", notes),
         plan=_mapping(folder / "plan.json", notes),
         environment=_mapping(folder / "environment.json", notes),
+        ledger=_ledger(folder / measured.FILE, notes),
         steps=list(_lines(folder / "metrics.jsonl", notes)),
         variants={variant.name: variant for variant in _variants(folder / "evaluations", notes)},
         comparisons=list(_comparisons(folder, notes)),
@@ -148,6 +151,16 @@ def as_number(value: object) -> float | None:
     try:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # an int with more digits than a float holds
+        return None
+
+
+def _ledger(file: Path, notes: list[str]) -> dict[str, Any] | None:
+    """What the run measured by phase; None where it did not (with a note where the file is broken)."""
+    found = _mapping(file, notes)
+    try:
+        return None if found is None else measured.checked(found, file)
+    except DataError as error:
+        notes.append(f"{file.parent.name}/{file.name} can't be read: {error.found}")
         return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from halfbyte.report import pictures
+from halfbyte.report.memory import compared_phases, exact_facts, phase_facts
 from halfbyte.report.read import Evidence, Prediction, Variant, as_number
 from halfbyte.report.story import (
     LONGEST,
@@ -38,7 +39,8 @@ SAMPLES = 4  # of each kind
 Picture = dict[str, str]  # svg, and title: what it shows, also read aloud
 
 _MEMORY = (
-    "Planned and measured peak memory. Small models take more than planned, because the C library keeps what is freed; "
+    "Planned and measured peak memory of each phase, part by part; the rest is what can't be told apart when it is "
+    "measured. Small models take more than planned, because the C library keeps what is freed; "
     "what is measured of mapped files counts the program's libraries, too."
 )
 
@@ -59,8 +61,9 @@ def memory(story: Story) -> Row:
         )
         svg = pictures.ladder(sizes, adapter, names.get(used.partition("-")[0], used))
         picture = {"svg": svg, "title": title}
-    peaks = _stages(evidence, "peak_bytes")
-    compared = {"svg": pictures.memory(peaks), "title": _MEMORY} if any(a or b for _, a, b in peaks) else None
+    rows = compared_phases(evidence)
+    drawn = any(planned or measured for _, planned, measured in rows)
+    compared = {"svg": pictures.phases(rows), "title": _MEMORY} if drawn else None
     keys = ("adapter_bytes", "gradient_bytes", "optimiser_bytes")
     beside = [(key.removesuffix("_bytes"), bytes_text(plan[key])) for key in keys if plan.get(key) is not None]
     parts = evidence.phase("tune").get("parts")
@@ -69,6 +72,7 @@ def memory(story: Story) -> Row:
     mapped = [(f"mapped by {stage}", f"{bytes_text(a)} planned, {bytes_text(b)} measured") for stage, a, b in
               _stages(evidence, "mapped_bytes") if a or b]  # fmt: skip
     return {"ladder": picture, "compared": compared, "beside": beside, "parts": planned, "mapped": mapped,
+            "phases": phase_facts(evidence), "exact": exact_facts(evidence),
             "has_plan": evidence.plan is not None, "parameters": plan.get("parameters"),
             "adapter_parameters": plan.get("adapter_parameters")}  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 run.yaml            every option as it was used, the automatic ones too
 plan.json           what the run was going to need
+measured.json       what it took, phase by phase (halfbyte.ledger)
 environment.json    machine and versions
 metrics.jsonl       a line an optimiser step
 checkpoints/        the state, for --resume
@@ -40,13 +41,15 @@ from halfbyte.tune.progress import show_progress
 from halfbyte.tune.schedule import total_steps
 from halfbyte.tune.state import Progress, State, flush_to_disk, last_checkpoint
 
+_BEFORE = {"evaluations", "task.yaml", "measured.json"}  # what may stand there before training begins
 # Options that a resume may change: they decide when something is written or where it runs, not what comes out.
 _FREE = {"tune.checkpoint_every", "memory", "device", "out", "task"}
 
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run ended."""
+    """How a run ended. Memory is that of all its steps, those before an interruption too; gradients and optimiser are
+    None where they were not there to be counted."""
 
     folder: Path
     steps: int
@@ -55,6 +58,9 @@ class Outcome:
     seconds: float
     peak_bytes: int | None
     mapped_bytes: int | None
+    cuda_peak_bytes: int | None = None
+    gradient_bytes: int | None = None
+    optimiser_bytes: int | None = None
 
 
 def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
@@ -67,7 +73,7 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
     if not stored.exists():
         if resume:
             raise ConfigError("there is no run to go on with", where=folder, do="leave --resume away to start it")
-        if folder.exists() and (not folder.is_dir() or any(p.name != "evaluations" for p in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(p.name not in _BEFORE for p in folder.iterdir())):
             raise ConfigError("the run's folder holds something else", where=folder, do="choose another: --set out=...")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +160,7 @@ def _train(
     metrics = folder / "metrics.jsonl"
     _cut_metrics(metrics, state.progress.step)
     give_back()
-    saved = time.monotonic()
+    saved, before = time.monotonic(), state.progress.step
     finished, record = state.progress.step >= steps, None
     with (
         _stop_signals(console) as stop,
@@ -196,15 +202,27 @@ def _train(
     _save_adapter(model, folder / "adapter-last", config)
     if state.progress.best_step is None:
         _save_adapter(model, folder / "adapter", config)
+    peaks = _peaks(metrics, meter if state.progress.step > before else None)
     return Outcome(
         folder=folder,
         steps=state.progress.step,
         finished=finished,
         best_loss=state.progress.best_loss,
         seconds=state.progress.seconds,
-        peak_bytes=meter.peak_bytes,
-        mapped_bytes=meter.mapped_bytes,
+        gradient_bytes=state.gradient_bytes(),
+        optimiser_bytes=state.optimiser_bytes(),
+        **peaks,
     )
+
+
+def _peaks(metrics: Path, meter: MemoryMeter | None) -> dict[str, int | None]:
+    """The largest of what `meter` (None: no step was made under it) and the lines of earlier sessions say."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, int | None] = {}
+    for key in ("peak_bytes", "mapped_bytes", "cuda_peak_bytes"):
+        sizes = [line.get(key) for line in lines] + [getattr(meter, key, None)]
+        found[key] = max((size for size in sizes if size is not None), default=None)
+    return found
 
 
 def _line(record: StepRecord) -> dict[str, Any]:

@@ -59,6 +59,15 @@ class State:
                     tensors[f"{key}.{name}"] = moments[key]
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
+    def gradient_bytes(self) -> int | None:
+        """Bytes of the gradients that stand there now; None where there are none."""
+        return sum(p.grad.nbytes for p in self.parameters.values() if p.grad is not None) or None
+
+    def optimiser_bytes(self) -> int | None:
+        """Bytes of AdamW's two moments (not of its counters, 4 bytes a matrix); None before the first step."""
+        moments = (self.optimiser.state.get(p, {}) for p in self.parameters.values())
+        return sum(one[key].nbytes for one in moments for key in ("exp_avg", "exp_avg_sq") if key in one) or None
+
     def restore(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
         """Take over what `tensors()` gave. Raises TrainingError when the names or shapes are not this run's."""
         wanted = {f"parameter.{name}": p.shape for name, p in self.parameters.items()}

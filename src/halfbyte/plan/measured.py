@@ -1,0 +1,135 @@
+"""What a run took, phase by phase, against what was planned: `measured.json` beside `plan.json`. No torch.
+
+Compared are peaks with peaks, on the device that computes: of a card what PyTorch allocated, so that the context, which
+is planned beside it, is left out. Mapped files stand apart: what is measured of them counts the program's libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halfbyte.errors import DataError
+from halfbyte.plan.held import exact_parts
+
+FILE = "measured.json"
+PHASES = {"pack": "pack", "open": "open", "evaluate_before": "evaluate", "tune": "tune", "evaluate_after": "evaluate"}
+EXACT = ("weights", "constants", "adapter", "gradients", "optimiser")
+REST = "rest"
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(plan, measured) of the run in `folder`. Raises DataError for a file that is missing or broken."""
+    return read_object(folder / "plan.json"), checked(read_object(folder / FILE), folder / FILE)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run. Raises DataError."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing = "a run that is unfinished, or was made before halfbyte measured runs" if file.name == FILE else None
+        raise DataError(f"the run has no {file.name}", where=file.parent, found=missing,
+                        do="finish it: halfbyte tune RUN.yaml --resume") from None  # fmt: skip
+    except (OSError, ValueError, RecursionError) as error:
+        raise _broken(file, " ".join(str(error).split())) from None
+    if not isinstance(found, dict):
+        raise _broken(file, f"no JSON object, but {type(found).__name__}")
+    return found
+
+
+def checked(measured: dict[str, Any], file: Path) -> dict[str, Any]:
+    """`measured` itself. Raises DataError, all faults in one, where it has not the keys and types of such a file."""
+    faults = [] if measured.get("schema") == 1 else [f"schema is {measured.get('schema')!r}, not 1"]
+    phases, exact = measured.get("phases"), measured.get("exact")
+    faults += [f"{name} is no object" for name in ("phases", "exact") if not isinstance(measured.get(name), dict)]
+    for name, phase in phases.items() if isinstance(phases, dict) else ():
+        if name not in PHASES:
+            faults.append(f"unknown phase {name!r}")
+        elif not isinstance(phase, dict) or not isinstance(phase.get("parts"), dict):
+            faults.append(f"phases.{name} has no parts")
+        else:
+            numbers = {key: value for key, value in phase.items() if key != "parts"} | phase["parts"]
+            faults += [f"phases.{name}.{key} is no number" for key, value in numbers.items() if not _is_size(value)]
+    sizes = exact.items() if isinstance(exact, dict) else ()
+    faults += [f"exact.{name} is no number" for name, size in sizes if not _is_size(size)]
+    if faults:
+        raise _broken(file, "; ".join(faults[:8]) + "; ..." * (len(faults) > 8))
+    return measured
+
+
+def _is_size(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _broken(file: Path, found: str) -> DataError:
+    return DataError(f"{file.name} can't be read", where=file, found=found,
+                     do="write it again: halfbyte tune RUN.yaml --resume")  # fmt: skip
+
+
+def against(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that `halfbyte plan --check --json` prints.
+
+    `phases` {name: `planned`, `measured`, `difference`}; planned and measured have `peak_bytes`, `mapped_bytes`,
+    `seconds`, `parts`; a phase that was not measured has null there. `difference` {`peak`, `seconds`}: share of what
+    was planned, null where one of the two is unknown. `exact` {part: `planned`, `measured`, `difference_bytes`}.
+    """
+    phases, found = {}, measured["phases"]
+    for name in PHASES:
+        was, taken = planned_phase(plan, name), found.get(name)
+        if taken is None and name in ("pack", "evaluate_before", "evaluate_after") and measured.get("finished"):
+            continue  # nothing was packed, or there was no task
+        taken = None if taken is None else _on_device(taken)
+        phases[name] = {"planned": was, "measured": taken, "difference": {
+            "peak": share(was["peak_bytes"], taken and taken["peak_bytes"]),
+            "seconds": share(was["seconds"], taken and taken["seconds"])}}  # fmt: skip
+    exact, planned = {}, exact_parts(plan)
+    for name in EXACT:
+        a, b = _number(planned[name]), measured["exact"].get(name)
+        exact[name] = {"planned": a, "measured": b, "difference_bytes": None if a is None or b is None else b - a}
+    return {"schema": 1, "finished": bool(measured.get("finished")), "phases": phases, "exact": exact}
+
+
+def planned_phase(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a plan's object says of a phase of a run: `peak_bytes`, `mapped_bytes`, `seconds`, `parts`; None or empty
+    where it says nothing. The seconds are those of the whole phase."""
+    phase = _mapping(_mapping(plan.get("phases")).get(PHASES[name]))
+    parts = {str(part): _number(size) for part, size in _mapping(phase.get("parts")).items() if part != "context"}
+    peak = None if not parts or None in parts.values() else sum(size for size in parts.values() if size is not None)
+    seconds = {"pack": phase.get("seconds"), "tune": _mapping(plan.get("expected")).get("seconds")}.get(name)
+    return {"peak_bytes": peak, "mapped_bytes": _number(phase.get("mapped_bytes")), "seconds": _number(seconds),
+            "parts": parts}  # fmt: skip
+
+
+def parts_of(peak: int | None, known: Mapping[str, int | None]) -> dict[str, int]:
+    """A measured peak by part: those that are `known`, and the `rest`; empty where the peak is unknown."""
+    if peak is None:
+        return {}
+    parts = {name: size for name, size in known.items() if size}
+    return {**parts, REST: max(0, peak - sum(parts.values()))}
+
+
+def share(planned: float | None, measured: float | None) -> float | None:
+    """How much more was measured than planned, as a share of what was planned."""
+    return (measured - planned) / planned if planned and measured is not None else None
+
+
+def _on_device(phase: Mapping[str, Any]) -> dict[str, Any]:
+    """A measured phase with the peak of the device that computed."""
+    card = phase.get("cuda_peak_bytes")
+    return {"peak_bytes": phase.get("peak_bytes") if card is None else card,
+            "mapped_bytes": phase.get("mapped_bytes"), "seconds": phase.get("seconds"),
+            "parts": dict(phase["parts"])}  # fmt: skip
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> Any:
+    return value if _is_size(value) else None
