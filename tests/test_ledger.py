@@ -1,0 +1,146 @@
+"""A run measures itself: every phase, every part, through interruptions, and nothing of another run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halfbyte.cli import main
+from halfbyte.report.page import report
+from halfbyte.tune import loop
+from tests.test_cli import task_files
+from tests.tiny import tiny_checkpoint
+
+PHASES = ["pack", "open", "evaluate_before", "tune", "evaluate_after"]
+EXACT = {"weights", "constants", "adapter", "gradients", "optimiser"}
+
+
+@pytest.fixture
+def model(folder: Path) -> Path:
+    """A checkpoint that no test has packed yet: of its own seed."""
+    return tiny_checkpoint("llama", folder / "tiny", seed=abs(hash(str(folder))) % 10**6)
+
+
+def measured(out: Path) -> dict[str, Any]:
+    return json.loads((out / "measured.json").read_text())  # type: ignore[no-any-return]
+
+
+def checked(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["plan", "--check", str(out), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+def test_every_phase_and_every_part(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", str(task_files(folder, model))]) == 0
+    said = capsys.readouterr().out
+    assert "planned and measured" in said and "evaluate before" in said and "exact, in bytes" in said
+    found = measured(folder / "out")
+    assert found["finished"] and list(found["phases"]) == PHASES and set(found["exact"]) == EXACT
+    for phase in found["phases"].values():
+        assert phase["seconds"] > 0 and sum(phase["parts"].values()) == phase["peak_bytes"] > 0
+    assert set(found["phases"]["tune"]["parts"]) == {"adapter", "gradients", "optimiser", "rest"}
+    check = checked(folder / "out", capsys)
+    assert {part: one["difference_bytes"] for part, one in check["exact"].items()} == dict.fromkeys(EXACT, 0)
+    assert all(phase["planned"]["peak_bytes"] for phase in check["phases"].values())
+    page = (folder / "out" / "report.html").read_text()
+    assert "Counted to the byte" in page and ", as planned" in page and "evaluate before" in page
+
+
+def test_what_was_done_earlier_keeps_its_figures(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_yaml = task_files(folder, model)
+    assert main(["tune", str(run_yaml)]) == 0
+    before = measured(folder / "out")
+    assert main(["tune", str(run_yaml), "--resume"]) == 0  # finished: it is opened, and nothing else is done
+    after = measured(folder / "out")
+    assert after["exact"] == before["exact"] and after["finished"]
+    for name in PHASES:
+        assert (after["phases"][name] == before["phases"][name]) == (name != "open")
+
+
+def test_an_interrupted_run_says_what_it_has(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_yaml = task_files(folder, model, tune="{max_steps: 4, batch: 4, micro_batch: 4}")
+    calls, original = 0, loop.batch_loss
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "batch_loss", interrupting)
+    assert main(["tune", str(run_yaml)]) == 130
+    assert "the run is unfinished: evaluate after" in " ".join(capsys.readouterr().out.split())
+    first = measured(folder / "out")
+    assert not first["finished"] and list(first["phases"]) == PHASES[:-1]
+    assert checked(folder / "out", capsys)["phases"]["evaluate_after"]["measured"] is None
+    monkeypatch.setattr(loop, "batch_loss", original)
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    second = measured(folder / "out")
+    assert second["finished"] and list(second["phases"]) == PHASES
+    assert second["phases"]["pack"] == first["phases"]["pack"]
+    assert second["phases"]["evaluate_before"] == first["phases"]["evaluate_before"]
+    assert second["phases"]["tune"]["seconds"] > first["phases"]["tune"]["seconds"]
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert second["phases"]["tune"]["peak_bytes"] >= max(line["peak_bytes"] for line in lines)
+
+
+def test_killed_before_training_it_can_be_started_again(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfbyte.tune import run
+
+    run_yaml = task_files(folder, model)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "run_training", killed)
+        assert main(["tune", str(run_yaml)]) == 130
+    first = measured(folder / "out")
+    assert list(first["phases"]) == PHASES[:3] and not first["finished"]
+    assert main(["tune", str(run_yaml)]) == 0
+    second = measured(folder / "out")
+    assert list(second["phases"]) == PHASES
+    assert second["phases"]["pack"] == first["phases"]["pack"]  # the packed copy was there
+
+
+def test_figures_of_another_run_are_dropped(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_yaml = task_files(folder, model)
+    assert main(["tune", str(run_yaml)]) == 0
+    found = measured(folder / "out")
+    found["run"]["device"] = "cuda"
+    found["phases"]["pack"]["seconds"] = 12345.0
+    (folder / "out" / "measured.json").write_text(json.dumps(found))
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    assert "pack" not in measured(folder / "out")["phases"]
+    (folder / "out" / "measured.json").write_text("{")
+    capsys.readouterr()
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    assert "it is begun anew" in capsys.readouterr().out
+    assert measured(folder / "out")["finished"]
+
+
+def test_without_a_task_there_are_no_evaluations(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_yaml = task_files(folder, model)
+    assert main(["tune", str(run_yaml)]) == 0
+    run_yaml.write_text(run_yaml.read_text().replace("task: task.yaml\n", ""))
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    assert list(measured(folder / "out")["phases"]) == ["pack", "open", "tune"]
+    assert list(checked(folder / "out", capsys)["phases"]) == ["pack", "open", "tune"]
+
+
+def test_a_broken_measurement_is_a_note_on_the_page(model: Path, folder: Path) -> None:
+    assert main(["tune", str(task_files(folder, model))]) == 0
+    (folder / "out" / "measured.json").write_text('{"schema": 1, "phases": {"<b>x": {}}, "exact": {}}')
+    page = report(folder / "out").read_text()
+    assert "measured.json can&#39;t be read" in page and "<b>x" not in page and "&lt;b&gt;x" in page
