@@ -84,8 +84,8 @@ class Ledger:
 
     def evaluated(self, name: str, result: Mapping[str, Any]) -> None:
         """Write down what an evaluation took, from its result.json."""
-        sizes = [result.get(key) for key in ("peak_bytes", "mapped_bytes", "cuda_peak_bytes")]
-        self.note(name, *sizes, seconds=float(result["seconds"]))
+        peak, mapped, cuda = (result.get(key) for key in ("peak_bytes", "mapped_bytes", "cuda_peak_bytes"))
+        self.note(name, peak, mapped, cuda, float(result["seconds"]))
 
     def trained(self, outcome: Any, net: Any) -> None:
         """Write down what the training took: an `Outcome`, and the network that was trained."""

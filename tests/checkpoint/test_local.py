@@ -43,8 +43,8 @@ def test_a_mistyped_run_never_reaches_the_hub(here: Path, monkeypatch: pytest.Mo
             ask("runs/dmo")
         said = str(caught.value)
         assert said.startswith("there is no such folder\n  where: runs/dmo")
-        assert "in runs: demo" in said and "no hub id" in said and "did you mean 'runs/demo'" in said
-    for path, found in (("./nowhere/x", "no folder either"), ("./runs/demo/x", "a folder without folders")):
+        assert "in runs, which holds demo;" in said and "no hub id" in said and "did you mean 'runs/demo'" in said
+    for path, found in (("./nowhere/x", "of that name, nor nowhere;"), ("./runs/demo/x", "of that name; ")):
         with pytest.raises(CheckpointError, match=found):
             open_checkpoint(path)
 

@@ -27,11 +27,11 @@ def may_be_hub_id(model: str) -> bool:
 def no_such_folder(model: str, asked: str | None = None) -> CheckpointError:
     """The error for `model`, which is no folder here, and no hub id; `asked`: what the hub said when it was."""
     parent = Path(model).expanduser().parent
-    there = _folders(parent)
+    there, found = _folders(parent), "no folder of that name"
     if there:
-        found = f"in {parent}: {', '.join(there[:_SHOWN])}" + ", ..." * (len(there) > _SHOWN)
-    else:
-        found = f"{parent} is {'a folder without folders' if parent.is_dir() else 'no folder either'}"
+        found += f" in {parent}, which holds {', '.join(there[:_SHOWN])}" + ", ..." * (len(there) > _SHOWN)
+    elif not parent.is_dir():
+        found += f", nor {parent}"
     if asked is not None:
         found += f"; and as a hub id: {asked}"
     elif _holds_runs(parent):

@@ -85,9 +85,9 @@ def against(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, A
         if taken is None and name in ("pack", "evaluate_before", "evaluate_after") and measured.get("finished"):
             continue  # nothing was packed, or there was no task
         taken = None if taken is None else _on_device(taken)
-        phases[name] = {"planned": was, "measured": taken, "difference": {
-            "peak": share(was["peak_bytes"], taken and taken["peak_bytes"]),
-            "seconds": share(was["seconds"], taken and taken["seconds"])}}  # fmt: skip
+        difference = {key: share(was[f"{key}{unit}"], None if taken is None else taken[f"{key}{unit}"])
+                      for key, unit in (("peak", "_bytes"), ("seconds", ""))}  # fmt: skip
+        phases[name] = {"planned": was, "measured": taken, "difference": difference}
     exact, planned = {}, exact_parts(plan)
     for name in EXACT:
         a, b = _number(planned[name]), measured["exact"].get(name)
