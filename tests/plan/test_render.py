@@ -32,6 +32,12 @@ def test_off_a_terminal_it_is_plain_text_with_the_exact_bytes():
     assert "32.1 GB" in text and "5.59 GB" in text and "\nfits\n" in text
 
 
+def test_the_phases_are_drawn_as_stacked_bars():
+    plain, drawn = _shown("llama-3.1-8b", width=80), _shown("llama-3.1-8b", terminal=True, width=80)
+    assert any(line.startswith("tune      rrr") and "aaa" in line for line in plain.splitlines())
+    assert "r runtime  A adapter" in plain and "aaa" not in drawn and "█" in drawn
+
+
 def test_on_a_terminal_the_ladder_is_drawn():
     lines = _shown("llama-3.1-8b", terminal=True, rank=32, targets="attention").splitlines()
     drawn = {word: next(line.count("█") for line in lines if word in line) for word in ("fp32", "bf16", "nf4 ")}
