@@ -27,6 +27,7 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     """
     from halfbyte.data.show import first_example
     from halfbyte.data.template import load_examples
+    from halfbyte.evaluate.evaluate import largest_batch
     from halfbyte.model.adapter import load_adapter
     from halfbyte.tune.run import prepare_folder, run_training
 
@@ -56,6 +57,7 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     if task is not None:
         task = with_training_median(task, config)
         write_yaml(task, folder / "task.yaml")
+        planner.asked = largest_batch(model, task, config.seed)
         result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
         ledger.evaluated("evaluate_before", result)
     outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console)
@@ -212,6 +214,7 @@ class _Planner:
         self.model, self.data, self.force, self.console = model, data, force, console
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
+        self.asked: tuple[int, int] | None = None  # answers at once, and tokens of each; None: as the plan supposes
 
     def choose(self, config: RunConfig) -> RunConfig:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
@@ -292,6 +295,10 @@ class _Planner:
     def plan_json(self, config: RunConfig) -> dict[str, Any]:
         from halfbyte.plan.ladder import plan_model
 
+        asked: dict[str, Any] = {}
+        if self.asked is not None:
+            asked["evaluation_batch"], asked["evaluation_sequence"] = self.asked
+
         def made(tokens: int) -> Any:
             return plan_model(
                 str(self.model.path),
@@ -306,6 +313,7 @@ class _Planner:
                 compute=config.compute,
                 device=self._device(config),
                 length=self._length(config),
+                **asked,
             )
 
         counts = self.data.counts

@@ -233,6 +233,19 @@ def _learned_text(item: Item) -> str:
     return "".join(turn["content"] for turn in turns if turn["role"] == "assistant")
 
 
+def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, int] | None:
+    """(answers at once, tokens of the longest with its prompt) of the batch that takes most memory for `task`;
+    None for kinds without generated answers. Raises DataError as `load_task_set` does."""
+    from halfbyte.evaluate.generate import batches
+
+    if task.kind not in ("number", "exact"):
+        return None
+    tasks, encoder = load_task_set(task, seed=seed), Encoder(model.tokenizer, task.chat)
+    lengths, new = [len(ids) for ids in encoder.prompts(tasks.asked(encoder))], task.decoding.max_new_tokens
+    cut = batches(lengths, new, "auto", model)
+    return max(((len(rows), max(lengths[row] for row in rows) + new) for rows in cut), key=lambda one: one[0] * one[1])
+
+
 _ASK = {"number": _ask_generated, "exact": _ask_generated, "choice": _ask_options, "loss": _ask_loss}
 
 

@@ -120,6 +120,7 @@ def plan_model(
     memory: str | int | None = None,
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
+    evaluation_sequence: int | None = None,
     native: Native | None = None,
     compute: str = "auto",
     revision: str | None = None,
@@ -134,15 +135,17 @@ def plan_model(
     packed already, else nf4), `revision` a branch, tag or commit of a hub model, `sequence` the longest item in tokens,
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
-    as fit), `native` the parts that native code computes (None: as this machine's CPU will), `compute` the type of the
-    activations (auto: as the weights, 16 bits where those are quantised). `device` is where it runs (see
+    as fit), `evaluation_batch` the answers at once, `evaluation_sequence` the tokens of the longest with its prompt
+    (None: as `sequence`), `native` the parts that native code computes (None: as this machine's CPU will), `compute` the
+    type of the activations (auto: as the weights, 16 bits where those are quantised). `device` is where it runs (see
     `devices.find_device`; None: this machine's processor), `ranks` how many of them would train together over links of
     `link` bytes a second each, `length` the run whose time is asked for.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
     """
-    _check(rank=rank, sequence=sequence, batch=batch, evaluation_batch=evaluation_batch)
+    _check(rank=rank, sequence=sequence, batch=batch, evaluation_batch=evaluation_batch,
+           evaluation_sequence=evaluation_sequence or sequence)  # fmt: skip
     known: dict[str, Weights] = {name: name for name in WEIGHTS}
     if weights is not None and weights not in known:
         raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
@@ -158,7 +161,7 @@ def plan_model(
         asked: dict[str, Any] = {
             "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence, "batch": batch,
             "memory_bytes": available, "recompute": recompute, "evaluation_batch": evaluation_batch,
-            "native": native, "compute": compute, "kind": where.kind,
+            "evaluation_sequence": evaluation_sequence, "native": native, "compute": compute, "kind": where.kind,
         }  # fmt: skip
         return make_plan(inventory, **(asked | changed))
 
@@ -178,6 +181,7 @@ def make_plan(
     native: Native,
     compute: str = "auto",
     kind: str = "cpu",
+    evaluation_sequence: int | None = None,
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
@@ -196,17 +200,18 @@ def make_plan(
         opened, mapped = {"context": CONTEXT_BYTES, "weights": mapped}, 0
     fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": b * adapter}
 
-    def scratch(items: int) -> int:
-        return activations.scratch_bytes(info, linears.values(), items * sequence, weights in QUANTISED, b)
+    def scratch(tokens: int) -> int:
+        return activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b)
 
-    training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": scratch(batch)}
+    asked = evaluation_sequence or sequence
+    training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": scratch(batch * sequence)}
     spoken_for = sum(size or 0 for size in training.values())
     layers, why, mapped_counts = _recompute(info, recompute, batch, sequence, memory_bytes, spoken_for, mapped or 0, b)
     phases = {
         "pack": _packing(inventory, weights),
         "open": Phase(opened, mapped),
-        "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, sequence, b),
-                           "scratch": scratch(evaluation_batch)}, mapped),
+        "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, asked, b),
+                           "scratch": scratch(evaluation_batch * asked)}, mapped),
         "tune": Phase({**training, **_training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
@@ -219,7 +224,8 @@ def make_plan(
         model=inventory.name,
         source=inventory.where,
         settings={"weights": weights, "rank": rank, "targets": targets if isinstance(targets, str) else list(targets),
-                  "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch, "recompute": layers,
+                  "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch,
+                  "evaluation_sequence": asked, "recompute": layers,
                   "layers": info.layers, "compute": compute, "dtype_bytes": b},
         parameters=inventory.parameters,
         linear_parameters=sum(rows * columns for rows, columns in quantised.values()),
