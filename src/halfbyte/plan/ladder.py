@@ -137,7 +137,7 @@ def plan_model(
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `evaluation_batch` the answers at once, `evaluation_sequence` the tokens of the longest with its prompt
     (None: as `sequence`), `native` the parts that native code computes (None: as this machine's CPU will), `compute`
-    the type of the activations (auto: as the weights, 16 bits where those are quantised). `device` is where it runs (see
+    the type of activations (auto: as the weights, 16 bits where those are quantised). `device` is where it runs (see
     `devices.find_device`; None: this machine's processor), `ranks` how many of them would train together over links of
     `link` bytes a second each, `length` the run whose time is asked for.
 
