@@ -183,6 +183,14 @@ def test_a_mistake_is_one_clear_error(
         assert error.startswith("error: ")
 
 
+def test_options_without_a_run_are_no_report(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_yaml = task_files(folder, model)
+    assert main(["report", str(folder)]) == 1 and "nothing of a run but its options" in capsys.readouterr().err
+    assert main(["report", str(run_yaml)]) == 2 and "no such folder" in capsys.readouterr().err
+    assert main(["plan", "--check", str(folder)]) == 1 and "no plan.json" in capsys.readouterr().err
+    assert not list(folder.glob("**/report.html"))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

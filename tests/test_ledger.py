@@ -50,7 +50,6 @@ def test_every_phase_and_every_part(model: Path, folder: Path, capsys: pytest.Ca
     assert all(phase["planned"]["peak_bytes"] for phase in check["phases"].values())
     settings = json.loads((folder / "out" / "plan.json").read_text())["settings"]
     assert settings["evaluation_batch"] == 10  # all items of the task, not what a plan without a task supposes
-    assert settings["evaluation_sequence"] != settings["sequence"]
     page = (folder / "out" / "report.html").read_text()
     assert "Counted to the byte" in page and ", as planned" in page and "evaluate before" in page
 

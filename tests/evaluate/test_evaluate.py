@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 
 from halfbyte.config import DecodingConfig, TaskConfig
 from halfbyte.data.encode import Encoder
+from halfbyte.data.template import Example
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 from halfbyte.evaluate import evaluate as module
-from halfbyte.evaluate.evaluate import constant_folder, evaluate_task
+from halfbyte.evaluate.evaluate import constant_folder, evaluate_task, largest_batch
 from halfbyte.evaluate.generate import Generated
 from halfbyte.evaluate.results import read_evaluation
 from halfbyte.evaluate.tasks import load_task_set
@@ -172,6 +174,16 @@ CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ '<|pad|>' }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+def test_the_largest_batch_is_what_generation_will_cut(
+    prices: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, longest = plain_model(), len(Encoder(plain_model().tokenizer).prompt(Example.of_prompt("set 11 costs $")))
+    assert largest_batch(model, prices) == (12, longest + 8)
+    monkeypatch.setattr("halfbyte.evaluate.generate._MOST_ROWS", 5)
+    assert largest_batch(model, prices) == (5, longest + 8)
+    assert largest_batch(model, replace(prices, kind="loss")) is None
 
 
 def test_a_chat_model_is_asked_through_its_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_a_run_that_measured_itself_is_shown_phase_by_phase(tmp_path: Path) -> N
     assert list(rows) == ["pack", "open", "evaluate before", "tune", "evaluate after"]
     assert rows["tune"][0]["activations"] == 280e6 and rows["tune"][1]["rest"] == 597_476_864 and not rows["open"][1]
     facts = dict(phase_facts(gather(folder)))
-    assert "600 MB (−6.3 %)" in facts["tune"].replace("\N{NO-BREAK SPACE}", " ") and "20 s" in facts["tune"]
+    assert "600 MB (−6.2 %)" in facts["tune"].replace("\N{NO-BREAK SPACE}", " ") and "20 s" in facts["tune"]
     assert facts["open"] == "not measured yet"
     assert exact_facts(gather(folder)) == [
         ("adapter", "2,523,136, as planned"), ("gradients", "2,523,144, +8 against the plan")
