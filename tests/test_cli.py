@@ -187,7 +187,7 @@ def test_options_without_a_run_are_no_report(model: Path, folder: Path, capsys: 
     run_yaml = task_files(folder, model)
     assert main(["report", str(folder)]) == 1 and "nothing of a run but its options" in capsys.readouterr().err
     assert main(["report", str(run_yaml)]) == 2 and "no such folder" in capsys.readouterr().err
-    assert main(["plan", "--check", str(folder)]) == 1 and "no plan.json" in capsys.readouterr().err
+    assert main(["plan", "--check", str(folder)]) == 1 and "no measured.json" in capsys.readouterr().err
     assert not list(folder.glob("**/report.html"))
 
 

@@ -23,7 +23,8 @@ REST = "rest"
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(plan, measured) of the run in `folder`. Raises DataError for a file that is missing or broken."""
-    return read_object(folder / "plan.json"), checked(read_object(folder / FILE), folder / FILE)
+    taken = checked(read_object(folder / FILE), folder / FILE)
+    return read_object(folder / "plan.json"), taken
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -31,9 +32,10 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        missing = "a run that is unfinished, or was made before halfbyte measured runs" if file.name == FILE else None
-        raise DataError(f"the run has no {file.name}", where=file.parent, found=missing,
-                        do="finish it: halfbyte tune RUN.yaml --resume") from None  # fmt: skip
+        why = "a run that is unfinished, or was made before halfbyte measured runs" if file.name == FILE else (
+            "a run that has not come to its training")  # fmt: skip
+        raise DataError(f"the run has no {file.name}", where=file.parent, found=why,
+                        do="finish it: halfbyte tune RUN.yaml (--resume)") from None  # fmt: skip
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(file, " ".join(str(error).split())) from None
     if not isinstance(found, dict):
