@@ -39,7 +39,7 @@ def checked(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_every_phase_and_every_part(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", str(task_files(folder, model))]) == 0
     said = capsys.readouterr().out
-    assert "planned and measured" in said and "evaluate before" in said and "exact, in bytes" in said
+    assert "Planned and measured" in said and "evaluate before" in said and "exact, in bytes" in said
     found = measured(folder / "out")
     assert found["finished"] and list(found["phases"]) == PHASES and set(found["exact"]) == EXACT
     for phase in found["phases"].values():

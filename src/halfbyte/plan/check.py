@@ -30,8 +30,11 @@ def print_check(folder: Path, as_json: bool, console: Console) -> None:
 
 def render_check(check: Mapping[str, Any], console: Console) -> None:
     """Print what `measured.against` gives: phases, exact parts, and the phases as stacked bars."""
+    console.print(Text("Planned and measured", style="bold"))
     console.print(_phases(check))
+    console.print()
     console.print(_exact(check))
+    console.print()
     bars: list[Bar] = []
     for name, phase in check["phases"].items():
         bars.append((f"{_words(name)}, planned", phase["planned"]["parts"]))
@@ -44,8 +47,7 @@ def render_check(check: Mapping[str, Any], console: Console) -> None:
 
 
 def _phases(check: Mapping[str, Any]) -> Table:
-    table = _table("phase", "planned", "measured", "", "planned", "measured", "")
-    table.title = "Peak memory, and time: planned and measured"
+    table = _table("phase", "peak planned", "measured", "", "time planned", "measured", "")
     for name, phase in check["phases"].items():
         planned, measured, difference = phase["planned"], phase["measured"] or {}, phase["difference"]
         table.add_row(
@@ -67,7 +69,7 @@ def _exact(check: Mapping[str, Any]) -> Table:
 
 
 def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left", title_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
