@@ -119,9 +119,9 @@ def gated_mlp(x: Tensor, layers: tuple[Layer, Layer, Layer], act: int, isa: str)
     return out
 
 
-def _layer(of: Layer, weight: _Matrix) -> tuple[int, int | None, int | None, int | None, int]:
+def _layer(of: Layer, weight: _Matrix) -> _Layer:
     bias, (a, b) = of.bias, of.lora or (None, None)
-    return (
+    return _Layer(
         ctypes.addressof(weight), None if bias is None else bias.data_ptr(), None if a is None else a.data_ptr(),
         None if b is None else b.data_ptr(), 0 if a is None else a.shape[0],
     )  # fmt: skip
