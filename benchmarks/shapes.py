@@ -82,27 +82,32 @@ def pack_to(bf16: Path, nf4: Path) -> None:
 
 def write_checkpoint(shape: dict[str, Any], folder: Path) -> None:
     """A Hugging Face folder of random bf16 weights, one file, written as it is made, with a byte-level tokenizer."""
-    import torch
-
     folder.mkdir(parents=True)
     config = {**shape, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "dtype": "bfloat16", "initializer_range": 0.02,
               "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
               "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
+    write_weights(folder / "model.safetensors", list(tensors(shape)))
+
+
+def write_weights(to: Path, sizes: list[tuple[str, tuple[int, ...]]]) -> None:
+    """A safetensors file of random bf16 tensors with these names and shapes; norms are ones."""
+    import torch
+
     header, end = {}, 0
-    for name, size in tensors(shape):
+    for name, size in sizes:
         count = 2 * torch.Size(size).numel()
         header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [end, end + count]}
         end += count
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     generator = torch.Generator().manual_seed(0)
-    with (folder / "model.safetensors").open("wb") as file:
+    with to.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         noise = (torch.randn(1 << 24, generator=generator) * 0.02).bfloat16()
-        for name, size in tensors(shape):
+        for name, size in sizes:
             count = torch.Size(size).numel()
             if "norm" in name:
                 file.write(torch.ones(count, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
@@ -114,7 +119,7 @@ def write_checkpoint(shape: dict[str, Any], folder: Path) -> None:
                 file.write(rolled[: 2 * min(len(noise), count - start)].data)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -119,7 +119,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     rank, targets, weights, sequence = options.lora_rank, options.lora_targets, options.weights, options.sequence
     memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
-    compute, device, length = "auto", options.device, None
+    compute, device, length, items = "auto", options.device, None, None
     model, config = _planned(model)
     if config is not None:
         weights, revision = weights or config.weights, revision or config.revision
@@ -128,7 +128,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         sequence = config.data.max_tokens if sequence is None else sequence
         memory = memory or (None if config.memory == "auto" else config.memory)
         recompute, compute = config.tune.recompute, config.compute
-        device, length = device or config.device, _length(config)
+        device, length, items = device or config.device, _length(config), _items(config)
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
     if isinstance(targets, str) and "," in targets:
@@ -148,7 +148,21 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         ranks=options.gpus,
         link=options.link,
         length=length,
+        items=items,
     )
+
+
+def _items(config: RunConfig) -> int | None:
+    """How many items the run's task asks for answers to; None without such a task, or where it can't be read."""
+    from halfbyte.data.template import load_examples
+
+    try:
+        task = load_task(Path(config.task)) if config.task else None
+        if task is None or task.kind not in ("number", "exact") or not Path(task.data).is_file():
+            return None
+        return len(load_examples(task.data, task.template, split="test"))
+    except HalfbyteError:
+        return None
 
 
 def _length(config: RunConfig) -> Length | None:

@@ -181,7 +181,7 @@ def test_the_largest_batch_is_what_generation_will_cut(
 ) -> None:
     model, longest = plain_model(), len(Encoder(plain_model().tokenizer).prompt(Example.of_prompt("set 11 costs $")))
     assert largest_batch(model, prices) == (12, longest + 8)
-    monkeypatch.setattr("halfbyte.evaluate.generate._MOST_ROWS", 5)
+    monkeypatch.setattr("halfbyte.plan.answering._MOST_ROWS", 5)
     assert largest_batch(model, prices) == (5, longest + 8)
     assert largest_batch(model, replace(prices, kind="loss")) is None
 

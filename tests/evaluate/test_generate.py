@@ -64,7 +64,7 @@ def test_answers_do_not_depend_on_the_pieces_of_the_prompt(family: str, monkeypa
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids, *rest: (widths.append(ids.shape[1]), hidden(ids, *rest))[1])
     for tokens in (24, 1):  # 3 columns of all 8 prompts, 1 column
-        monkeypatch.setattr("halfbyte.evaluate.generate._AT_ONCE", {"cpu": tokens})
+        monkeypatch.setattr("halfbyte.plan.answering._AT_ONCE", {"cpu": tokens})
         assert generate(model, asked, LONG).ids == whole
         assert max(widths) == max(1, tokens // 8)
         widths.clear()

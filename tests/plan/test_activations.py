@@ -15,7 +15,6 @@ from halfbyte.model.loss import CHUNK
 from halfbyte.plan.activations import (
     LOSS_CHUNK,
     PLAIN,
-    evaluation_bytes,
     layer_peak_bytes_per_token,
     loss_bytes,
     recomputed_bytes_per_token,
@@ -24,6 +23,7 @@ from halfbyte.plan.activations import (
     shape_info,
     training_bytes,
 )
+from halfbyte.plan.answering import evaluation_bytes
 from halfbyte.plan.catalogue import find
 from halfbyte.plan.native import Native, foretold, of_model
 from halfbyte.targets import select_targets

@@ -25,14 +25,12 @@ from torch.nn import functional as F
 
 from halfbyte.config import DecodingConfig
 from halfbyte.errors import CheckpointError, DataError
+from halfbyte.plan import answering
 
 if TYPE_CHECKING:
     from halfbyte.model.build import Model
 
 Progress = Callable[[int, int], None]  # prompts done, prompts in all
-_CACHE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # keys and values of one batch
-_MOST_TOKENS, _MOST_ROWS = 16384, 128
-_AT_ONCE = {"cpu": 2048}  # tokens in one forward; more give the products nothing but take memory
 _BY_LENGTH = {"dynamic", "longrope"}  # position embeddings that depend on the longest position of a forward
 
 
@@ -125,12 +123,8 @@ def context_tokens(model: Model) -> int | None:
 
 def token_budget(model: Model) -> int:
     """Tokens that may be in the cache at once."""
-    config = model.net.config.get_text_config()
-    queries = int(getattr(config, "num_attention_heads", None) or 1)
-    heads = int(getattr(config, "num_key_value_heads", None) or queries)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // queries)
-    bytes_per_token = 2 * int(getattr(config, "num_hidden_layers", 1)) * heads * size * model.dtype.itemsize
-    return max(512, min(_MOST_TOKENS, _CACHE_BYTES.get(model.device.type, 2**29) // bytes_per_token))
+    text = model.net.config.get_text_config().to_dict()
+    return answering.token_budget(text, model.dtype.itemsize, model.device.type)
 
 
 def batches(
@@ -146,7 +140,7 @@ def batches(
         if isinstance(batch, int):
             rows = max(1, batch)
         else:
-            rows = max(1, min(_MOST_ROWS, budget // max(1, lengths[order[at]] + extra)))
+            rows = answering.rows_at_once(budget, lengths[order[at]] + extra)
         yield order[at : at + rows]
         at += rows
 
@@ -222,7 +216,7 @@ def prefill(model: Model, ids: Tensor, mask: Tensor | None, positions: Tensor, c
 
 def tokens_at_once(model: Model) -> int:
     """Tokens that go through the model in one forward: their activations are what takes memory beside the cache."""
-    return _AT_ONCE.get(model.device.type, _MOST_TOKENS)
+    return answering.tokens_at_once(model.device.type)
 
 
 def _positions_by_length(model: Model) -> bool:

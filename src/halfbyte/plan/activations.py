@@ -132,7 +132,7 @@ def saved_bytes_per_token(info: ShapeInfo, tokens: int, *, padded: bool, dtype_b
 
     `padded` says whether the batch holds padding. Raises ValueError for a family that is not modelled.
     """
-    dims, b = _dims(info), dtype_bytes
+    dims, b = known_dims(info), dtype_bytes
     total = _norm_bytes(info, b) + _attention_bytes(info, tokens, padded, b) + _mlp_bytes(info, b)
     total += b * dims.hidden * bool(info.adapted & {"q_proj", "k_proj", "v_proj", "qkv_proj"})
     total += b * dims.hidden * bool(info.adapted & {"gate_proj", "up_proj", "gate_up_proj"})
@@ -141,12 +141,12 @@ def saved_bytes_per_token(info: ShapeInfo, tokens: int, *, padded: bool, dtype_b
 
 def recomputed_bytes_per_token(info: ShapeInfo, dtype_bytes: int = 2) -> int:
     """Bytes that a layer which is computed again keeps from its first run to its second, per token."""
-    dims, b = _dims(info), dtype_bytes
+    dims, b = known_dims(info), dtype_bytes
     return b * dims.hidden + info.native.attention * (b * (dims.query + dims.hidden) + 4 * dims.heads)
 
 
 def _norm_bytes(info: ShapeInfo, b: int) -> int:
-    dims, wide = _dims(info), b if info.native.norms else 4
+    dims, wide = known_dims(info), b if info.native.norms else 4
     total = len(dims.family.norms) * (wide * dims.hidden + 4)
     if dims.family.qk_norm:
         total += wide * (dims.query + dims.key)
@@ -156,7 +156,7 @@ def _norm_bytes(info: ShapeInfo, b: int) -> int:
 
 def _attention_bytes(info: ShapeInfo, tokens: int, padded: bool, b: int) -> int:
     """Queries, keys, values, the output, the mask; and the input of o where that is not the output itself."""
-    dims = _dims(info)
+    dims = known_dims(info)
     query, key, fused = dims.query, dims.key, dims.family.fused
     values = query + 2 * key if fused else key
     if info.native.attention:
@@ -171,7 +171,7 @@ def _attention_bytes(info: ShapeInfo, tokens: int, padded: bool, b: int) -> int:
 
 
 def _mlp_bytes(info: ShapeInfo, b: int) -> int:
-    return b * _dims(info).mlp * ((2 if info.native.mlp else 3) + ("down_proj" in info.adapted))
+    return b * known_dims(info).mlp * ((2 if info.native.mlp else 3) + ("down_proj" in info.adapted))
 
 
 def layer_peak_bytes_per_token(info: ShapeInfo, tokens: int, dtype_bytes: int = 2) -> int:
@@ -181,7 +181,7 @@ def layer_peak_bytes_per_token(info: ShapeInfo, tokens: int, dtype_bytes: int = 
     saved input has left by then, and three hidden states. In the attention, less what the MLP kept: the gradients of
     everything that it saved, in fp32 those of keys and values, too; where the scores are materialised, theirs.
     """
-    dims, b = _dims(info), dtype_bytes
+    dims, b = known_dims(info), dtype_bytes
     hidden = 3 * b * dims.hidden
     mlp = b * dims.mlp * (3 if info.native.mlp and "down_proj" not in info.adapted else 2)
     if info.scores:
@@ -202,7 +202,7 @@ def loss_bytes(info: ShapeInfo, tokens: int, dtype_bytes: int = 2) -> int:
     each = LOSS_BYTES + SOFTCAP_BYTES * info.softcap
     if info.native.norms:  # the kernels of the loss run where those of the norms do
         each = dtype_bytes * ((4 + 2 * info.softcap) if info.scaled else 1 if info.native.products else 2)
-    return min(LOSS_CHUNK, tokens) * (_dims(info).vocabulary or 0) * each
+    return min(LOSS_CHUNK, tokens) * (known_dims(info).vocabulary or 0) * each
 
 
 def training_bytes(
@@ -213,7 +213,7 @@ def training_bytes(
     The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. Of a head that is
     a product alone, the buffer of the logits outlives the loss.
     """
-    dims, b = _dims(info), dtype_bytes
+    dims, b = known_dims(info), dtype_bytes
     count = micro_batch * tokens
     saved = saved_bytes_per_token(info, tokens, padded=micro_batch > 1, dtype_bytes=b)
     kept_layers = dims.layers - recompute
@@ -250,22 +250,8 @@ def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: 
     return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)
 
 
-def evaluation_bytes(info: ShapeInfo, batch: int, tokens: int, dtype_bytes: int = 2) -> dict[str, int]:
-    """Parts in bytes of generating for `batch` sequences that end with `tokens` tokens: cache, one layer, logits."""
-    dims, b, count = _dims(info), dtype_bytes, batch * tokens
-    mlp = 3 * dims.mlp + 3 * dims.hidden
-    attention = 4 * dims.query + 2 * dims.key + 2 * dims.hidden
-    working = b * max(mlp, attention)
-    if info.scores:
-        working = max(working, b * attention + dims.heads * tokens * (b + 4 + b))
-    return {
-        "kv_cache": count * dims.layers * 2 * dims.key * b,
-        "activations": count * working,
-        "logits": batch * (dims.vocabulary or 0) * (b + 4),
-    }
-
-
-def _dims(info: ShapeInfo) -> Dimensions:
+def known_dims(info: ShapeInfo) -> Dimensions:
+    """The dimensions. Raises ValueError for a family that is not modelled."""
     if info.dims is None:
         raise ValueError(info.unknown)
     return info.dims

@@ -27,13 +27,14 @@ from halfbyte.formats import (
 )
 from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
+from halfbyte.plan.answering import evaluation_bytes, rows_at_once, token_budget, tokens_at_once
 from halfbyte.plan.answers import complete
 from halfbyte.plan.budget import room_beside
 from halfbyte.plan.devices import CONTEXT_BYTES, Device, find_device
 from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
-from halfbyte.plan.shapes import TensorSpec
+from halfbyte.plan.shapes import TensorSpec, text_config
 from halfbyte.plan.time import Length
 from halfbyte.targets import select_targets
 
@@ -121,6 +122,7 @@ def plan_model(
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
     evaluation_sequence: int | None = None,
+    items: int | None = None,
     native: Native | None = None,
     compute: str = "auto",
     revision: str | None = None,
@@ -136,10 +138,11 @@ def plan_model(
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `evaluation_batch` the answers at once, `evaluation_sequence` the tokens of the longest with its prompt
-    (None: as `sequence`), `native` the parts that native code computes (None: as this machine's CPU will), `compute`
-    the type of activations (auto: as the weights, 16 bits where those are quantised). `device` is where it runs (see
-    `devices.find_device`; None: this machine's processor), `ranks` how many of them would train together over links of
-    `link` bytes a second each, `length` the run whose time is asked for.
+    (None: as `sequence`), `items` those of a task (then as many answers at once as `evaluate` takes), `native` the
+    parts that native code computes (None: as this machine's CPU will), `compute` the type of activations (auto: as the
+    weights, 16 bits where those are quantised). `device` is where it runs (see `devices.find_device`; None: this
+    machine's processor), `ranks` how many of them would train together over links of `link` bytes a second each,
+    `length` the run whose time is asked for.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -156,6 +159,10 @@ def plan_model(
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
     compute = compute if where.bf16 or compute != "auto" else _without_bf16(inventory)
     native = native or foretold(inventory.config, dtype_bytes=_width(weights, compute), device=where.kind)
+
+    if items is not None:
+        budget = token_budget(text_config(inventory.config), _width(weights, compute), where.kind)
+        evaluation_batch = min(max(1, items), rows_at_once(budget, evaluation_sequence or sequence))
 
     def made(**changed: Any) -> Plan:
         asked: dict[str, Any] = {
@@ -210,8 +217,8 @@ def make_plan(
     phases = {
         "pack": _packing(inventory, weights),
         "open": Phase(opened, mapped),
-        "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, asked, b),
-                           "scratch": scratch(evaluation_batch * asked)}, mapped),
+        "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, asked, b, kind),
+                           "scratch": scratch(min(evaluation_batch * asked, tokens_at_once(kind)))}, mapped),
         "tune": Phase({**training, **_training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
@@ -339,10 +346,10 @@ def _training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int
     return {"activations": kept, "logits": logits if info.dims.vocabulary else None}
 
 
-def _evaluation(info: ShapeInfo, batch: int, sequence: int, b: int) -> dict[str, int | None]:
+def _evaluation(info: ShapeInfo, batch: int, sequence: int, b: int, kind: str) -> dict[str, int | None]:
     if info.dims is None:
         return {"kv_cache": None, "activations": None, "logits": None}
-    parts: dict[str, int | None] = {**activations.evaluation_bytes(info, batch, sequence, b)}
+    parts: dict[str, int | None] = {**evaluation_bytes(info, batch, sequence, b, kind)}
     return parts if info.dims.vocabulary else {**parts, "logits": None}
 
 
