@@ -53,8 +53,8 @@ def attempt(name: str, work: Callable[[], object]) -> bool:
     return True
 
 
-def alone(script: str) -> None:
-    subprocess.run([sys.executable, str(HERE / f"{script}.py")], check=True)
+def alone(script: str, results: Path) -> None:
+    subprocess.run([sys.executable, str(HERE / f"{script}.py"), "--results", str(results)], check=True)
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if name not in (*ALONE, *stages):
             common.say(f"with the shape {shape} there is no '{name}'; there are: {', '.join((*ALONE, *stages))}")
             return 2
-    went = [attempt(name, lambda name=name: alone(name)) for name in ALONE if name in wanted]  # type: ignore[misc]
+    went = [attempt(name, lambda name=name: alone(name, options.results)) for name in ALONE if name in wanted]  # type: ignore[misc]
     if any(name in wanted for name in stages):
         made = options.folder is not None and not options.folder.exists()
         common.say(f"the checkpoints of {shape}")
