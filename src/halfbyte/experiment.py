@@ -223,7 +223,7 @@ class _Planner:
 
         adapter, options = config.adapter, config.tune
         shape = shape_info(self.model.net.config.to_dict(), rank=adapter.rank, targets=adapter.targets,
-                           native=self._native())  # fmt: skip
+                           native=self._native(), learned=self._learned())  # fmt: skip
         longest = self.data.counts.longest
         fixed, mapped = self._spoken_for(config, shape, longest)
         chosen = choose(
@@ -254,8 +254,9 @@ class _Planner:
         # parameters, gradients, AdamW, and the narrow copy; the runtime is part of a given budget, else it is there
         fixed = (16 + width) * self.model.adapter_parameters(config.adapter)
         fixed += scratch_bytes(shape, matrices, config.tune.batch * longest, weights in QUANTISED, width)
-        fixed += runtime_bytes(shape) if config.memory != "auto" else 0
-        mapped = mapped_bytes(take_inventory(str(self.model.path)), weights) or 0
+        inventory = take_inventory(str(self.model.path))
+        fixed += runtime_bytes(shape, inventory.tokenizer_bytes) if config.memory != "auto" else 0
+        mapped = mapped_bytes(inventory, weights) or 0
         if self.model.device.type == "cpu":
             return fixed, mapped
         return fixed + (mapped if config.memory != "auto" else 0), 0  # on the device they can't be dropped
@@ -313,6 +314,7 @@ class _Planner:
                 compute=config.compute,
                 device=self._device(config),
                 length=self._length(config),
+                learned=self._learned(),
                 **asked,
             )
 
@@ -320,6 +322,10 @@ class _Planner:
         self.expected = made(max(1, round(counts.tokens / counts.items))).time["run"]
         self.plan = made(counts.longest).to_json() | {"expected": self.expected}
         return self.plan
+
+    def _learned(self) -> int:
+        """Learned tokens of the item that has most of them."""
+        return max(sum(item.learned) for item in (*self.data.train, *self.data.validation))
 
     def _length(self, config: RunConfig) -> Any:
         from halfbyte.plan.time import Length

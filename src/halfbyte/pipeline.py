@@ -119,7 +119,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     rank, targets, weights, sequence = options.lora_rank, options.lora_targets, options.weights, options.sequence
     memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
-    compute, device, length, items = "auto", options.device, None, None
+    compute, device, length, items, learned = "auto", options.device, None, None, None
     model, config = _planned(model)
     if config is not None:
         weights, revision = weights or config.weights, revision or config.revision
@@ -128,7 +128,8 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         sequence = config.data.max_tokens if sequence is None else sequence
         memory = memory or (None if config.memory == "auto" else config.memory)
         recompute, compute = config.tune.recompute, config.compute
-        device, length, items = device or config.device, _length(config), _items(config)
+        device, length = device or config.device, _length(config)
+        items, learned = _items(config), _learned(config)
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
     if isinstance(targets, str) and "," in targets:
@@ -149,7 +150,24 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         link=options.link,
         length=length,
         items=items,
+        learned=learned,
     )
+
+
+_AROUND = 16  # tokens of a chat template, and the end, that may be learned beside a completion
+
+
+def _learned(config: RunConfig) -> int | None:
+    """Learned tokens of an item, at most: no token of a completion is shorter than a byte. None: all, or not known."""
+    from halfbyte.data.template import load_examples
+
+    try:
+        if config.data.learn != "completion" or not config.data.train or not Path(config.data.train).is_file():
+            return None
+        examples = load_examples(config.data.train, config.data.template)
+        return _AROUND + max(len((example.completion or "").encode()) for example in examples)
+    except HalfbyteError:
+        return None
 
 
 def _items(config: RunConfig) -> int | None:

@@ -56,7 +56,8 @@ from halfbyte.targets import select_targets
 # with a tokenizer of a few hundred entries took 286 to 313 MB beside what is planned here (169 MB of it the imports),
 # scipy.stats 25 MB, and a tokenizer of 49k or 128k entries 29 or 76 MB.
 RUNTIME_BYTES = 345_000_000
-TOKENIZER_BYTES = 600  # for each entry of the vocabulary
+TOKENIZER_FACTOR = 8.4  # bytes in memory for each byte of tokenizer.json
+TOKENIZER_ENTRY = 72  # bytes of the file for each entry of the vocabulary
 
 LOSS_CHUNK = 256  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
 # Plain, of each of these logits: in 16 bits, as fp32, the softmax's logarithm, and a gradient in 16 bits.
@@ -85,6 +86,7 @@ class ShapeInfo:
     softcap: bool  # the head caps its logits
     scaled: bool  # the head is more than a product: it caps or scales
     native: Native
+    learned: int | None = None  # tokens of an item whose loss counts, at most; None: all of them
 
     @property
     def unknown(self) -> str:
@@ -97,6 +99,7 @@ def shape_info(
     rank: int = AdapterConfig.rank,
     targets: str | Sequence[str] = "all",
     native: Native = PLAIN,
+    learned: int | None = None,
 ) -> ShapeInfo:
     """Read a config.json's mapping. Never raises for a family that is not modelled: `dims` is None then."""
     text = text_config(config)
@@ -117,6 +120,7 @@ def shape_info(
         softcap=bool(text.get("final_logit_softcapping")),
         scaled=any(text.get(name) not in (None, 0, 1) for name in _SCALES),
         native=native,
+        learned=learned,
     )
 
 
@@ -218,18 +222,21 @@ def training_bytes(
     saved = saved_bytes_per_token(info, tokens, padded=micro_batch > 1, dtype_bytes=b)
     kept_layers = dims.layers - recompute
     inputs = recompute * recomputed_bytes_per_token(info, b)
-    # The last norm's input and result, the hidden states that are learned and their gradient, scaled in fp32.
-    ends = (4 * b + 8) * dims.hidden + 4
-    logits = loss_bytes(info, count, b)
-    in_loss = count * (kept_layers * saved + inputs + ends) + logits
+    learned = micro_batch * min(tokens, tokens if info.learned is None else info.learned)
+    # The last norm's input and result; the hidden states that are learned and their gradient, scaled in fp32.
+    ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8) * dims.hidden
+    logits = loss_bytes(info, learned, b)
+    in_loss = count * (kept_layers * saved + inputs) + ends + logits
     working = b * dims.hidden + layer_peak_bytes_per_token(info, tokens, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + working) + (0 if info.scaled else logits)
     return max(in_loss, in_layer) - logits, logits
 
 
-def runtime_bytes(info: ShapeInfo) -> int:
-    """Bytes of Python, its libraries and the tokenizer."""
-    return RUNTIME_BYTES + TOKENIZER_BYTES * (info.dims.vocabulary or 0 if info.dims is not None else 0)
+def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
+    """Bytes of Python, its libraries and the tokenizer, whose file has `tokenizer_bytes` (None: not known)."""
+    if tokenizer_bytes is None:
+        tokenizer_bytes = TOKENIZER_ENTRY * (info.dims.vocabulary or 0 if info.dims is not None else 0)
+    return RUNTIME_BYTES + round(TOKENIZER_FACTOR * tokenizer_bytes)
 
 
 def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Inventory:
     notes: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()  # linear layers that a packed checkpoint keeps in 16 bits
+    tokenizer_bytes: int | None = None  # of its file; None: not known
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -149,7 +150,12 @@ def from_folder(folder: Path) -> Inventory:
     suffixes = {file.suffix for file in folder.iterdir()}
     if not suffixes & _WEIGHT_SUFFIXES and not (folder / "model.safetensors.index.json").exists():
         return _from_config(folder)
-    return from_listing(open_folder(folder).listing)
+    return replace(from_listing(open_folder(folder).listing), tokenizer_bytes=_tokenizer_bytes(folder))
+
+
+def _tokenizer_bytes(folder: Path) -> int | None:
+    files = (folder / name for name in ("tokenizer.json", "tokenizer.model"))
+    return next((file.stat().st_size for file in files if file.is_file()), None)
 
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
@@ -177,7 +183,9 @@ def _from_config(folder: Path) -> Inventory:
     if "text_config" in config:
         notes.append("the language model alone is counted: config.json describes other towers, too")
     known = dims if modelled else None
-    return Inventory(folder.resolve().name, "config", str(folder), config, tuple(tensors), known, notes=notes)
+    size = _tokenizer_bytes(folder)
+    return Inventory(folder.resolve().name, "config", str(folder), config, tuple(tensors), known, notes=notes,
+                     tokenizer_bytes=size)  # fmt: skip
 
 
 _BUFFER = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(^|\.)attn\.(masked_)?bias)$")

@@ -123,6 +123,7 @@ def plan_model(
     evaluation_batch: int = EVALUATION_BATCH,
     evaluation_sequence: int | None = None,
     items: int | None = None,
+    learned: int | None = None,
     native: Native | None = None,
     compute: str = "auto",
     revision: str | None = None,
@@ -138,11 +139,11 @@ def plan_model(
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `evaluation_batch` the answers at once, `evaluation_sequence` the tokens of the longest with its prompt
-    (None: as `sequence`), `items` those of a task (then as many answers at once as `evaluate` takes), `native` the
-    parts that native code computes (None: as this machine's CPU will), `compute` the type of activations (auto: as the
-    weights, 16 bits where those are quantised). `device` is where it runs (see `devices.find_device`; None: this
-    machine's processor), `ranks` how many of them would train together over links of `link` bytes a second each,
-    `length` the run whose time is asked for.
+    (None: as `sequence`), `items` those of a task (then as many answers at once as `evaluate` takes), `learned` the
+    tokens of an item whose loss counts, at most (None: all), `native` the parts that native code computes (None: as
+    this machine's CPU will), `compute` the type of activations (auto: as the weights, 16 bits where those are
+    quantised). `device` is where it runs (see `devices.find_device`; None: this machine's processor), `ranks` how many
+    of them would train together over links of `link` bytes a second each, `length` the run whose time is asked for.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -169,6 +170,7 @@ def plan_model(
             "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence, "batch": batch,
             "memory_bytes": available, "recompute": recompute, "evaluation_batch": evaluation_batch,
             "evaluation_sequence": evaluation_sequence, "native": native, "compute": compute, "kind": where.kind,
+            "learned": learned,
         }  # fmt: skip
         return make_plan(inventory, **(asked | changed))
 
@@ -189,19 +191,20 @@ def make_plan(
     compute: str = "auto",
     kind: str = "cpu",
     evaluation_sequence: int | None = None,
+    learned: int | None = None,
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
     chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
     adapter = sum(rank * (linears[name][0] + linears[name][1]) for name in chosen)
-    info = shape_info(inventory.config, rank=rank, targets=targets, native=native)
+    info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned)
     quantised = inventory.quantised
     packed = {format_: _packed(format_, quantised.values()) for format_ in QUANTISED}
     weights_bytes = _weights_bytes(inventory, packed)
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = _mapped(weights, weights_bytes, constants)
     b = _width(weights, compute)
-    runtime = activations.runtime_bytes(info)
+    runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
     opened: dict[str, int | None] = {"runtime": runtime}
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
         opened, mapped = {"context": CONTEXT_BYTES, "weights": mapped}, 0

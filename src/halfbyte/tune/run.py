@@ -139,7 +139,12 @@ def run_training(
     write_yaml(config, folder / "run.yaml")
     _write_json(folder / "plan.json", plan_json(config))
     _write_json(folder / "environment.json", environment())
-    return _train(model, data, state, config, folder, console)
+    outcome = _train(model, data, state, config, folder, console)
+    for parameter in state.parameters.values():
+        parameter.grad = None
+    del state
+    give_back()  # so that what comes after is not charged for gradients and moments
+    return outcome
 
 
 def _train(
