@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,24 @@ EXACT = {"weights", "constants", "adapter", "gradients", "optimiser"}
 
 
 @pytest.fixture
-def model(folder: Path) -> Path:
+def model(folder: Path, request: pytest.FixtureRequest) -> Path:
     """A checkpoint that no test has packed yet: of its own seed."""
-    return tiny_checkpoint("llama", folder / "tiny", seed=abs(hash(str(folder))) % 10**6)
+    return tiny_checkpoint("llama", folder / "tiny", seed=zlib.crc32(request.node.nodeid.encode()))
 
 
 def measured(out: Path) -> dict[str, Any]:
     return json.loads((out / "measured.json").read_text())  # type: ignore[no-any-return]
+
+
+def killed_before_training(run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from halfbyte.tune import run
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "run_training", killed)
+        assert main(["tune", str(run_yaml)]) == 130
 
 
 def checked(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -98,22 +110,16 @@ def test_an_interrupted_run_says_what_it_has(
 def test_killed_before_training_it_can_be_started_again(
     model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from halfbyte.tune import run
-
     run_yaml = task_files(folder, model)
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(run, "run_training", killed)
-        assert main(["tune", str(run_yaml)]) == 130
+    killed_before_training(run_yaml, monkeypatch)
     first = measured(folder / "out")
     assert list(first["phases"]) == PHASES[:3] and not first["finished"]
+    (folder / "out" / "measured.json.part").write_text("{")  # killed while it wrote
     assert main(["tune", str(run_yaml)]) == 0
     second = measured(folder / "out")
     assert list(second["phases"]) == PHASES
     assert second["phases"]["pack"] == first["phases"]["pack"]  # the packed copy was there
+    assert not (folder / "out" / "measured.json.part").exists()
 
 
 def test_figures_of_another_run_are_dropped(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,3 +152,31 @@ def test_a_broken_measurement_is_a_note_on_the_page(model: Path, folder: Path) -
     (folder / "out" / "measured.json").write_text('{"schema": 1, "phases": {"<b>x": {}}, "exact": {}}')
     page = report(folder / "out").read_text()
     assert "measured.json can&#39;t be read" in page and "<b>x" not in page and "&lt;b&gt;x" in page
+
+
+def test_what_no_run_left_is_not_written_over(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_yaml, out = task_files(folder, model, task="out/task.yaml"), folder / "out"
+    out.mkdir()
+    mine = "# my notes\nkind: number\ndata: ../test.jsonl\ndecoding: {max_new_tokens: 4}\n"
+    (out / "task.yaml").write_text(mine)
+    for name, said in (("out/task.yaml", "its own copy of the task"), ("task.yaml", "holds something else")):
+        assert main(["tune", str(run_yaml), "--set", f"task={folder / name}"]) == 2
+        assert said in capsys.readouterr().err and (out / "task.yaml").read_text() == mine
+    (out / "task.yaml").unlink()
+    (out / "measured.json").write_text('{"of": "another tool"}')
+    assert main(["tune", str(run_yaml), "--set", f"task={folder / 'task.yaml'}"]) == 2
+    assert "found: measured.json" in capsys.readouterr().err
+
+
+def test_the_copy_of_the_task_is_the_runs_own(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed early, and a resume, may name it."""
+    run_yaml, out = task_files(folder, model), folder / "out"
+    killed_before_training(run_yaml, monkeypatch)
+    copy = (out / "task.yaml").read_text()
+    own = ["--set", f"task={out / 'task.yaml'}"]
+    assert main(["tune", str(run_yaml), *own]) == 0 and main(["tune", str(run_yaml), *own, "--resume"]) == 0
+    (out / "task.yaml").write_text(f"# noted\n{copy}")
+    assert main(["tune", str(run_yaml), *own, "--resume"]) == 0
+    assert (out / "task.yaml").read_text() == f"# noted\n{copy}"

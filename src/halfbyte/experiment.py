@@ -56,7 +56,8 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     config = planner.choose(config)
     if task is not None:
         task = with_training_median(task, config)
-        write_yaml(task, folder / "task.yaml")
+        if not _same_file(config.task, folder / "task.yaml"):  # a resume may name the run's own copy
+            write_yaml(task, folder / "task.yaml")
         planner.asked = largest_batch(model, task, config.seed)
         result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
         ledger.evaluated("evaluate_before", result)
@@ -77,6 +78,10 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
 
     console.print(f"report: {report(folder)}", markup=False)
     return 0
+
+
+def _same_file(one: str | None, other: Path) -> bool:
+    return one is not None and Path(one).resolve() == other.resolve()
 
 
 def _open(what: Target, device: str, ledger: Ledger, console: Console) -> Any:

@@ -121,7 +121,7 @@ class Ledger:
         """Put it into the run's folder, whole or not at all."""
         if not self.run:
             return
-        part = self.folder / f"{measured.FILE}.part"
+        part = self.folder / measured.PART
         part.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
         part.replace(self.folder / measured.FILE)
 

@@ -16,6 +16,7 @@ from halfbyte.errors import DataError
 from halfbyte.plan.held import exact_parts
 
 FILE = "measured.json"
+PART = f"{FILE}.part"  # while it is written
 PHASES = {"pack": "pack", "open": "open", "evaluate_before": "evaluate", "tune": "tune", "evaluate_after": "evaluate"}
 EXACT = ("weights", "constants", "adapter", "gradients", "optimiser")
 REST = "rest"

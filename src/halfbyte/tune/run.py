@@ -32,16 +32,17 @@ from halfbyte.config import RunConfig, build, read_yaml, to_dict, write_yaml
 from halfbyte.data.batches import steps_per_epoch
 from halfbyte.data.dataset import TrainingData
 from halfbyte.environment import environment
-from halfbyte.errors import ConfigError, TrainingError
+from halfbyte.errors import ConfigError, DataError, TrainingError
 from halfbyte.memory import MemoryMeter, give_back
 from halfbyte.model.adapter import save_adapter
 from halfbyte.model.build import Model
+from halfbyte.plan import measured
 from halfbyte.tune.loop import Plan, StepRecord, Stopped, train
 from halfbyte.tune.progress import show_progress
 from halfbyte.tune.schedule import total_steps
 from halfbyte.tune.state import Progress, State, flush_to_disk, last_checkpoint
 
-_BEFORE = {"evaluations", "task.yaml", "measured.json"}  # what may stand there before training begins
+_BEFORE = {"evaluations", measured.FILE, "task.yaml"}  # what a run leaves that was killed before it trained
 # Options that a resume may change: they decide when something is written or where it runs, not what comes out.
 _FREE = {"tune.checkpoint_every", "memory", "device", "out", "task"}
 
@@ -73,10 +74,10 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
     if not stored.exists():
         if resume:
             raise ConfigError("there is no run to go on with", where=folder, do="leave --resume away to start it")
-        if folder.exists() and (not folder.is_dir() or any(p.name not in _BEFORE for p in folder.iterdir())):
-            raise ConfigError("the run's folder holds something else", where=folder, do="choose another: --set out=...")
+        _spare_others(folder, config.task)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / measured.PART).unlink(missing_ok=True)  # of a run that was killed while it wrote
         except OSError as error:
             raise ConfigError("the run's folder can't be made", where=folder, found=str(error)) from None
         return config
@@ -103,6 +104,28 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
             do="put them back, or start another run: --set out=...",
         )
     return config
+
+
+def _spare_others(folder: Path, task: str | None) -> None:
+    """Raises ConfigError where a run that begins in `folder` would write over what no run of ours left there."""
+    ours = _is_ours(folder / measured.FILE)
+    mine = folder / "task.yaml"
+    if task and not ours and mine.exists() and Path(task).resolve() == mine.resolve():
+        raise ConfigError("the run would write its own copy of the task over this file", where=mine,
+                          do="move it out of the run's folder, or choose another folder: --set out=...")  # fmt: skip
+    allowed = {"evaluations", measured.PART} | (_BEFORE if ours else set())
+    found = sorted(path.name for path in folder.iterdir() if path.name not in allowed) if folder.is_dir() else []
+    if found or (folder.exists() and not folder.is_dir()):
+        raise ConfigError("the run's folder holds something else", where=folder, found=", ".join(found[:8]) or "a file",
+                          do="choose another: --set out=...")  # fmt: skip
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        measured.checked(measured.read_object(file), file)
+    except DataError:
+        return False
+    return True
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
