@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from halfbyte.checkpoint import source
+from halfbyte.checkpoint import remote, source
 from halfbyte.checkpoint.hub import NotOnHub
 from halfbyte.checkpoint.local import may_be_hub_id
 from halfbyte.checkpoint.source import open_checkpoint
@@ -20,6 +20,9 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "runs" / "demo").mkdir(parents=True)
     (folder / "runs" / "demo" / "run.yaml").touch()
     (folder / "meta-llama" / "Llama-3.2-1B").mkdir(parents=True)
+    (folder / "google" / "exp1" / "evaluations").mkdir(parents=True)
+    (folder / "runs" / "other.yaml").touch()
+    (folder / "demo.yaml").touch()
     monkeypatch.chdir(folder)
     return folder
 
@@ -29,7 +32,8 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("meta-llama/Llama-3.2-3B", True), ("gpt2", True), ("org/model", True),
         ("runs/dmo", False), ("./runs/dmo", False), ("../x", False), ("/nowhere", False), ("a/b/c", False),
-        ("~/x", False), ("runs/", False), ("a\\b", False), ("other.yaml", False), ("runs/other.yml", False),
+        ("~/x", False), ("runs/", False), ("a\\b", False), ("other.yaml", False), ("google/gemma-2-2b", False),
+        ("runs/other.yml", False),
     ],
 )  # fmt: skip
 def test_what_may_be_a_hub_id(name: str, hub: bool, here: Path) -> None:
@@ -51,12 +55,36 @@ def test_a_mistyped_run_never_reaches_the_hub(here: Path, monkeypatch: pytest.Mo
 
 def test_the_folder_of_an_owner_is_no_reason_not_to_ask(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> Path:
-        raise NotOnHub("the hub can't be reached")
+        raise NotOnHub("the hub can't be reached", where="the hub", found="no route", do="check the network")
 
     monkeypatch.setattr(source, "download", refused)
-    with pytest.raises(CheckpointError, match="no such folder") as caught:
+    with pytest.raises(NotOnHub, match="the hub can't be reached") as caught:
         open_checkpoint("meta-llama/Llama-3.2-1b-x")
-    assert "as a hub id: the hub can't be reached" in str(caught.value)
-    assert "did you mean 'meta-llama/Llama-3.2-1B'" in str(caught.value)
-    with pytest.raises(NotOnHub):
-        open_checkpoint("org/model")
+    assert caught.value.where == "the hub"
+    assert caught.value.found == "no route; no folder of that name in meta-llama, which holds Llama-3.2-1B"
+    assert caught.value.do == "check the network; or did you mean 'meta-llama/Llama-3.2-1B'?"
+    with pytest.raises(NotOnHub) as caught:
+        open_checkpoint("gpt2")  # a single word is beside nothing
+    assert caught.value.found == "no route"
+
+
+def test_a_revision_asks_the_hub_even_beside_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object, **__: object) -> Path:
+        raise NotOnHub("the hub was asked")
+
+    monkeypatch.setattr(source, "download", asked)
+    monkeypatch.setattr(remote, "list_hub_model", asked)
+    for ask in (open_checkpoint, take_inventory):
+        with pytest.raises((CheckpointError, ConfigError), match="google is a folder of runs") as caught:
+            ask("google/gemma-9-2b")
+        assert "If the hub's model of that name is meant, name its revision, too: main" in str(caught.value)
+        with pytest.raises(NotOnHub if ask is open_checkpoint else CheckpointError, match="the hub was asked"):
+            ask("google/gemma-9-2b", "main")
+
+
+def test_a_yaml_file_is_called_one(here: Path) -> None:
+    for ask, kind in ((open_checkpoint, CheckpointError), (take_inventory, ConfigError)):
+        for name, near in (("dmo.yaml", "demo.yaml"), ("runs/othr.yaml", "runs/other.yaml")):
+            with pytest.raises(kind, match="there is no such file") as caught:
+                ask(name)
+            assert f"did you mean '{near}'?" in str(caught.value) and "hub" not in str(caught.value)

@@ -18,7 +18,7 @@ from typing import Any
 from halfbyte.checkpoint.files import Files, Folder
 from halfbyte.checkpoint.headers import TensorInfo, listed, shown
 from halfbyte.checkpoint.hub import NotOnHub, download
-from halfbyte.checkpoint.local import has_neighbours, may_be_hub_id, no_such_folder
+from halfbyte.checkpoint.local import beside_the_hub, may_be_hub_id, not_here
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import Weights
 
@@ -132,14 +132,12 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         return open_folder(path)
     if path.exists():
         raise _a_file(path)
-    if not may_be_hub_id(model):
-        raise no_such_folder(model)
+    if not may_be_hub_id(model, revision):
+        raise not_here(model)
     try:
         folder = download(model, revision)
     except NotOnHub as error:
-        if has_neighbours(model):
-            raise no_such_folder(model, error.what) from None
-        raise
+        raise beside_the_hub(model, error) from None
     commit = folder.name if folder.parent.name == "snapshots" else None
     return open_folder(folder, name=model, revision=commit)
 

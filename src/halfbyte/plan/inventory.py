@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.checkpoint.headers import shown
-from halfbyte.checkpoint.local import may_be_hub_id, no_such_folder
+from halfbyte.checkpoint.local import is_yaml, may_be_hub_id, not_here
 from halfbyte.checkpoint.source import QUANT_STATE, Listing, Stored, is_packed_part, open_folder
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
@@ -83,8 +83,8 @@ def take_inventory(name_or_path: str, revision: str | None = None) -> Inventory:
     entry = None if _looks_like_path(name_or_path) or (revision and is_hub_id) else catalogue.lookup(name_or_path)
     if entry is not None:
         return from_catalogue(entry)
-    if _looks_like_path(name_or_path) or (is_hub_id and not may_be_hub_id(name_or_path)):
-        error = no_such_folder(name_or_path)
+    if _looks_like_path(name_or_path) or (is_hub_id and not may_be_hub_id(name_or_path, revision)):
+        error = not_here(name_or_path)
         raise ConfigError(error.what, where=error.where, found=error.found, do=error.do)
     if is_hub_id:
         return _from_hub(name_or_path, revision)
@@ -93,7 +93,9 @@ def take_inventory(name_or_path: str, revision: str | None = None) -> Inventory:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or name.endswith("/")
+    return (
+        name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or name.endswith("/") or is_yaml(name)
+    )
 
 
 def _from_hub(model: str, revision: str | None) -> Inventory:
