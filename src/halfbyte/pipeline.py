@@ -77,17 +77,17 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     from halfbyte.plan.render import render_plan
 
     if options.check:
-        if len(options.model) > 1:
-            raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
-        check.print_check(run_folder(Path(options.model[0])), options.json, console)
+        _check_alone(options)
+        check.print_check(_measured_folder(Path(options.model[0])), options.json, console)
         return 0
     if options.sources:
-        found = [sources.sources(_planned(model)[0], options.revision) for model in options.model]
+        asked = compare.gather(options.model, lambda model: sources.sources(_planned(model)[0], options.revision))
         if options.json:
-            print(json.dumps(found[0] if len(found) == 1 else {"schema": 1, "sources": found}, indent=2))
+            every = [one.to_json() if isinstance(one, compare.Failed) else one for one in asked]
+            print(json.dumps(every[0] if len(every) == 1 else {"schema": 1, "sources": every}, indent=2))
         else:
-            sources.render(found, console)
-        return 0
+            sources.render([one for one in asked if not isinstance(one, compare.Failed)], console)
+        return compare.say_errors(asked, Console(stderr=True, highlight=False))
     if len(options.model) == 1:
         made = _plan_one(options, options.model[0])
         if options.json:
@@ -100,7 +100,29 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         print(json.dumps(compare.to_json(rows), indent=2))
     else:
         compare.render(rows, console)
-    return compare.exit_code(rows)
+    return compare.say_errors(rows, Console(stderr=True, highlight=False)) or compare.exit_code(rows)
+
+
+_NOT_CHECKED = ("revision", "lora_rank", "lora_targets", "weights", "sequence", "batch", "memory", "sources", "device",
+                "gpus", "link")  # fmt: skip
+
+
+def _check_alone(options: argparse.Namespace) -> None:
+    """Raises ConfigError for what does not go with --check."""
+    if len(options.model) > 1:
+        raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
+    given = [f"--{name.replace('_', '-')}" for name in _NOT_CHECKED if getattr(options, name) not in (None, False)]
+    if given:
+        raise ConfigError("--check shows what a run planned and measured: nothing of it can be set", where="--check",
+                          found=", ".join(given), do="leave them away, or --check")  # fmt: skip
+
+
+def _measured_folder(path: Path) -> Path:
+    """As `run_folder`; a run that was killed before its training, and left nothing but measured.json, is one, too."""
+    from halfbyte.plan import measured
+
+    folder = Path(load_run(path).out) if path.is_file() else path
+    return folder if (folder / measured.FILE).is_file() else run_folder(path)
 
 
 def _planned(model: str) -> tuple[str, RunConfig | None]:
@@ -348,12 +370,14 @@ def say_compute(model: Any, console: Console) -> None:
     console.print(f"compute {model.compute}: {model.dtype_reason}", markup=False)
 
 
-def prepare(what: Target, console: Console) -> bool:
-    """Pack the model into the cache if it is not in the wanted format yet; whether anything was packed."""
-    from halfbyte.checkpoint.pack import as_weights
-    from halfbyte.checkpoint.source import open_checkpoint
+def prepare(what: Target, device: str, console: Console) -> bool:
+    """Pack the model into the cache if it is not in the wanted format yet; whether anything was packed.
 
-    checkpoint, packed = open_checkpoint(what.model, what.revision), False
+    Raises ConfigError for a device that is not here, before anything is packed."""
+    from halfbyte.model.build import choose_device, open_packed
+
+    choose_device(device)
+    packed = False
     with _bytes_bar(console) as bar:
 
         def progress(name: str, done: int, total: int) -> None:
@@ -361,7 +385,7 @@ def prepare(what: Target, console: Console) -> bool:
             packed = True
             bar(name, done, total)
 
-        as_weights(checkpoint, what.weights or checkpoint.weights or "nf4", progress=progress)
+        open_packed(what.model, what.revision, what.weights, progress=progress)
     return packed
 
 

@@ -22,6 +22,33 @@ def test_one_that_fails_has_its_line_and_the_others_are_shown(capsys, monkeypatc
     assert "lama-3.9-8b: error: " in said and "did you mean" in said
 
 
+def test_a_name_has_its_room_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["llama-3.2-1b", "deepseek-v3", "./a/folder/with-a-rather-long-name/Llama-3.1-8B-Instruct"]
+    main(["plan", *names, *GIVEN])
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("meta-llama/Llama-3.2-1B", "deepseek-ai/DeepSeek-V3", names[2]):
+        assert len(lines[lines.index(name) + 1]) <= 80
+    assert lines[lines.index("deepseek-ai/DeepSeek-V3") + 1].endswith("does not fit")
+
+
+def test_what_is_wrong_goes_to_stderr_as_well(capsys):
+    for more in ([], ["--json"], ["--sources"], ["--sources", "--json"]):
+        assert main(["plan", "llama-3.2-1b", "lama-3.9-8b", *([] if "--sources" in more else GIVEN), *more]) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith("error: lama-3.9-8b: the catalogue has no model") and "do: " in told.err
+        assert "Llama-3.2-1B" in told.out
+
+
+def test_the_sources_of_the_others_are_shown(capsys, tmp_path):
+    assert main(["plan", str(tmp_path), "llama-3.2-1b", "--sources", "--json"]) == 2
+    first, second = json.loads(capsys.readouterr().out)["sources"]
+    assert first["model"] == str(tmp_path) and set(first["error"]) == {"what", "where", "found", "do"}
+    assert second["facts"]
+    assert main(["plan", "lama-3.9-8b", "--sources", "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_json_keeps_the_order_and_says_what_is_wrong(capsys, tmp_path):
     assert main(["plan", str(tmp_path), "llama-3.2-1b", "--json", *GIVEN]) == 2
     first, second = json.loads(capsys.readouterr().out)["plans"]

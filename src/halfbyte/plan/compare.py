@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from halfbyte.errors import HalfbyteError
@@ -30,14 +29,16 @@ class Failed:
 
 
 Row = Plan | Failed
+Found = TypeVar("Found")
 
 
-def gather(models: Sequence[str], plan_one: Callable[[str], Plan]) -> list[Row]:
-    """The plan of each model, or why there is none. Raises the error itself where the same one befalls all of them."""
-    rows: list[Row] = []
+def gather(models: Sequence[str], ask: Callable[[str], Found]) -> list[Found | Failed]:
+    """What `ask` gives for each model, or why it gives nothing. Raises the error itself where it gives nothing for any
+    of them and always for the same reason."""
+    rows: list[Found | Failed] = []
     for model in models:
         try:
-            rows.append(plan_one(model))
+            rows.append(ask(model))
         except HalfbyteError as error:
             rows.append(Failed(model, error))
     failed = [row for row in rows if isinstance(row, Failed)]
@@ -46,11 +47,16 @@ def gather(models: Sequence[str], plan_one: Callable[[str], Plan]) -> list[Row]:
     return rows
 
 
+def say_errors(rows: Sequence[object], console: Console) -> int:
+    """Print what is wrong with each `Failed` of `rows`; returns the exit code of the first, 0 where there is none."""
+    failed = [row for row in rows if isinstance(row, Failed)]
+    for row in failed:
+        console.print(Text(f"error: {row.model}: {row.error}", style="red"), soft_wrap=True)
+    return failed[0].error.exit_code if failed else 0
+
+
 def exit_code(rows: Sequence[Row]) -> int:
-    """That of the first error; else 3 where no model fits, and 0 where one does."""
-    errors = [row.error for row in rows if isinstance(row, Failed)]
-    if errors:
-        return errors[0].exit_code
+    """3 where no model fits, and 0 where one does; errors apart."""
     return 3 if all(isinstance(row, Plan) and row.fits is False for row in rows) else 0
 
 
@@ -68,11 +74,12 @@ def render(rows: Sequence[Row], console: Console) -> None:
         for_all = f"rank {settings['rank']}, {settings['sequence']} tokens, {settings['batch']} at once in training, "
         for_all += f"{settings['evaluation_batch']} in evaluation{_memory(plans)}"
         console.print(Text(for_all, style="bold"), soft_wrap=True)
-    console.print(_table(rows))
+    console.print(_table(rows, console.width), soft_wrap=True)
     console.print(Text("mapped: the weights in the format that runs; evaluate, tune: peaks beside them", style="dim"))
     for row in rows:
         if isinstance(row, Failed):
-            console.print(Text(f"{row.model}: error: {row.error}", style="red"), soft_wrap=True)
+            if not console.is_terminal:  # there, `say_errors` is heard
+                console.print(Text(f"{row.model}: error: {row.error}"), soft_wrap=True)
             continue
         for name, why in row.unknown.items():
             console.print(Text(f"{row.model}: {name}: {why}", style="yellow"), soft_wrap=True)
@@ -84,29 +91,46 @@ def _memory(plans: Sequence[Plan]) -> str:
     return f"; {gb(size)} are there" if size is not None else ""
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("model", overflow="fold")
-    for name in ("parameters", "bf16", "runs as", "mapped", "adapter", "evaluate", "tune"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
-    for plan in rows:
-        if isinstance(plan, Failed):
-            table.add_row(Text(plan.model), *["-"] * 7, Text("error", style="red"))
-            continue
-        words, style = {True: ("fits", "green"), False: ("does not fit", "red"), None: ("unknown", "yellow")}[plan.fits]
-        table.add_row(
-            Text(plan.model),
-            "unknown" if plan.parameters is None else f"{plan.parameters:,}",
-            _size(plan.weights_bytes["bf16"]),
-            plan.settings["weights"],
-            _size(plan.phases["open"].parts.get("weights", plan.phases["open"].mapped_bytes)),  # a part on a card
-            gb(plan.adapter_bytes),
-            _peak(plan.phases["evaluate"]),
-            _peak(plan.phases["tune"]),
-            Text(words, style=style),
-        )
-    return table
+_COLUMNS = ("parameters", "bf16", "runs as", "mapped", "adapter", "evaluate", "tune")
+
+
+def _table(rows: Sequence[Row], width: int) -> Text:
+    """A line a model; where `width` does not hold name and figures, the name has a line of its own above them."""
+    figures = [_COLUMNS, *(_figures(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*figures, strict=True)]
+    verdicts = [("", ""), *(_verdict(row) for row in rows)]
+    names = ["model", *(row.model for row in rows)]
+    room = max(map(len, names))
+    wide = room + sum(widths) + 2 * len(widths) + 2 + max(len(words) for words, _ in verdicts) <= width
+    lines = []
+    for name, cells, (words, style) in zip(names, figures, verdicts, strict=True):
+        padded = (cell.rjust(size + 1 + wide) for cell, size in zip(cells, widths, strict=True))
+        first = name.ljust(room) if wide else f"{name}\n"
+        weight = "bold" if name is names[0] else ""
+        lines.append(Text.assemble((first + "".join(padded), weight), " " * (1 + wide), (words, style)))
+    return Text("\n").join(lines)
+
+
+def _figures(row: Row) -> Sequence[str]:
+    if isinstance(row, Failed):
+        return ["-"] * len(_COLUMNS)
+    opened = row.phases["open"]
+    return (
+        "unknown" if row.parameters is None else f"{row.parameters:,}",
+        _size(row.weights_bytes["bf16"]),
+        str(row.settings["weights"]),
+        _size(opened.parts.get("weights", opened.mapped_bytes)),  # a part on a card
+        gb(row.adapter_bytes),
+        _peak(row.phases["evaluate"]),
+        _peak(row.phases["tune"]),
+    )
+
+
+def _verdict(row: Row) -> tuple[str, str]:
+    """Words and their style."""
+    if isinstance(row, Failed):
+        return "error", "red"
+    return {True: ("fits", "green"), False: ("does not fit", "red"), None: ("unknown", "yellow")}[row.fits]
 
 
 def _size(size: int | None) -> str:
