@@ -87,7 +87,7 @@ def _same_file(one: str | None, other: Path) -> bool:
 def _open(what: Target, device: str, ledger: Ledger, console: Console) -> Any:
     """The model, packed first where it is not yet; both are measured."""
     with ledger.phase("pack") as packing:
-        packing.counts = prepare(what, console)
+        packing.counts = prepare(what, device, console)
     with ledger.phase("open"):
         return load(what, device, console)
 
@@ -330,7 +330,7 @@ class _Planner:
 
     def _learned(self) -> int:
         """Learned tokens of the item that has most of them."""
-        return max(sum(item.learned) for item in (*self.data.train, *self.data.validation))
+        return max(int(sum(item.learned)) for item in (*self.data.train, *self.data.validation))
 
     def _length(self, config: RunConfig) -> Any:
         from halfbyte.plan.time import Length

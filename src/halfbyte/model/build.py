@@ -239,11 +239,10 @@ def load_model(
     """
     where, reason = choose_device(device)
     hold_little()
-    source = open_checkpoint(model, revision)
-    checkpoint = as_weights(source, weights or source.weights or "nf4", progress=progress)
+    source, checkpoint, weights = open_packed(model, revision, weights, progress=progress)
     net = skeleton(checkpoint)
     state = load_state(checkpoint, net)
-    chosen = _settle(compute, where, net, state, weights or source.weights or "nf4")
+    chosen = _settle(compute, where, net, state, weights)
     assemble(net, state, where, chosen.dtype)
     if chosen.name == "int8":
         chosen = _multiply_bytes(net)
@@ -256,7 +255,7 @@ def load_model(
         net=net,
         tokenizer=load_tokenizer(source, net.config.get_text_config().vocab_size),
         name=model,
-        weights=weights or source.weights or "nf4",
+        weights=weights,
         dtype=chosen.dtype,
         dtype_reason=chosen.reason,
         int8=chosen.name == "int8",
@@ -272,6 +271,15 @@ def load_model(
     elif adapter is not None:
         made.adapter = load_adapter(net, Path(adapter), fingerprint)
     return made
+
+
+def open_packed(
+    model: str, revision: str | None, weights: Weights | None, *, progress: Progress | None = None
+) -> tuple[Checkpoint, Checkpoint, Weights]:
+    """The checkpoint that `model` names, the one that runs (in the cache, packed if it is not yet), and its format."""
+    source = open_checkpoint(model, revision)
+    used = weights or source.weights or "nf4"
+    return source, as_weights(source, used, progress=progress), used
 
 
 def origin(checkpoint: Checkpoint) -> str:
