@@ -44,6 +44,44 @@ def test_differences_are_shares_of_what_was_planned(tmp_path):
     assert unfinished["pack"]["measured"] is None and unfinished["pack"]["difference"]["peak"] is None
 
 
+def test_phases_that_the_run_does_not_have_are_not_awaited(tmp_path, capsys):
+    write_measured(tmp_path, finished=False, has=["open", "tune"])
+    assert list(against(*read(tmp_path))["phases"]) == ["open", "tune"]
+    assert main(["plan", "--check", str(tmp_path)]) == 0
+    assert "not measured" not in capsys.readouterr().out
+    write_measured(tmp_path, has=["open", "evaluate_before", "tune"])  # finished, but that one was made elsewhere
+    assert main(["plan", "--check", str(tmp_path)]) == 0
+    assert "not measured: evaluate before" in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_before_its_training_shows_what_is_there(tmp_path, capsys):
+    out = tmp_path / "out"
+    write_measured(out, finished=False, has=["pack", "open", "tune"], phases={"open": phase(500_000_000)})
+    (out / "run.yaml").unlink()
+    (out / "plan.json").unlink()
+    (tmp_path / "run.yaml").write_text("model: x\nout: out\n")
+    for named in (out, tmp_path / "run.yaml"):
+        assert main(["plan", "--check", str(named)]) == 0
+        said = capsys.readouterr().out
+        assert (
+            "500 MB" in said and "the run is unfinished: pack, tune" in said and "did not come to its training" in said
+        )
+    assert main(["plan", "--check", str(out), "--json"]) == 0
+    opened = json.loads(capsys.readouterr().out)["phases"]["open"]
+    assert opened["planned"]["peak_bytes"] is None and opened["measured"]["peak_bytes"] == 500_000_000
+
+
+def test_a_largest_resident_set_is_not_held_against_the_plan(tmp_path, capsys):
+    card = phase(9, rest=7) | {"cuda_peak_bytes": 7}
+    plan, taken = write_measured(tmp_path, method="largest resident set")
+    tune = against(plan, taken)["phases"]["tune"]
+    assert tune["difference"] == {"peak": None, "seconds": -0.5} and tune["measured"]["peak_bytes"] > 0
+    assert against(plan, taken | {"phases": {"tune": card}})["phases"]["tune"]["difference"]["peak"] is not None
+    assert main(["plan", "--check", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "+100.0 %" not in said and "measured as largest resident set" in said
+
+
 def test_parts_sum_to_the_peak():
     assert parts_of(100, {"adapter": 30, "gradients": None}) == {"adapter": 30, "rest": 70}
     assert parts_of(None, {"adapter": 30}) == {}
@@ -68,7 +106,7 @@ def test_it_is_shown_and_printed_as_json_without_torch(tmp_path, capsys):
     code += "assert not {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
-    assert set(found) == {"schema", "run", "finished", "phases", "exact"} and found["run"] == str(tmp_path)
+    assert set(found) == {"schema", "run", "finished", "method", "phases", "exact"} and found["run"] == str(tmp_path)
     assert set(found["phases"]["tune"]) == {"planned", "measured", "difference"}
 
 
@@ -84,6 +122,7 @@ def test_it_is_shown_and_printed_as_json_without_torch(tmp_path, capsys):
         ("measured.json", '{"schema": 1, "phases": {"dance": {}}, "exact": {"weights": "1"}}', "'dance'"),
         ("measured.json", '{"schema": 1, "phases": {"tune": {"parts": {"rest": NaN}}}, "exact": {}}', "tune.rest"),
         ("measured.json", '{"schema": 1, "phases": {"tune": 3}, "exact": {}}', "has no parts"),
+        ("measured.json", '{"schema": 1, "has": ["dance", []], "phases": {}, "exact": {}}', "has is no list of phases"),
     ],
 )
 def test_what_can_not_be_read_is_one_clear_error(tmp_path, capsys, name, text, said):

@@ -41,6 +41,17 @@ def test_a_run_that_measured_itself_is_shown_phase_by_phase(tmp_path: Path) -> N
         assert text in page.text, text
 
 
+def test_how_it_was_measured_is_said_where_it_can_not_be_compared(tmp_path: Path) -> None:
+    folder = write_measured(tmp_path / "run")
+    found = json.loads((folder / "measured.json").read_text())
+    found |= {"method": "largest resident set", "finished": True, "has": ["open", "tune"]}
+    (folder / "measured.json").write_text(json.dumps(found))
+    facts = dict(phase_facts(gather(folder)))
+    assert list(facts) == ["open", "tune", "how"] and facts["open"] == "not measured"
+    assert "%" not in facts["tune"].split(",")[0] and "largest resident set" in facts["how"]
+    assert "largest resident set" in page_of(folder).text
+
+
 def test_an_older_run_has_its_peaks_without_parts(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", items=12)
     evidence = gather(folder)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from halfbyte.plan.ladder import gb
-from halfbyte.plan.measured import against, read
+from halfbyte.plan.measured import against, how_measured, read
 from halfbyte.plan.show import duration
 from halfbyte.plan.stacked import Bar, render_bars
 
@@ -21,11 +21,15 @@ def print_check(folder: Path, as_json: bool, console: Console) -> None:
     """`halfbyte plan --check`: planned and measured of the run in `folder`, from the files that it left.
 
     Raises DataError for a run without them, or with broken ones."""
-    found = against(*read(folder))
+    plan, taken = read(folder)
+    found = against(plan, taken)
     if as_json:
         print(json.dumps({"schema": found.pop("schema"), "run": str(folder), **found}, indent=2))
     else:
         render_check(found, console)
+        if not plan:
+            why = "there is no plan.json: the run did not come to its training; start it again: halfbyte tune RUN.yaml"
+            console.print(Text(why, style="yellow"), soft_wrap=True)
 
 
 def render_check(check: Mapping[str, Any], console: Console) -> None:
@@ -40,6 +44,8 @@ def render_check(check: Mapping[str, Any], console: Console) -> None:
         bars.append((f"{_words(name)}, planned", phase["planned"]["parts"]))
         bars.append((f"{' ' * len(_words(name))}  measured", (phase["measured"] or {}).get("parts", {})))
     render_bars(bars, console)
+    if how := how_measured(check):
+        console.print(Text(how, style="yellow"), soft_wrap=True)
     missing = [_words(name) for name, phase in check["phases"].items() if phase["measured"] is None]
     if missing:
         why = "not measured" if check["finished"] else "not measured yet, the run is unfinished"

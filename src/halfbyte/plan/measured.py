@@ -20,12 +20,16 @@ PART = f"{FILE}.part"  # while it is written
 PHASES = {"pack": "pack", "open": "open", "evaluate_before": "evaluate", "tune": "tune", "evaluate_after": "evaluate"}
 EXACT = ("weights", "constants", "adapter", "gradients", "optimiser")
 REST = "rest"
+SAMPLED = "sampled"  # how memory is measured where the system lets it
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(plan, measured) of the run in `folder`. Raises DataError for a file that is missing or broken."""
-    taken = checked(read_object(folder / FILE), folder / FILE)
-    return read_object(folder / "plan.json"), taken
+    """(plan, measured) of the run in `folder`; an empty plan of a run that was killed before its training.
+
+    Raises DataError for a file that is missing or broken."""
+    taken, plan = checked(read_object(folder / FILE), folder / FILE), folder / "plan.json"
+    begun = plan.exists() or (folder / "run.yaml").exists()
+    return read_object(plan) if begun else {}, taken
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -47,7 +51,9 @@ def read_object(file: Path) -> dict[str, Any]:
 def checked(measured: dict[str, Any], file: Path) -> dict[str, Any]:
     """`measured` itself. Raises DataError, all faults in one, where it has not the keys and types of such a file."""
     faults = [] if measured.get("schema") == 1 else [f"schema is {measured.get('schema')!r}, not 1"]
-    phases, exact = measured.get("phases"), measured.get("exact")
+    phases, exact, has = measured.get("phases"), measured.get("exact"), measured.get("has", [])
+    if not isinstance(has, list) or any(name not in list(PHASES) for name in has):
+        faults.append("has is no list of phases")
     faults += [f"{name} is no object" for name in ("phases", "exact") if not isinstance(measured.get(name), dict)]
     for name, phase in phases.items() if isinstance(phases, dict) else ():
         if name not in PHASES:
@@ -80,22 +86,41 @@ def against(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, A
 
     `phases` {name: `planned`, `measured`, `difference`}; planned and measured have `peak_bytes`, `mapped_bytes`,
     `seconds`, `parts`; a phase that was not measured has null there. `difference` {`peak`, `seconds`}: share of what
-    was planned, null where one of the two is unknown. `exact` {part: `planned`, `measured`, `difference_bytes`}.
+    was planned, null where one of the two is unknown, or where `method` measures another peak. `exact` {part:
+    `planned`, `measured`, `difference_bytes`}.
     """
     phases, found = {}, measured["phases"]
     for name in PHASES:
         was, taken = planned_phase(plan, name), found.get(name)
-        if taken is None and name in ("pack", "evaluate_before", "evaluate_after") and measured.get("finished"):
-            continue  # nothing was packed, or there was no task
+        if taken is None and not _has(measured, name):
+            continue
+        comparable = taken is not None and _comparable(measured, taken)
         taken = None if taken is None else _on_device(taken)
         difference = {key: share(was[f"{key}{unit}"], None if taken is None else taken[f"{key}{unit}"])
                       for key, unit in (("peak", "_bytes"), ("seconds", ""))}  # fmt: skip
+        difference["peak"] = difference["peak"] if comparable else None
         phases[name] = {"planned": was, "measured": taken, "difference": difference}
     exact, planned = {}, exact_parts(plan)
     for name in EXACT:
         a, b = _number(planned[name]), measured["exact"].get(name)
         exact[name] = {"planned": a, "measured": b, "difference_bytes": None if a is None or b is None else b - a}
-    return {"schema": 1, "finished": bool(measured.get("finished")), "phases": phases, "exact": exact}
+    return {"schema": 1, "finished": bool(measured.get("finished")), "method": str(measured.get("method") or SAMPLED),
+            "phases": phases, "exact": exact}  # fmt: skip
+
+
+def _has(measured: Mapping[str, Any], name: str) -> bool:
+    """Whether the run has this phase: one without a task has no evaluations, and one that found its packed copy packs
+    nothing. Of a run that does not say it: all, until it is finished."""
+    has = measured.get("has")
+    if has is None:
+        return name in ("open", "tune") or not measured.get("finished")
+    return name in has
+
+
+def _comparable(measured: Mapping[str, Any], phase: Mapping[str, Any]) -> bool:
+    """Whether its peak can be held against the plan's: a largest resident set counts mapped files, and all that was
+    before. What PyTorch counted on a card always can."""
+    return phase.get("cuda_peak_bytes") is not None or (measured.get("method") or SAMPLED) == SAMPLED
 
 
 def planned_phase(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -115,6 +140,19 @@ def parts_of(peak: int | None, known: Mapping[str, int | None]) -> dict[str, int
         return {}
     parts = {name: size for name, size in known.items() if size}
     return {**parts, REST: max(0, peak - sum(parts.values()))}
+
+
+def device_kind(values: Mapping[str, Any]) -> str:
+    """The kind of device (cpu, cuda) that a line of metrics.jsonl or a result.json is of; empty where it isn't said."""
+    return str(values.get("device") or "").partition(":")[0]
+
+
+def how_measured(check: Mapping[str, Any]) -> str:
+    """What to know of the peaks of `against` where they can't be compared with the plan; empty where they can."""
+    if check["method"] == SAMPLED:
+        return ""
+    return (f"peaks in memory were measured as {check['method']}: since the process began, mapped files included, so "
+            "they are not compared with the plan")  # fmt: skip
 
 
 def share(planned: float | None, measured: float | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from halfbyte.plan.measured import against
+from halfbyte.plan.measured import against, how_measured
 from halfbyte.report.read import Evidence, as_number
 from halfbyte.report.words import bytes_text, number_text
 
@@ -29,17 +29,18 @@ def compared_phases(evidence: Evidence) -> list[tuple[str, Parts, Parts]]:
 
 def phase_facts(evidence: Evidence) -> list[tuple[str, str]]:
     """(phase, what was measured of it and how far off the plan was), where the run was measured by phase."""
-    facts = []
-    for name, phase in _check(evidence).get("phases", {}).items():
+    facts, check = [], _check(evidence)
+    for name, phase in check.get("phases", {}).items():
         measured, difference = phase["measured"], phase["difference"]
         if measured is None:
-            facts.append((name.replace("_", " "), "not measured yet"))
+            facts.append((name.replace("_", " "), "not measured" if check["finished"] else "not measured yet"))
             continue
         peak, seconds = as_number(measured["peak_bytes"]), as_number(measured["seconds"])
         said = [] if peak is None else [bytes_text(peak) + _off(difference["peak"])]
         said += [] if seconds is None else [f"{number_text(seconds)} s" + _off(difference["seconds"])]
         facts.append((name.replace("_", " "), ", ".join(said) or "–"))
-    return facts
+    how = how_measured(check) if facts else ""
+    return [*facts, ("how", how)] if how else facts
 
 
 def exact_facts(evidence: Evidence) -> list[tuple[str, str]]:
