@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from halfbyte.cli import main
+from halfbyte.ledger import Ledger
 from halfbyte.report.page import report
 from halfbyte.tune import loop
 from tests.test_cli import task_files
@@ -81,22 +83,14 @@ def test_an_interrupted_run_says_what_it_has(
     model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_yaml = task_files(folder, model, tune="{max_steps: 4, batch: 4, micro_batch: 4}")
-    calls, original = 0, loop.batch_loss
-
-    def interrupting(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
-
-    monkeypatch.setattr(loop, "batch_loss", interrupting)
-    assert main(["tune", str(run_yaml)]) == 130
+    interrupt(run_yaml, 3, monkeypatch)
     assert "the run is unfinished: evaluate after" in " ".join(capsys.readouterr().out.split())
     first = measured(folder / "out")
     assert not first["finished"] and list(first["phases"]) == PHASES[:-1]
-    assert checked(folder / "out", capsys)["phases"]["evaluate_after"]["measured"] is None
-    monkeypatch.setattr(loop, "batch_loss", original)
+    check = checked(folder / "out", capsys)
+    assert {part: one["difference_bytes"] for part, one in check["exact"].items()} == dict.fromkeys(EXACT, 0)
+    assert "gradients" in first["phases"]["tune"]["parts"]
+    assert check["phases"]["evaluate_after"]["measured"] is None
     assert main(["tune", str(run_yaml), "--resume"]) == 0
     second = measured(folder / "out")
     assert second["finished"] and list(second["phases"]) == PHASES
@@ -129,13 +123,83 @@ def test_figures_of_another_run_are_dropped(model: Path, folder: Path, capsys: p
     found["run"]["device"] = "cuda"
     found["phases"]["pack"]["seconds"] = 12345.0
     (folder / "out" / "measured.json").write_text(json.dumps(found))
+    for name in ("base-nf4", "tuned"):
+        made_on_a_card(folder / "out" / "evaluations" / name / "result.json")
+    made_on_a_card(folder / "out" / "metrics.jsonl")
     assert main(["tune", str(run_yaml), "--resume"]) == 0
-    assert "pack" not in measured(folder / "out")["phases"]
+    assert list(measured(folder / "out")["phases"]) == ["open"]  # all else was done elsewhere
     (folder / "out" / "measured.json").write_text("{")
     capsys.readouterr()
     assert main(["tune", str(run_yaml), "--resume"]) == 0
     assert "it is begun anew" in capsys.readouterr().out
     assert measured(folder / "out")["finished"]
+
+
+def made_on_a_card(file: Path) -> None:
+    """Let the last line, or the only object, of `file` say that it is of a card."""
+    *lines, last = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+    assert json.loads(last)["device"] == "cpu"
+    lines = [json.dumps(json.loads(line) | {"device": "cuda:0", "cuda_peak_bytes": 10**12}) for line in [*lines, last]]
+    file.write_text("\n".join(lines) + "\n")
+
+
+def interrupt(run_yaml: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the run and stop it by a signal at its forward pass number `at`."""
+    calls, original = 0, loop.batch_loss
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "batch_loss", interrupting)
+        assert main(["tune", str(run_yaml)]) == 130
+
+
+def test_a_run_that_moved_has_the_peak_of_where_it_is(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_yaml = task_files(folder, model, tune="{max_steps: 4, batch: 4, micro_batch: 2}")
+    interrupt(run_yaml, 4, monkeypatch)
+    made_on_a_card(folder / "out" / "metrics.jsonl")
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    tune = measured(folder / "out")["phases"]["tune"]
+    assert "cuda_peak_bytes" not in tune and 0 < tune["peak_bytes"] < 10**12
+    assert tune["seconds"] is None  # that of no device
+
+
+def test_of_a_card_only_what_computes_there_counts(folder: Path) -> None:
+    ledger = Ledger(folder, Console())
+    ledger.note("pack", 600, 1, 0, 3.0)
+    ledger.note("open", 600, 1, 400, 3.0)
+    assert ledger.phases["pack"]["parts"] == {"rest": 600} and "cuda_peak_bytes" not in ledger.phases["pack"]
+    assert ledger.phases["open"]["parts"] == {"rest": 400} and ledger.phases["open"]["cuda_peak_bytes"] == 400
+
+
+def test_a_ledger_that_can_not_be_kept_does_not_end_the_run(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_yaml = task_files(folder, model)
+    assert main(["tune", str(run_yaml)]) == 0
+    (folder / "out" / "measured.json").unlink()
+    (folder / "out" / "measured.json").mkdir()
+    capsys.readouterr()
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("measured.json can't be written, the run goes on without") == 1 and "Planned and measured" in said
+
+
+def test_a_device_that_is_not_here_is_found_before_anything_is_packed(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfbyte.checkpoint import pack
+
+    monkeypatch.setattr(pack, "pack", lambda *_, **__: pytest.fail("the model was packed"))
+    assert main(["tune", str(task_files(folder, model, device="cuda:99")), "--force"]) == 2
+    assert "device" in capsys.readouterr().err
 
 
 def test_without_a_task_there_are_no_evaluations(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +209,17 @@ def test_without_a_task_there_are_no_evaluations(model: Path, folder: Path, caps
     assert main(["tune", str(run_yaml), "--resume"]) == 0
     assert list(measured(folder / "out")["phases"]) == ["pack", "open", "tune"]
     assert list(checked(folder / "out", capsys)["phases"]) == ["pack", "open", "tune"]
+
+
+def test_phases_that_the_run_does_not_have_are_not_awaited(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_yaml = task_files(folder, model, weights="bf16", tune="{max_steps: 4, batch: 4, micro_batch: 4}")
+    run_yaml.write_text(run_yaml.read_text().replace("task: task.yaml\n", ""))
+    interrupt(run_yaml, 3, monkeypatch)
+    assert "not measured" not in capsys.readouterr().out
+    assert measured(folder / "out")["has"] == ["open", "tune"]
+    assert list(checked(folder / "out", capsys)["phases"]) == ["open", "tune"]
 
 
 def test_a_broken_measurement_is_a_note_on_the_page(model: Path, folder: Path) -> None:

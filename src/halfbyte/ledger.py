@@ -30,8 +30,10 @@ class Ledger:
         self.run: dict[str, str] = {}  # what the figures are of
         self.exact: dict[str, int] = {}  # bytes by part, counted over tensors
         self.phases: dict[str, dict[str, Any]] = {}
+        self.awaited = {"open", "tune"}  # phases that this run has, beside those that are there
         self.finished = False
         self.method = ""
+        self.unkept = False  # it could not be written, and that was said
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
@@ -53,6 +55,8 @@ class Ledger:
         self.run = {"model": model.fingerprint, "weights": model.weights, "compute": model.compute,
                     "device": model.device.type}  # fmt: skip
         file = self.folder / measured.FILE
+        if with_task:
+            self.awaited |= {"evaluate_before", "evaluate_after"}
         if file.exists():
             self._take_over(file, with_task)
         held = held_bytes(model.net)
@@ -73,17 +77,20 @@ class Ledger:
         self.phases = {name: {**kept, **self.phases}[name] for name in measured.PHASES if name in kept | self.phases}
         self.exact = found["exact"] | self.exact
 
-    def note(self, name: str, peak: int | None, mapped: int | None, cuda: int | None, seconds: float) -> None:
-        """Write down what a phase took."""
+    def note(self, name: str, peak: int | None, mapped: int | None, cuda: int | None, seconds: float | None) -> None:
+        """Write down what a phase took. `cuda`, what a card held, counts where the phase computes there: packing is the
+        host's, though CUDA may be awake by then."""
         phase: dict[str, Any] = {"peak_bytes": peak, "mapped_bytes": mapped, "seconds": seconds}
-        if cuda is not None:
+        if cuda and name != "pack":
             phase["cuda_peak_bytes"] = cuda
         phase["parts"] = self._parts(name, phase)
         self.phases[name] = phase
         self.write()
 
     def evaluated(self, name: str, result: Mapping[str, Any]) -> None:
-        """Write down what an evaluation took, from its result.json."""
+        """Write down what an evaluation took, from its result.json, unless it was made on another kind of device."""
+        if measured.device_kind(result) != self.run["device"]:
+            return
         peak, mapped, cuda = (result.get(key) for key in ("peak_bytes", "mapped_bytes", "cuda_peak_bytes"))
         self.note(name, peak, mapped, cuda, float(result["seconds"]))
 
@@ -94,14 +101,15 @@ class Ledger:
         counted = {"adapter": held_bytes(net)["adapter"], "gradients": outcome.gradient_bytes,
                    "optimiser": outcome.optimiser_bytes}  # fmt: skip
         self.exact |= {name: size for name, size in counted.items() if size is not None}
-        if outcome.steps:
-            self.note("tune", outcome.peak_bytes, outcome.mapped_bytes, outcome.cuda_peak_bytes, outcome.seconds)
+        if outcome.steps > outcome.elsewhere:  # the time of a run that moved is that of no device
+            seconds = None if outcome.elsewhere else outcome.seconds
+            self.note("tune", outcome.peak_bytes, outcome.mapped_bytes, outcome.cuda_peak_bytes, seconds)
 
     def _parts(self, name: str, phase: Mapping[str, Any]) -> dict[str, int]:
         """The peak by part: what of `exact` was there in that phase, and the rest. Mapped weights are no part of it."""
         there = {"tune": ("adapter", "gradients", "optimiser"), "evaluate_after": ("adapter",)}.get(name, ())
         card = phase.get("cuda_peak_bytes")
-        if card is not None and name != "pack":
+        if card is not None:
             there = ("weights", "constants", *there)
         known = {part: self.exact.get(part) for part in there}
         return measured.parts_of(phase["peak_bytes"] if card is None else card, known)
@@ -114,16 +122,27 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         """The object of `measured.json`."""
-        return {"schema": 1, "run": self.run, "finished": self.finished, "method": self.method, "exact": self.exact,
-                "phases": {name: self.phases[name] for name in measured.PHASES if name in self.phases}}  # fmt: skip
+        has = [name for name in measured.PHASES if name in self.awaited or name in self.phases]
+        return {"schema": 1, "run": self.run, "finished": self.finished, "method": self.method, "has": has,
+                "exact": self.exact,
+                "phases": {name: self.phases[name] for name in has if name in self.phases}}  # fmt: skip
 
     def write(self) -> None:
-        """Put it into the run's folder, whole or not at all."""
+        """Put it into the run's folder, whole or not at all. Where that fails the run goes on: it is worth more."""
         if not self.run:
             return
         part = self.folder / measured.PART
-        part.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-        part.replace(self.folder / measured.FILE)
+        try:
+            part.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+            part.replace(self.folder / measured.FILE)
+        except OSError as error:
+            self._say_unkept(error)
+
+    def _say_unkept(self, error: OSError) -> None:
+        if not self.unkept:
+            why = f"{self.folder / measured.FILE} can't be written, the run goes on without: {error.strerror or error}"
+            self.console.print(why, markup=False, soft_wrap=True)
+        self.unkept = True
 
 
 class Phase:

@@ -89,6 +89,7 @@ def train(
             total = batch_loss(model, batch)
             (total * (scale / learned)).backward()  # type: ignore[no-untyped-call]
             loss += total.item() / learned
+        state.note_gradients()
         if scale != 1.0:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))

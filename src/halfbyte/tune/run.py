@@ -49,8 +49,8 @@ _FREE = {"tune.checkpoint_every", "memory", "device", "out", "task"}
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run ended. Memory is that of all its steps, those before an interruption too; gradients and optimiser are
-    None where they were not there to be counted."""
+    """How a run ended. Memory is that of all its steps on this kind of device, those before an interruption too;
+    gradients and optimiser are None where they were not there to be counted."""
 
     folder: Path
     steps: int
@@ -62,6 +62,7 @@ class Outcome:
     cuda_peak_bytes: int | None = None
     gradient_bytes: int | None = None
     optimiser_bytes: int | None = None
+    elsewhere: int = 0  # steps that were made on another kind of device, or before it was written down
 
 
 def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
@@ -199,7 +200,8 @@ def _train(
         try:
             for record in train(model, data.train, data.validation, state, options, plan, stop):
                 _note_best(model, state, record, folder, config)
-                memory = {"peak_bytes": meter.peak_bytes, "mapped_bytes": meter.mapped_bytes}
+                memory: dict[str, Any] = {"peak_bytes": meter.peak_bytes, "mapped_bytes": meter.mapped_bytes}
+                memory["device"] = str(model.device)
                 if meter.cuda_peak_bytes is not None:
                     memory["cuda_peak_bytes"] = meter.cuda_peak_bytes
                 lines.write(json.dumps(_line(record) | memory) + "\n")
@@ -230,27 +232,30 @@ def _train(
     _save_adapter(model, folder / "adapter-last", config)
     if state.progress.best_step is None:
         _save_adapter(model, folder / "adapter", config)
-    peaks = _peaks(metrics, meter if state.progress.step > before else None)
+    peaks, elsewhere = _peaks(metrics, model.device.type, meter if state.progress.step > before else None)
     return Outcome(
         folder=folder,
         steps=state.progress.step,
         finished=finished,
         best_loss=state.progress.best_loss,
         seconds=state.progress.seconds,
-        gradient_bytes=state.gradient_bytes(),
+        gradient_bytes=state.most_gradient_bytes,
         optimiser_bytes=state.optimiser_bytes(),
+        elsewhere=elsewhere,
         **peaks,
     )
 
 
-def _peaks(metrics: Path, meter: MemoryMeter | None) -> dict[str, int | None]:
-    """The largest of what `meter` (None: no step was made under it) and the lines of earlier sessions say."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+def _peaks(metrics: Path, device: str, meter: MemoryMeter | None) -> tuple[dict[str, int | None], int]:
+    """The largest of what `meter` (None: no step was made under it) and the lines of earlier sessions on this kind of
+    device say; and how many lines are of steps that were made elsewhere, or do not say where."""
+    every = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in every if measured.device_kind(line) == device]
     found: dict[str, int | None] = {}
     for key in ("peak_bytes", "mapped_bytes", "cuda_peak_bytes"):
         sizes = [line.get(key) for line in lines] + [getattr(meter, key, None)]
         found[key] = max((size for size in sizes if size is not None), default=None)
-    return found
+    return found, len(every) - len(lines)
 
 
 def _line(record: StepRecord) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class State:
             self.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.progress = Progress()
+        self.most_gradient_bytes: int | None = None  # that stood there after a backward pass
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
@@ -62,6 +63,10 @@ class State:
     def gradient_bytes(self) -> int | None:
         """Bytes of the gradients that stand there now; None where there are none."""
         return sum(p.grad.nbytes for p in self.parameters.values() if p.grad is not None) or None
+
+    def note_gradients(self) -> None:
+        """Call it after a backward pass: they are gone before the next one, or when the run is stopped."""
+        self.most_gradient_bytes = max(self.gradient_bytes() or 0, self.most_gradient_bytes or 0) or None
 
     def optimiser_bytes(self) -> int | None:
         """Bytes of AdamW's two moments (not of its counters, 4 bytes a matrix); None before the first step."""
