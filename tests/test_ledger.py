@@ -14,6 +14,7 @@ from rich.console import Console
 
 from halfbyte.cli import main
 from halfbyte.ledger import Ledger
+from halfbyte.memory import MemoryMeter
 from halfbyte.report.page import report
 from halfbyte.tune import loop
 from tests.test_cli import task_files
@@ -177,6 +178,18 @@ def test_of_a_card_only_what_computes_there_counts(folder: Path) -> None:
     ledger.note("open", 600, 1, 400, 3.0)
     assert ledger.phases["pack"]["parts"] == {"rest": 600} and "cuda_peak_bytes" not in ledger.phases["pack"]
     assert ledger.phases["open"]["parts"] == {"rest": 400} and ledger.phases["open"]["cuda_peak_bytes"] == 400
+    ledger.run["device"] = "cpu"
+    ledger.note("tune", 600, 1, 400, 3.0)
+    assert ledger.phases["tune"]["parts"] == {"rest": 600} and "cuda_peak_bytes" not in ledger.phases["tune"]
+
+
+def test_a_run_on_the_processor_is_not_charged_for_a_card_that_is_awake(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryMeter, "cuda_peak_bytes", 10**12)
+    assert main(["tune", str(task_files(folder, model))]) == 0
+    for phase in measured(folder / "out")["phases"].values():
+        assert "cuda_peak_bytes" not in phase and sum(phase["parts"].values()) == phase["peak_bytes"]
 
 
 def test_a_ledger_that_can_not_be_kept_does_not_end_the_run(

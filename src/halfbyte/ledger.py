@@ -61,7 +61,9 @@ class Ledger:
             self._take_over(file, with_task)
         held = held_bytes(model.net)
         self.exact |= {name: held[name] for name in ("weights", "constants")}
-        for name, phase in self.phases.items():  # the parts of those that came before the model was known
+        for name, phase in self.phases.items():  # those that came before the model was known
+            if model.device.type == "cpu":
+                phase.pop("cuda_peak_bytes", None)
             phase["parts"] = self._parts(name, phase)
         self.write()
 
@@ -79,9 +81,9 @@ class Ledger:
 
     def note(self, name: str, peak: int | None, mapped: int | None, cuda: int | None, seconds: float | None) -> None:
         """Write down what a phase took. `cuda`, what a card held, counts where the phase computes there: packing is the
-        host's, though CUDA may be awake by then."""
+        host's, and so is a run on the processor, though CUDA may be awake for something else."""
         phase: dict[str, Any] = {"peak_bytes": peak, "mapped_bytes": mapped, "seconds": seconds}
-        if cuda and name != "pack":
+        if cuda and name != "pack" and self.run.get("device") != "cpu":
             phase["cuda_peak_bytes"] = cuda
         phase["parts"] = self._parts(name, phase)
         self.phases[name] = phase

@@ -111,7 +111,8 @@ def _check_alone(options: argparse.Namespace) -> None:
     """Raises ConfigError for what does not go with --check."""
     if len(options.model) > 1:
         raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
-    given = [f"--{name.replace('_', '-')}" for name in _NOT_CHECKED if getattr(options, name) not in (None, False)]
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _NOT_CHECKED}
+    given = [name for name, value in values.items() if value is not None and value is not False]
     if given:
         raise ConfigError("--check shows what a run planned and measured: nothing of it can be set", where="--check",
                           found=", ".join(given), do="leave them away, or --check")  # fmt: skip
