@@ -100,6 +100,8 @@ def draw(count: int, seed: int) -> list[Case]:
         architecture, chosen = next(names), {name: deck.pop() for name, deck in decks.items()}
         if chosen["sequence"] * chosen["micro_batch"] > MOST_TOKENS.get(chosen["weights"], 2048):
             continue
+        if architecture == "phi3" and "q_proj" in chosen["targets"]:
+            chosen["targets"] = ("qkv_proj",)  # fused there
         layers = ARCHITECTURES[architecture]["num_hidden_layers"]
         case = Case(architecture, **chosen | {"recompute": round(chosen["recompute"] * layers)})
         if case not in cases:

@@ -19,6 +19,7 @@ from halfbyte.errors import CheckpointError
 from halfbyte.kernels.attention import cpu
 from halfbyte.kernels.attention.reference import Form
 from halfbyte.kernels.choice import Choice, choose
+from halfbyte.kernels.pool import pool
 from halfbyte.model import recompute
 
 NAME = "halfbyte"
@@ -41,7 +42,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, form: Form, padding: Tensor | None, isa: str) -> Tensor:
         out, lse = recompute.once(lambda: cpu.forward(q, k, v, form, padding, isa=isa), leads=True)
-        ctx.save_for_backward(q, k, v, out, lse, padding)
+        ctx.save_for_backward(pool.keep(q), pool.keep(k), v, out, lse, padding)  # v is a product's result
         ctx.form, ctx.isa = form, isa
         return out
 

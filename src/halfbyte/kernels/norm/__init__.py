@@ -10,6 +10,7 @@ from torch import Tensor
 from halfbyte.kernels.fused import native_isa
 from halfbyte.kernels.norm import cpu, reference
 from halfbyte.kernels.norm.reference import STYLES, Style
+from halfbyte.kernels.pool import pool
 
 __all__ = ["STYLES", "Style", "rms_norm"]
 
@@ -36,7 +37,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, style: Style, isa: str) -> Tensor:
         y, rstd = cpu.rms_norm(x, weight, eps, style, isa)
-        ctx.save_for_backward(x, weight, rstd)
+        ctx.save_for_backward(pool.keep(x), weight, rstd)
         ctx.style, ctx.isa = style, isa
         return y
 
