@@ -1,5 +1,7 @@
 """The packaged catalogue: names, what is unknown, and that nothing was lost on the way in."""
 
+import re
+
 import pytest
 
 from halfbyte.errors import ConfigError
@@ -32,10 +34,10 @@ def test_two_sources_state_each_shape_or_the_entry_says_why_not(entry):
     for name in SHAPES:
         value = fields.get(name)
         derived = name == "head_dim" and value == fields["hidden_size"] // fields["num_attention_heads"]
-        counted = fields["published_params"] is not None  # and equal to what the shapes give (test_shapes)
+        counted = type(fields["published_params"]) is int and entry.parameters is not None  # test_shapes compares them
         if value is None or name in fields["fields_confirmed_by_2plus"] or derived or counted:
             continue
-        assert name in told or "every shape by one source" in told, (entry.name, name)
+        assert re.search(rf"\b{name}\b", told) or "every shape by one source" in told, (entry.name, name)
     assert len(fields["source"]) > 1 or "one source alone" in told
 
 
