@@ -6,9 +6,10 @@ import pytest
 
 from halfbyte.errors import ConfigError
 from halfbyte.plan import catalogue
+from halfbyte.plan.families import MIXTURES
 from halfbyte.plan.inventory import from_folder
 from halfbyte.plan.ladder import plan_model
-from halfbyte.plan.mixtures import MIXTURES, shapes_of
+from halfbyte.plan.mixtures import shapes_of
 from halfbyte.plan.shapes import FAMILIES
 
 SHAPE = {
@@ -64,7 +65,8 @@ TINY = {
 
 
 def built(model_type, config):
-    """What transformers makes of a configuration, without memory: its parameters, and its linear layers."""
+    """What transformers makes of a configuration, without memory: all that a checkpoint holds, the buffers among it,
+    and the linear layers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,15 +74,16 @@ def built(model_type, config):
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}, set(linear_names(model))
+    tied = set(model.all_tied_weights_keys)
+    stored = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    return stored, set(stored) - {name for name, _ in model.named_parameters()}, set(linear_names(model))
 
 
 def agree(model_type, config, ours):
-    if model_type == "glm4_moe_lite":  # knows no first_k_dense_replace: its first layer is dense
-        ours = {key: value for key, value in ours.items() if key != "first_k_dense_replace"}
-    parameters, linears = built(model_type, config)
+    stored, buffers, linears = built(model_type, config)
     tensors = shapes_of(ours | {"model_type": model_type}).tensors
-    assert {spec.name: spec.shape for spec in tensors} == parameters
+    assert {spec.name: spec.shape for spec in tensors} == stored
+    assert {spec.name for spec in tensors if spec.kind == "buffer"} == buffers
     assert {spec.module for spec in tensors if spec.kind == "linear"} == linears
 
 
@@ -88,9 +91,79 @@ def test_every_family_is_tested():
     assert set(TINY) == set(MIXTURES) and not set(MIXTURES) & set(FAMILIES)
 
 
-@pytest.mark.parametrize(("model_type", "config"), [(name, config) for name, all_ in TINY.items() for config in all_])
+EVERY = pytest.mark.parametrize(
+    ("model_type", "config"), [(name, config) for name, all_ in TINY.items() for config in all_]
+)
+
+
+@EVERY
 def test_names_and_shapes_are_those_of_transformers(model_type, config):
     agree(model_type, SHAPE | config, SHAPE | config)
+
+
+@EVERY
+def test_a_configuration_that_transformers_wrote_gives_the_same(model_type, config, tmp_path):
+    """Its files have other keys than its arguments: aliases, and sizes by layer."""
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(model_type, **(SHAPE | config)).save_pretrained(tmp_path)
+    agree(model_type, SHAPE | config, json.loads((tmp_path / "config.json").read_text()))
+
+
+DENSE = {name: {"head_dim": 16} if name.startswith("gemma") else {} for name in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"), [*DENSE.items(), *((name, config) for name, all_ in TINY.items() for config in all_)]
+)
+@pytest.mark.parametrize("null", [False, True], ids=["left_out", "null"])
+def test_a_key_that_is_not_there_is_what_transformers_takes_or_an_error(model_type, config, null):
+    whole, compared = {**SHAPE, **config}, 0
+    for key in whole:
+        changed = {name: value for name, value in whole.items() if name != key} | ({key: None} if null else {})
+        try:
+            built(model_type, changed) if key not in NO_DEFAULT else None
+        except Exception:  # transformers refuses some nulls, a token for padding beyond the vocabulary, and more
+            continue
+        try:
+            shapes_of(changed | {"model_type": model_type})
+        except ConfigError:
+            assert key in NO_DEFAULT
+            continue
+        if not (null and key in UNKNOWN):
+            agree(model_type, changed, changed)
+            compared += 1
+    assert compared or null
+
+
+UNKNOWN = {"vocab_size", "tie_word_embeddings"}  # null: not known, in the catalogue
+NO_DEFAULT = {  # nothing is assumed of these
+    *("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "num_experts", "num_local_experts"),
+    *("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
+    *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "global_head_dim"),
+    *("linear_num_value_heads", "linear_num_key_heads", "linear_key_head_dim", "linear_value_head_dim"),
+    *("intermediate_size_mlp", "num_hidden_layers"),
+}
+
+
+@pytest.mark.parametrize("count", ["num_experts", "num_local_experts", "n_routed_experts"])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_the_number_of_experts_has_three_names(model_type, count):
+    config = SHAPE | TINY[model_type][0] | {"model_type": model_type}
+    own = MIXTURES[model_type].count
+    renamed = {key: value for key, value in config.items() if key != own} | {count: 4}
+    assert shapes_of(renamed).tensors == shapes_of(config).tensors
+    if count != own:
+        with pytest.raises(ConfigError, match=rf"twice(.|\n)*{count}' is 5"):
+            shapes_of(config | {count: 5})
+
+
+@pytest.mark.parametrize(
+    "change", [{"per_layer_config": {"1": {"skip": ["mlp"]}}}, {"per_layer_config": [16]}, {"global_head_dim": None}]
+)
+def test_a_gemma_4_whose_heads_are_not_known_is_refused(change):
+    with pytest.raises(ConfigError, match="lacks what the shapes follow from"):
+        shapes_of(SHAPE | GEMMA4 | {"model_type": "gemma4_text"} | change)
 
 
 ARCHITECTURES = {  # one model of each: the smallest

@@ -6,8 +6,10 @@ import pytest
 
 from halfbyte.errors import ConfigError
 from halfbyte.plan import catalogue
+from halfbyte.plan.families import assumptions
+from halfbyte.plan.inventory import count_parameters
 from halfbyte.plan.mixtures import shapes_of
-from halfbyte.plan.shapes import assumptions, dimensions, kind_of, tensors_from
+from halfbyte.plan.shapes import dimensions, kind_of, tensors_from
 
 KNOWN = [entry for entry in catalogue.entries() if entry.parameters is not None]
 STORED_BUFFERS = {
@@ -16,10 +18,16 @@ STORED_BUFFERS = {
 }  # published with 2,304 rotary frequencies
 
 
+GPT_OSS = {
+    "model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 320,
+    "num_attention_heads": 4, "num_local_experts": 2,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("entry", KNOWN, ids=lambda entry: entry.short_name)
 def test_the_parameters_of_the_catalogue_come_out_to_the_digit(entry):
     tensors = shapes_of(entry.config).tensors
-    total = sum(spec.count for spec in tensors)
+    total = count_parameters(tensors)
     assert total == entry.fields["computed_params"]
     assert sum(spec.count for spec in tensors if spec.kind == "linear") == entry.fields["block_linear_params"]
     published = entry.fields["published_params"]
@@ -43,6 +51,17 @@ def test_an_assumption_about_an_unknown_field_is_named():
     (words,) = assumptions(catalogue.find("granite-3.1-2b-base").config)
     assert "'attention_bias'" in words and "unknown, because" in words
     assert assumptions(catalogue.find("llama-3.1-8b").config) == []
+
+
+def test_mixtures_assume_aloud_too():
+    (words,) = assumptions(catalogue.find("deepseek-v2-lite").config)
+    assert words.startswith("'mlp_bias': unknown, because") and "counted without" in words
+    (words,) = assumptions({"model_type": "gpt_oss", "attention_bias": None})
+    assert "counted with, transformers' default" in words
+    null, default = (
+        shapes_of({**GPT_OSS, **change}).tensors for change in ({"attention_bias": None}, {"attention_bias": True})
+    )
+    assert null == default
 
 
 def test_the_kinds_and_shapes_of_a_block(llama):
@@ -102,6 +121,12 @@ def test_an_unknown_family_is_an_error_that_says_what_to_do(llama):
         ("model.vision_tower.encoder.layers.0.mlp.fc1.weight", (64, 64), "gemma3", "other"),
         ("model.language_model.layers.0.mlp.up_proj.weight", (64, 64), "gemma3", "linear"),
         ("gpt_neox.layers.0.attention.dense.weight", (64, 64), "gpt_neox", "linear"),
+        ("model.layers.0.block_sparse_moe.router.layer.weight", (4, 64), "granitemoe", "other"),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (4, 192, 64), "granitemoe", "expert"),
+        ("model.layers.0.block_sparse_moe.output_linear.weight", (4, 64, 96), "granitemoe", "expert"),
+        ("model.layers.0.shared_mlp.input_linear.weight", (192, 64), "granitemoeshared", "linear"),
+        ("model.layers.3.mlp.gate.e_score_correction_bias", (4,), "deepseek_v3", "buffer"),
+        ("model.language_model.layers.3.layer_scalar", (1,), "gemma4", "buffer"),
         ("embed_out.weight", (320, 64), "gpt_neox", "head"),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,11 @@ from halfbyte.checkpoint.source import QUANT_STATE, Listing, Stored, is_packed_p
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.plan import catalogue
-from halfbyte.plan.mixtures import defaults_of, shapes_of
+from halfbyte.plan.families import assumptions, defaults_of
+from halfbyte.plan.mixtures import shapes_of
 from halfbyte.plan.shapes import (
     Dimensions,
     TensorSpec,
-    assumptions,
     dimensions,
     is_known,
     kind_of,
@@ -63,7 +63,7 @@ class Inventory:
 
     @property
     def parameters(self) -> int | None:
-        return None if "parameters" in self.unknown else sum(spec.count for spec in self.tensors)
+        return None if "parameters" in self.unknown else count_parameters(self.tensors)
 
 
 def take_inventory(name_or_path: str, revision: str | None = None) -> Inventory:
@@ -137,7 +137,7 @@ def _unknown(entry: catalogue.Entry, dims: Dimensions, tensors: list[TensorSpec]
     if dims.vocabulary is None:
         return {"parameters": entry.unknown("vocab_size")}
     if dims.tied is None:
-        least, head = sum(spec.count for spec in tensors), dims.vocabulary * dims.hidden
+        least, head = count_parameters(tensors), dims.vocabulary * dims.hidden
         either = f"{least:,} if the output head is tied to the embedding, {least + head:,} if it is not"
         return {"parameters": f"{entry.unknown('tie_word_embeddings')}; {either}"}
     return {}
@@ -235,6 +235,11 @@ def _kept_in_16_bits(listing: Listing, specs: list[TensorSpec]) -> list[str]:
         return []
     floats = {"BF16", "F16", "F32"}
     return [spec.module for spec in specs if spec.kind == "linear" and listing.tensors[spec.name].dtype in floats]
+
+
+def count_parameters(tensors: Iterable[TensorSpec]) -> int:
+    """How many parameters the tensors hold; buffers are none."""
+    return sum(spec.count for spec in tensors if spec.kind != "buffer")
 
 
 _STATE = f"{QUANT_STATE}bitsandbytes__nf4"

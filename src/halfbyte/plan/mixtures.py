@@ -10,14 +10,14 @@ A size that is 0 means "there is none" (`q_lora_rank` of a latent attention whos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from halfbyte.errors import ConfigError
+from halfbyte.plan.families import MIXTURES, Mixture, completed
 from halfbyte.plan.shapes import (
     FAMILIES,
     Dimensions,
-    Family,
     TensorSpec,
     attention_tensors,
     dimensions,
@@ -27,134 +27,10 @@ from halfbyte.plan.shapes import (
     linear,
     norm,
     read_dimensions,
+    says,
     tensors_from,
     text_config,
 )
-
-Attention = Literal["plain", "latent", "delta", "delta-fused", "gemma4"]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How one model_type is built. `count`, `width`, `shared` and `dense_width` are keys of a config.json."""
-
-    family: Family = field(default_factory=Family)
-    attention: Attention = "plain"  # delta: most layers have a delta net in its place
-    count: str = "num_experts"  # the key with the number of experts; empty: every layer is dense
-    width: str = "moe_intermediate_size"  # the key with the width of one
-    block: str = "mlp"
-    router: str = "gate"
-    transposed: bool = False  # experts hold their matrices the other way round
-    biased: bool = False  # experts and router have biases, attention has sinks
-    shared: str = ""  # the key with the width of the expert that every token passes
-    shared_name: str = "shared_expert"
-    shared_gate: bool = False
-    dense_width: str = "intermediate_size"  # of the layers without experts
-    dense_first: int = 0  # layers without experts, where no key says how many
-    fused: bool = False  # one matrix for gate and up
-    norm_key: str = ""  # the key that says whether queries and keys are normalised
-    layer_norm: bool = False  # norms have biases
-
-
-_SHARED = "shared_expert_intermediate_size"
-_GATED = Family(qk_norm="head", attention_bias=True, gated=True, defaults={"head_dim": 256})
-_GEMMA4 = Family(
-    attention_bias=True,
-    defaults={"head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True},
-    norms=("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-)
-
-MIXTURES: dict[str, Mixture] = {
-    "mixtral": Mixture(
-        Family(defaults={"num_key_value_heads": 8}), count="num_local_experts", width="intermediate_size"
-    ),
-    "qwen2_moe": Mixture(Family(qkv_bias=True, defaults={"num_key_value_heads": 16}), shared=_SHARED, shared_gate=True),
-    "qwen3_moe": Mixture(Family(qk_norm="head", attention_bias=True, defaults={"num_key_value_heads": 4})),
-    "qwen3_next": Mixture(_GATED, attention="delta-fused", shared=_SHARED, shared_gate=True),
-    "qwen3_5_text": Mixture(_GATED, attention="delta", count=""),
-    "qwen3_5_moe_text": Mixture(_GATED, attention="delta", shared=_SHARED, shared_gate=True),
-    "olmoe": Mixture(Family(qk_norm="width", attention_bias=True), width="intermediate_size"),
-    "gpt_oss": Mixture(
-        Family(attention_bias=True, defaults={"attention_bias": True, "num_key_value_heads": 8, "head_dim": 64}),
-        count="num_local_experts",
-        width="intermediate_size",
-        router="router",
-        transposed=True,
-        biased=True,
-    ),
-    "phimoe": Mixture(
-        Family(attention_bias=True, defaults={"num_key_value_heads": 8}),
-        count="num_local_experts",
-        width="intermediate_size",
-        router="router",
-        layer_norm=True,
-    ),
-    "granitemoe": Mixture(
-        Family(attention_bias=True),
-        count="num_local_experts",
-        width="intermediate_size",
-        block="block_sparse_moe",
-        router="router",
-    ),
-    "llama4_text": Mixture(
-        Family(attention_bias=True, defaults={"num_key_value_heads": 8, "head_dim": 128}),
-        count="num_local_experts",
-        width="intermediate_size",
-        block="feed_forward",
-        router="router",
-        transposed=True,
-        shared="intermediate_size",
-        dense_width="intermediate_size_mlp",
-    ),
-    "deepseek_v2": Mixture(
-        Family(attention_bias=True, mlp_bias=True),
-        attention="latent",
-        count="n_routed_experts",
-        shared="n_shared_experts",
-        shared_name="shared_experts",
-    ),
-    "deepseek_v3": Mixture(
-        Family(attention_bias=True),
-        attention="latent",
-        count="n_routed_experts",
-        shared="n_shared_experts",
-        shared_name="shared_experts",
-    ),
-    "glm4_moe_lite": Mixture(
-        Family(attention_bias=True),
-        attention="latent",
-        count="n_routed_experts",
-        shared="n_shared_experts",
-        shared_name="shared_experts",
-        dense_first=1,
-    ),
-    "glm4_moe": Mixture(
-        Family(attention_bias=True, out_bias=False),
-        count="n_routed_experts",
-        shared="n_shared_experts",
-        shared_name="shared_experts",
-        dense_first=1,
-        norm_key="use_qk_norm",
-    ),
-    "glm4": Mixture(
-        Family(
-            norms=(
-                *("input_layernorm", "post_attention_layernorm"),
-                *("post_self_attn_layernorm", "post_mlp_layernorm"),
-            ),
-            attention_bias=True,
-            out_bias=False,
-            defaults={"attention_bias": True, "num_key_value_heads": 2, "head_dim": 128},
-        ),
-        count="",
-        fused=True,
-    ),
-    "gemma4_text": Mixture(_GEMMA4, attention="gemma4", count=""),
-    "ministral3": Mixture(Family(defaults={"num_key_value_heads": 8}), count=""),
-    "exaone4": Mixture(
-        Family(norms=("post_attention_layernorm", "post_feedforward_layernorm"), qk_norm="head"), count=""
-    ),
-}
 
 _LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _DELTA = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
@@ -179,26 +55,30 @@ def shapes_of(config: Mapping[str, Any], where: object = "config.json") -> Shape
     if mixture is None or text.get("model_type") in FAMILIES:
         dims = dimensions(config, where)
         return Shapes(tensors_from(dims), dims, True)
+    text = completed(mixture, text, where)
     needed = ["hidden_size", "num_hidden_layers", "num_attention_heads", mixture.count, mixture.shared]
     needed += [mixture.width if mixture.count else mixture.dense_width, *_NEEDED.get(mixture.attention, ())]
     needed += ["num_experts", "moe_intermediate_size"] if text.get("enable_moe_block") else []
+    if mixture.attention == "gemma4" and text.get("per_layer_config") is None:
+        needed.append("global_head_dim")
     family = mixture.family
-    if mixture.norm_key and text.get(mixture.norm_key):
+    if says(family, text, mixture.norm_key):
         family = replace(family, qk_norm="head")
+    if says(family, text, mixture.bias_key):
+        family = replace(family, qkv_bias=True)
     dims = read_dimensions(family, text, where, [key for key in needed if key])
     try:
         return Shapes(_tensors(mixture, dims, text), dims, False)
-    except (KeyError, IndexError, TypeError, ValueError) as error:  # a key that only some configurations need
+    except (
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:  # a key that only some configurations need
         raise ConfigError("the configuration lacks what the shapes follow from", where=where,
                           found=f"{type(error).__name__}: {error}"[:100],
                           do="check that this is the model's own config.json") from None  # fmt: skip
-
-
-def defaults_of(model_type: object) -> Mapping[str, Any]:
-    """What transformers takes for keys that a config.json of this model_type leaves out."""
-    mixture = MIXTURES.get(str(model_type))
-    family = FAMILIES.get(str(model_type)) or (mixture.family if mixture else Family())
-    return family.defaults
 
 
 def _tensors(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:
@@ -245,15 +125,15 @@ def _norms(mixture: Mixture, name: str, width: int) -> list[TensorSpec]:
 
 
 def _has_experts(mixture: Mixture, text: Mapping[str, Any], layer: int) -> bool:
-    """Whether the layer is one of those with experts, by any of the keys that say which are not."""
-    if text.get("moe_layers") is not None:  # Llama 4
-        return layer in text["moe_layers"]
-    if text.get("mlp_layer_types") is not None:  # GLM-4.7 Flash
-        return str(text["mlp_layer_types"][layer]) == "sparse"
-    dense = text.get("first_k_dense_replace")
-    if layer < (mixture.dense_first if dense is None else int(dense)) or layer in (text.get("mlp_only_layers") or ()):
+    """Whether the layer is one of those with experts, by the keys that this family goes by."""
+    told = {key: text[key] for key in mixture.places if text.get(key) is not None}
+    if "moe_layers" in told:
+        return layer in told["moe_layers"]
+    if "mlp_layer_types" in told:
+        return str(told["mlp_layer_types"][layer]) == "sparse"
+    if layer < int(told.get("first_k_dense_replace", mixture.dense_first)) or layer in told.get("mlp_only_layers", ()):
         return False
-    step = int(text.get("decoder_sparse_step") or text.get("interleave_moe_layer_step") or 1)
+    step = int(told.get("decoder_sparse_step") or told.get("interleave_moe_layer_step") or 1)
     return (layer + 1) % step == 0
 
 
@@ -268,6 +148,8 @@ def _experts(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> lis
         TensorSpec(f"{block}.experts.gate_up_proj", up, "expert"),
         TensorSpec(f"{block}.experts.down_proj", down, "expert"),
     ]
+    if mixture.corrected:
+        specs.append(TensorSpec(f"{block}.{mixture.router}.e_score_correction_bias", (count,), "buffer"))
     if mixture.biased:
         specs += [
             TensorSpec(f"{block}.{mixture.router}.bias", (count,), "bias"),
@@ -337,8 +219,7 @@ def _gemma4(dims: Dimensions, text: Mapping[str, Any], layer: int) -> list[Tenso
     full = layer == dims.layers - 1 or (types[layer] == "full_attention" if types else (layer + 1) % 6 == 0)
     shares = layer >= dims.layers - int(text.get("num_kv_shared_layers") or 0)
     same = full and bool(text.get("attention_k_eq_v"))  # keys are values
-    head = int(text.get("global_head_dim") or 512) if full else dims.head_dim
-    kv_heads = int(text.get("num_global_key_value_heads") or dims.kv_heads) if same else dims.kv_heads
+    head, kv_heads = _gemma4_heads(dims, text, layer, full)
     specs = [*linear("self_attn.q_proj", dims.heads * head, hidden, dims.qkv_bias), norm("self_attn.q_norm", head)]
     if not shares:
         specs += [*linear("self_attn.k_proj", kv_heads * head, hidden, dims.qkv_bias), norm("self_attn.k_norm", head)]
@@ -359,7 +240,21 @@ def _gemma4(dims: Dimensions, text: Mapping[str, Any], layer: int) -> list[Tenso
             TensorSpec("experts.down_proj", (count, hidden, width), "expert"),
             *(norm(f"{name}_feedforward_layernorm_{n}", hidden) for name, n in (("post", 1), ("post", 2), ("pre", 2))),
         ]
+    specs.append(TensorSpec("layer_scalar", (1,), "buffer"))
     return specs + [norm(name, hidden) for name in dims.family.norms]
+
+
+def _gemma4_heads(dims: Dimensions, text: Mapping[str, Any], layer: int, full: bool) -> tuple[int, int]:
+    """Width of a head and number of key heads. Configurations of transformers 5.23 and later say it layer by layer,
+    those before once for all layers with full attention."""
+    by_layer = text.get("per_layer_config")
+    if by_layer is None:
+        others = text.get("num_global_key_value_heads") if full and text.get("attention_k_eq_v") else None
+        return int(text["global_head_dim"]) if full else dims.head_dim, int(others or dims.kv_heads)
+    own: Mapping[str, Any] = next((value for key, value in by_layer.items() if int(key) == layer), {})
+    if odd := sorted(set(own) - {"head_dim", "num_key_value_heads"}):
+        raise ValueError(f"'per_layer_config' of layer {layer} has {odd[0]!r}, whose effect is not known")
+    return int(own.get("head_dim", dims.head_dim)), int(own.get("num_key_value_heads", dims.kv_heads))
 
 
 def _gemma4_outside(dims: Dimensions, text: Mapping[str, Any]) -> list[TensorSpec]:

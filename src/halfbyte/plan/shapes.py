@@ -21,12 +21,15 @@ from typing import Any, Literal
 
 from halfbyte.errors import ConfigError, nearest
 
-Kind = Literal["linear", "embedding", "head", "norm", "bias", "expert", "other"]
+Kind = Literal["linear", "embedding", "head", "norm", "bias", "expert", "buffer", "other"]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One parameter of the model. `linear` is what gets quantised; everything else stays in 16 bits."""
+    """One parameter of the model. `linear` is what gets quantised; everything else stays in 16 bits.
+
+    A `buffer` is no parameter, but stands in the checkpoint like one.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -149,17 +152,18 @@ def dimensions(config: Mapping[str, Any], where: object = "config.json") -> Dime
             found=repr(model_type)[:100],
             do=f"plan a folder that holds its safetensors files, too; {nearest(str(model_type), FAMILIES, 'types')}",
         )
-    return read_dimensions(FAMILIES[model_type], text, where)
+    family = FAMILIES[model_type]
+    return read_dimensions(family, {**family.defaults, **text}, where)
 
 
 def read_dimensions(
-    family: Family, text: Mapping[str, Any], where: object = "config.json", needed: Sequence[str] = _NEEDED
+    family: Family, values: Mapping[str, Any], where: object = "config.json", needed: Sequence[str] = _NEEDED
 ) -> Dimensions:
-    """As `dimensions`, of a family that is given. A size that is not `needed` is 0 where it is missing.
+    """As `dimensions`, of a family that is given, whose defaults `values` hold already. A size that is not `needed` is
+    0 where it is missing.
 
     Raises ConfigError that names every key that is missing or no positive number.
     """
-    values = {**family.defaults, **text}
     faults = [f"'{key}' is {_found(values.get(key))}" for key in needed if not _is_count(values.get(key))]
     catalogued = "vocab_size" in values and values["vocab_size"] is None  # unknown, not left out
     if not catalogued and not _is_count(values.get("vocab_size")):
@@ -177,7 +181,7 @@ def read_dimensions(
             do="check that this is the model's own config.json",
         )
     heads, hidden = int(values["num_attention_heads"]), int(values["hidden_size"])
-    bias = family.attention_bias and bool(values.get("attention_bias"))
+    bias = family.attention_bias and says(family, values, "attention_bias")
     tied = values.get("tie_word_embeddings", False)
     return Dimensions(
         family=family,
@@ -191,20 +195,14 @@ def read_dimensions(
         tied=None if tied is None else bool(tied),
         qkv_bias=family.qkv_bias or bias,
         out_bias=bias and family.out_bias,
-        mlp_bias=family.mlp_bias and bool(values.get("mlp_bias")),
+        mlp_bias=family.mlp_bias and says(family, values, "mlp_bias"),
     )
 
 
-def assumptions(config: Mapping[str, Any]) -> list[str]:
-    """Unknown fields that are read as transformers' default nevertheless, because the shapes need an answer."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        return []
-    keys = (("attention_bias", family.attention_bias), ("mlp_bias", family.mlp_bias))
-    missing = [f"'{key}'" for key, used in keys if used and key in config and config[key] is None]
-    if not missing:
-        return []
-    return [f"{' and '.join(missing)}: unknown, because no source states it; counted without, transformers' default"]
+def says(family: Family, values: Mapping[str, Any], key: str) -> bool:
+    """Whether `values` says yes to `key`; where it is null, and so unknown, transformers' default."""
+    value = values.get(key)
+    return bool(family.defaults.get(key) if value is None else value)
 
 
 def _is_count(value: object) -> bool:
@@ -290,8 +288,9 @@ _BESIDE = re.compile(
     r"(^|\.)per_layer_model_projection\.weight$"
 )  # Gemma 3n, Gemma 4: a linear layer outside the blocks
 _VISION = re.compile(r"(^|\.)(vision_\w+|visual|vision|multi_modal_projector|mm_projector|audio_\w+|embed_vision)\.")
-_EXPERT = re.compile(r"\.experts?\.(\d+\.)?")
-_ROUTER = re.compile(r"\.(gate|router|wg)\.weight$")
+_BUFFER = re.compile(r"\.(gate\.e_score_correction_bias|layer_scalar)$")  # of the checkpoint, not computed
+_EXPERT = re.compile(r"\.(experts?\.(\d+\.)?|block_sparse_moe\.(input|output)_linear\.)")  # the latter: Granite MoE
+_ROUTER = re.compile(r"\.(gate|router|router\.layer|wg)\.weight$")
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|wpe|word_embeddings|embed_in|tok_embeddings|embed_positions)\.weight$"
 )
@@ -303,6 +302,8 @@ def kind_of(name: str, shape: tuple[int, ...], model_type: str | None) -> Kind:
     """What a tensor of a checkpoint is, by its name and shape: the counterpart of the names above for any model."""
     if _VISION.search(name):
         return "other"
+    if _BUFFER.search(name):
+        return "buffer"
     if _EMBEDDING.search(name):
         return "embedding"
     if _HEAD.search(name) and not _IN_BLOCK.search(name):
