@@ -78,3 +78,13 @@ def test_a_tied_head_counts_once_and_a_packed_checkpoint_as_it_runs(folder: Path
     pack(open_checkpoint(str(source)), folder / "packed", "nf4")
     model = load_model(str(folder / "packed"), adapter=AdapterConfig(rank=RANK))
     assert held(model) == planned(folder / "packed") == planned(source, weights="nf4")
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_part_adds_nothing_to_the_whole_whichever_comes_first(turn: int) -> None:
+    net = torch.nn.Module()
+    whole = torch.zeros(8)
+    for index, tensor in enumerate([whole, whole[:2], torch.zeros(3)][::turn]):
+        net.register_buffer(f"part{index}", tensor)
+    net.register_buffer("computed", torch.zeros(5), persistent=False)
+    assert held_bytes(net) == {"weights": 4 * (8 + 3), "constants": 0, "adapter": 0}

@@ -40,8 +40,8 @@ _building = threading.Lock()  # transformers sets torch's default dtype while it
 def skeleton(checkpoint: Checkpoint) -> Any:
     """transformers' causal LM for `checkpoint`, in eval mode, weights on the meta device in `checkpoint.dtype`.
 
-    A parameter that transformers keeps in fp32 has that dtype. Raises CheckpointError for a model that transformers
-    does not know, or does not build as a causal LM.
+    A parameter or buffer that transformers keeps in fp32 has that dtype. Raises CheckpointError for a model that
+    transformers does not know, or does not build as a causal LM.
     """
     config = _read_config(checkpoint)
     model = _build(checkpoint, config)
@@ -85,9 +85,9 @@ def linear_layers(model: Any) -> dict[str, str | None]:
 
 
 def kept_in_fp32(model: Any, dtype: torch.dtype) -> set[str]:
-    """The parameters that transformers keeps in fp32 in a model of `dtype`, by name."""
+    """The parameters and stored buffers that transformers keeps in fp32 in a model of `dtype`, by name."""
     keys = [re.compile(key.replace("*", ".*")) for key in model._get_dtype_plan(dtype)]
-    return {name for name, _ in model.named_parameters() if any(key.search(name) for key in keys)}
+    return {name for name in model.state_dict() if any(key.search(name) for key in keys)}
 
 
 def _read_config(checkpoint: Checkpoint) -> Any:
@@ -124,9 +124,9 @@ def _build(checkpoint: Checkpoint, config: Any) -> Any:
         with _building, torch.device("meta"), torch.no_grad(), _quiet():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         keep = kept_in_fp32(model, dtype)
-        for name, parameter in model.named_parameters():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in keep:
-                parameter.data = parameter.data.float()
+                tensor.data = tensor.data.float()
         _compute_buffers(model)
     except CheckpointError:
         raise

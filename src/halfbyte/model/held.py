@@ -13,8 +13,8 @@ from halfbyte.model.adapter import quant_linears
 def held_bytes(net: nn.Module) -> dict[str, int]:
     """Bytes by part: `weights` (codes, and all that is not packed), `constants` (absmax, or scales), `adapter`.
 
-    A tensor that stands in several places (a tied head) counts once. Buffers that are computed (rotary frequencies) and
-    the code tables, which all layers share, are no weights.
+    A tensor that stands in several places (a tied head) counts once. Buffers that come from the checkpoint are weights
+    like parameters; those that are computed (rotary frequencies) and the code tables, which all layers share, are none.
     """
     weights: list[Tensor] = []
     constants: list[Tensor] = []
@@ -33,9 +33,23 @@ def held_bytes(net: nn.Module) -> dict[str, int]:
         adapter += [matrix for matrix in (layer.lora_A, layer.lora_B) if matrix is not None]
     own = {matrix.data_ptr() for matrix in adapter}
     weights += [parameter for parameter in net.parameters() if parameter.data_ptr() not in own]
+    weights += _stored_buffers(net)
     return {"weights": _bytes(weights), "constants": _bytes(constants), "adapter": _bytes(adapter)}
 
 
+def _stored_buffers(net: nn.Module) -> list[Tensor]:
+    """The buffers that a checkpoint holds: a router's corrections (DeepSeek), a layer's scale (Gemma 4)."""
+    return [
+        buffer
+        for module in net.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors, each place in memory once."""
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+    """Bytes of the tensors, each place in memory once: a part that begins where the whole does adds nothing to it."""
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        sizes[tensor.data_ptr()] = max(tensor.nbytes, sizes.get(tensor.data_ptr(), 0))
+    return sum(sizes.values())

@@ -169,6 +169,8 @@ MIXTURES: dict[str, Mixture] = {
     ),
 }
 
+# What `load_model` refuses of the architectures that are planned; found out by trying (tests/plan/test_loaded.py).
+NOT_LOADED = frozenset(("Llama4ForCausalLM", "Llama4ForConditionalGeneration", "Mistral3ForConditionalGeneration"))
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names of one thing; files have any of them
 
 
@@ -207,6 +209,13 @@ def assumptions(config: Mapping[str, Any]) -> list[str]:
             said.append(f"{' and '.join(keys)}: unknown, because no source states it; counted {words}, transformers' "
                         "default")  # fmt: skip
     return said
+
+
+def not_loaded(config: Mapping[str, Any]) -> list[str]:
+    """A note for a model that can be planned, but not run; `config` is the whole of a config.json."""
+    named = config.get("architectures")
+    names = [name for name in named if name in NOT_LOADED] if isinstance(named, list) else []
+    return [f"halfbyte does not load {names[0]} yet: such a model can be planned here, but not run"] if names else []
 
 
 def _family(model_type: object) -> Family | None:

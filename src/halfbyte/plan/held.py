@@ -1,7 +1,8 @@
 """The bytes of the base model as a run holds them: in the format that runs and the type that is computed in.
 
 The ladder's `weights_bytes` count everything that is not quantised in 16 bits, as files hold it. In memory, norms and
-biases have the type that is computed in; linear layers and vocabulary matrices stay as they are stored.
+biases have the type that is computed in; linear layers and vocabulary matrices stay as they are stored, and the
+corrections of a router's scores are fp32 always.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from halfbyte.formats import QUANTISED, Weights, packed_bytes
 from halfbyte.plan.inventory import Inventory
 
 AS_STORED = ("linear", "embedding", "head")
+_ALWAYS_FP32 = ".e_score_correction_bias"  # transformers' `_keep_in_fp32_modules_strict`, in the families that have it
 
 
 def held_bytes(inventory: Inventory, weights: Weights, dtype_bytes: int) -> dict[str, int | None]:
@@ -28,7 +30,8 @@ def held_bytes(inventory: Inventory, weights: Weights, dtype_bytes: int) -> dict
         if spec.kind == "linear":
             size += stored * spec.count * (spec.module in dense)
         else:
-            size += (stored if spec.kind in AS_STORED else dtype_bytes) * spec.count
+            width = 4 if spec.name.endswith(_ALWAYS_FP32) else dtype_bytes
+            size += (stored if spec.kind in AS_STORED else width) * spec.count
     return {"weights": size, "constants": sum(part.constants for part in packed)}
 
 

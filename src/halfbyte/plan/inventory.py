@@ -22,7 +22,7 @@ from halfbyte.checkpoint.source import QUANT_STATE, Listing, Stored, is_packed_p
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 from halfbyte.plan import catalogue
-from halfbyte.plan.families import assumptions, defaults_of
+from halfbyte.plan.families import assumptions, defaults_of, not_loaded
 from halfbyte.plan.mixtures import shapes_of
 from halfbyte.plan.shapes import (
     Dimensions,
@@ -116,7 +116,7 @@ def from_catalogue(entry: catalogue.Entry) -> Inventory:
     config = entry.config
     tensors, dims, modelled = shapes_of(config, where=f"the catalogue's entry {entry.name}")
     unknown = _unknown(entry, dims, tensors)
-    notes = assumptions(config)
+    notes = [*not_loaded(config), *assumptions(config)]
     if entry.fields.get("notes") and not unknown:  # else the reason says it
         notes.append(f"the catalogue notes: {entry.fields['notes']}")
     for name, words in (entry.fields.get("conflicts") or {}).items():
@@ -179,7 +179,7 @@ def _from_config(folder: Path) -> Inventory:
         missing = "tie_word_embeddings" if dims.tied is None else "vocab_size"
         raise ConfigError("the configuration leaves open what the shapes follow from", where=file,
                           found=f"'{missing}' is null", do="write its value into config.json")  # fmt: skip
-    notes = ["from config.json alone: the folder holds no safetensors files"]
+    notes = ["from config.json alone: the folder holds no safetensors files", *not_loaded(config)]
     if config.get("quantization_config"):
         notes.append("config.json names a quantisation; without the files it is counted as a 16-bit model")
     if "text_config" in config:
@@ -199,7 +199,7 @@ def from_listing(listing: Listing, source: str = "headers") -> Inventory:
     model_type = config.get("model_type")
     dims = dimensions(config, where=listing.files.where("config.json")) if is_known(config) else None
     shapes = _unpacked_shapes(listing, every=source != "hub")
-    notes = list(listing.notes)
+    notes = [*listing.notes, *not_loaded(listing.config)]
     specs: list[TensorSpec] = []
     for name, stored in listing.tensors.items():
         if _BUFFER.search(name) or is_packed_part(name):
