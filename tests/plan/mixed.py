@@ -44,6 +44,9 @@ def _save(kind: Any, config: Any, folder: Path, dtype: torch.dtype) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind.from_config(config, dtype=torch.float32)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_()
     model.to(dtype).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

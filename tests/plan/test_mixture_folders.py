@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from halfbyte.config import AdapterConfig
 from halfbyte.model.build import load_model
@@ -55,3 +57,18 @@ def test_what_is_planned_is_what_a_mixture_holds(
     held = held_bytes(model.net)
     wanted = exact_parts(planned(folders[model_type], weights=weights, compute=compute).to_json())
     assert held == {name: wanted[name] for name in held}
+
+
+@pytest.mark.parametrize("weights", ["bf16", "nf4"])
+@pytest.mark.parametrize("model_type", sorted(name for name, mixture in MIXTURES.items() if mixture.corrected))
+def test_the_corrections_of_a_router_stay_fp32(model_type: str, weights: Any, tmp_path: Path) -> None:
+    """As transformers keeps them: rounded, they would send tokens to other experts."""
+    folder = text_checkpoint(model_type, tmp_path / "tiny", SHAPE | TINY[model_type][0], torch.float32)
+    model = load_model(str(folder), weights=weights, compute="bf16")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    wanted = {name: buffer for name, buffer in theirs.named_buffers() if name.endswith("e_score_correction_bias")}
+    ours = dict(model.net.named_buffers())
+    assert wanted
+    for name, buffer in wanted.items():
+        assert ours[name].dtype == buffer.dtype == torch.float32 and torch.equal(ours[name], buffer)
+    assert model.hidden(torch.tensor([[5, 6, 7, 8]])).isfinite().all()
