@@ -63,7 +63,8 @@ def test_what_is_planned_is_what_a_mixture_holds(
 @pytest.mark.parametrize("model_type", sorted(name for name, mixture in MIXTURES.items() if mixture.corrected))
 def test_the_corrections_of_a_router_stay_fp32(model_type: str, weights: Any, tmp_path: Path) -> None:
     """As transformers keeps them: rounded, they would send tokens to other experts."""
-    folder = text_checkpoint(model_type, tmp_path / "tiny", SHAPE | TINY[model_type][0], torch.float32)
+    config = {**SHAPE, **TINY[model_type][0], "num_key_value_heads": SHAPE["num_attention_heads"]}
+    folder = text_checkpoint(model_type, tmp_path / "tiny", config, torch.float32)
     model = load_model(str(folder), weights=weights, compute="bf16")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     wanted = {name: buffer for name, buffer in theirs.named_buffers() if name.endswith("e_score_correction_bias")}
