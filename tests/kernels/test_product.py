@@ -243,7 +243,7 @@ def test_a_layer_with_its_adapter_in_one_call(bf16_kernels: None, weights: str, 
 
 
 @pytest.mark.parametrize(("a", "b"), [((16, 191), (100, 16)), ((16, 192), (100, 15)), ((16, 192), (99, 16))])
-def test_a_pair_of_other_shapes_is_refused(a: tuple[int, int], b: tuple[int, int]) -> None:
+def test_a_pair_of_other_shapes_is_refused(bf16_kernels: None, a: tuple[int, int], b: tuple[int, int]) -> None:
     x = torch.zeros(1, 192).bfloat16()
     with pytest.raises((ValueError, RuntimeError)):
         kernels.adapted(x, made(100, 192, "nf4"), None, (torch.zeros(a).bfloat16(), torch.zeros(b).bfloat16()))
@@ -274,3 +274,12 @@ def test_a_gated_mlp_is_left_to_others_where_rows_are_many_or_wide() -> None:
     if native.reaches(kernels.choose().isa, kernels.BF16):
         with pytest.raises(ValueError, match="not"):
             kernels.gated_mlp(torch.zeros(1, 64).bfloat16(), *layers, "silu")
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_bias_with_gaps_is_read_as_it_is(bf16_kernels: None, count: int) -> None:
+    weight, x = made(96, 128, "nf4"), torch.randn(count, 128).bfloat16()
+    gappy = torch.randn(192).bfloat16()[::2]
+    pair = rounded_pair(4, 128, 96)
+    assert torch.equal(kernels.linear(x, weight, gappy), kernels.linear(x, weight, gappy.contiguous()))
+    assert torch.equal(kernels.adapted(x, weight, gappy, pair), kernels.adapted(x, weight, gappy.contiguous(), pair))

@@ -170,3 +170,18 @@ def test_a_norm_that_takes_a_gate_stays() -> None:
     net = nn.Sequential(GatedNorm(32))
     replace_parts(net, CPU)
     assert isinstance(net[0], GatedNorm)
+
+
+@pytest.mark.parametrize("weights", ["nf4", "int8", "bf16"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2"])
+def test_few_rows_through_the_mlp_in_one_call_are_those_layer_by_layer(
+    family: str, weights: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(tiny_checkpoint(family, folder / "model"), weights)
+    model.net.to(torch.bfloat16).eval()
+    mlps = [m for m in model.net.modules() if isinstance(m, GatedMLP)]
+    x = torch.randn(1, 3, model.net.config.hidden_size).bfloat16()
+    with torch.no_grad():
+        at_once = [mlp(x) for mlp in mlps]
+        monkeypatch.setattr(GatedMLP, "_at_once", lambda *_: None)
+        assert mlps and all(torch.equal(mlp(x), got) for mlp, got in zip(mlps, at_once, strict=True))

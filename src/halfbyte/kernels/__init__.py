@@ -139,12 +139,13 @@ def linear(
     if not len(x):
         return x.new_empty(0, weight.shape[0]) if out is None else out
     if int8 and _in_int8(weight, x):
+        bias = None if bias is None else bias.contiguous()
         return _product_int8.int8(x.contiguous(), weight, bias, _contiguous(pair), False, out)
     how = product_of(x, weight)
     if how.name == "reference":
         y = _plain.linear(x, weight, bias, pair)
         return y if out is None else out.copy_(y)
-    x = x.contiguous()
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
     if native.reaches(how.isa, BF16):
         return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
     y = _product.few(x, weight, bias, how.isa or "", out)
@@ -152,18 +153,21 @@ def linear(
 
 
 def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *, int8: bool = False) -> Tensor:
-    """y [T, O] = x [T, I] W^T (+ bias [O]) + (x A^T) B^T, for lora = (A [R, I], B [O, R]); otherwise as `linear`.
+    """y [T, O] = x [T, I] W^T (+ bias [O]) + (x A^T) B^T, for lora = (A [R, I], B [O, R]); otherwise as `linear`, but
+    for few rows `int8` means nothing.
 
     Few rows take one call of native code instead of two, which saves a decoded token as much as the small product."""
     a, b = lora
     how = product_of(x, weight)
     if len(x) > _product.FEW or not native.reaches(how.isa, BF16):
-        return linear(x, weight, bias, (F.linear(x, a), b), int8=int8)
+        small = linear(x, a) if len(x) <= _product.FEW else F.linear(x, a)
+        return linear(x, weight, bias, (small, b), int8=int8)
     rows, columns = weight.shape
     _same("x", x, (len(x), columns), x.dtype, weight.device)
     _check_layer(x, Layer(weight, bias, lora), None, columns)
     if not len(x):
         return x.new_empty(0, rows)
+    bias = None if bias is None else bias.contiguous()
     return _product.adapted(x.contiguous(), weight, bias, (a.contiguous(), b.contiguous()), how.isa or "")
 
 
@@ -176,7 +180,7 @@ def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tenso
     inner = gate.weight.shape[0]
     for layer, rows, columns in zip(layers, (inner, inner, None), (x.shape[1], x.shape[1], inner), strict=True):
         _check_layer(x, layer, rows, columns)
-    made = [layer._replace(lora=_contiguous(layer.lora)) for layer in layers]
+    made = [Layer(of.weight, None if of.bias is None else of.bias.contiguous(), _contiguous(of.lora)) for of in layers]
     return _product.gated_mlp(x.contiguous(), (made[0], made[1], made[2]), ACTS.index(act), hows[0].isa or "")
 
 

@@ -121,7 +121,7 @@ class GatedMLP(nn.Module):
         return down(gated(gate(x), up(x), layout.act))  # type: ignore[no-any-return]
 
     def _at_once(self, x: Tensor, *layers: nn.Module) -> Tensor | None:
-        """The MLP in one native call, where there is one: for the few rows of decoding."""
+        """The MLP in one native call, where there is one: for the few rows of decoding. Hooks of layers don't run."""
         gate, up, down = (layer.parts(x.dtype) if isinstance(layer, QuantLinear) else None for layer in layers)
         if gate is None or up is None or down is None:
             return None

@@ -52,10 +52,10 @@ from halfbyte.plan.native import Native, plain
 from halfbyte.plan.shapes import Dimensions, dimensions, is_known, tensors_from, text_config
 from halfbyte.targets import select_targets
 
-# Measured once on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon: a training step of a 1B model
-# with a tokenizer of a few hundred entries took 286 to 313 MB beside what is planned here (169 MB of it the imports),
-# scipy.stats 25 MB, and a tokenizer of 49k or 128k entries 29 or 76 MB.
-RUNTIME_BYTES = 345_000_000
+# Measured on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon: a process of `tune` holds 301 MB
+# once its libraries are imported (the same to 0.1 MB in every process), and 306 to 315 with a model of toy vocabulary
+# opened and a task answered; a tokenizer of 49k or 128k entries takes 29 or 76 MB.
+RUNTIME_BYTES = 320_000_000
 TOKENIZER_FACTOR = 8.4  # bytes in memory for each byte of tokenizer.json
 TOKENIZER_ENTRY = 72  # bytes of the file for each entry of the vocabulary
 
@@ -228,8 +228,17 @@ def training_bytes(
     logits = loss_bytes(info, learned, b)
     in_loss = count * (kept_layers * saved + inputs) + ends + logits
     working = b * dims.hidden + layer_peak_bytes_per_token(info, tokens, b)
+    heap = _heap_share(b * dims.hidden * count) * count * (kept_layers * saved + inputs)
+    if not kept_layers:  # what the layer at work had kept is part of what it saves now
+        inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + working) + (0 if info.scaled else logits)
-    return max(in_loss, in_layer) - logits, logits
+    return max(in_loss, in_layer) - logits + round(heap), logits
+
+
+def _heap_share(nbytes: int) -> float:
+    """What hidden states of `nbytes` waste in glibc's heap, as a share of what is kept: blocks from 1 MB on are mapped
+    by themselves, smaller ones lie among the holes of what came and went. Measured on two small models."""
+    return 2.4 * max(0.0, 1 - nbytes / 2**20)
 
 
 def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "../vector.h"
+#include "gate.h"
 
 namespace halfbyte {
 namespace {
@@ -134,7 +135,6 @@ void gate_backward_of(int act, const void* dy, const void* gate_in, const void* 
 
 using namespace halfbyte;
 
-// gate, up [rows, columns] with `stride` elements from row to row -> out [rows, columns]; type `dtype`, fp32 or bf16.
 HALFBYTE_API void halfbyte_gate(const void* gate, const void* up, int64_t rows, int64_t columns, int64_t stride,
                                 void* out, int act, int dtype, int threads, int isa) {
     (dtype == kBf16 ? gate_of<bf16> : gate_of<float>)(act, gate, up, rows, columns, stride, out, threads, isa);

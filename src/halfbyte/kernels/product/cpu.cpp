@@ -4,6 +4,7 @@
 // with few rows (decoding text is limited by reading the weights): a stretch of a row of weights is decoded to fp32 in
 // the first-level cache and multiplied with all rows of x before the next. With many rows they dequantise the matrix and
 // call torch (see __init__.py).
+#include "../gate/gate.h"
 #include "bf16.h"
 
 namespace halfbyte {
@@ -154,8 +155,6 @@ HALFBYTE_API void halfbyte_product_adapted(const void* matrix, const void* x, in
     halfbyte_product_bf16(&small, x, count, nullptr, nullptr, nullptr, 0, h.data(), 0, threads, isa);
     halfbyte_product_bf16(matrix, x, count, bias, h.data(), b, rank, out, 0, threads, isa);
 }
-
-HALFBYTE_API void halfbyte_gate(const void*, const void*, int64_t, int64_t, int64_t, void*, int, int, int, int);
 
 // A linear layer; cpu.py has the same as `_Layer`. `a` and `b`: its LoRA pair, or null.
 struct LayerArgument {
