@@ -2,8 +2,8 @@
 
 A case is a checkpoint of random weights in a real model's proportions (with fewer layers), and a run: sequence, items
 at once, rank, targets, format and recomputation, drawn from all combinations by a seed. All cases are planned first, by
-the verb, from the files alone, and written to plan-predicted.csv; then each is trained for some steps and evaluated, by
-the verb, in a process of its own. What it measured of itself (measured.json) stands beside the prediction in plan.csv
+the verb, from the files alone, and written to predicted.csv; then each is trained for some steps and evaluated, by the
+verb, in a process of its own. What it measured of itself (measured.json) stands beside the prediction in measured.csv
 and in docs/plan.svg.
 
     python benchmarks/plan.py --cases 40 --folder /path/with/10GB/free
@@ -21,6 +21,7 @@ import argparse
 import csv
 import itertools
 import json
+import os
 import random
 import shutil
 import statistics
@@ -235,7 +236,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=40, help="how many are drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
     parser.add_argument("--folder", type=Path, help="for checkpoints and runs; what is made there is removed")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the CSV files (%(default)s)")
+    parser.add_argument("--results", type=Path, default=common.RESULTS / "plan", help="of the CSV files (%(default)s)")
     parser.add_argument("--picture", type=Path, default=common.ROOT / "docs" / "plan.svg", help="(%(default)s)")
     options = parser.parse_args(given)
     cases = sorted(draw(options.cases, options.seed), key=lambda case: case.architecture)
@@ -248,13 +249,14 @@ def compare(cases: list[Case], place: Path, results: Path, picture: Path) -> Pai
     models = {name: write_model(name, place / name) for name in dict.fromkeys(case.architecture for case in cases)}
     runs = {case: write_run(case, models[case.architecture], place / f"run-{number}")
             for number, case in enumerate(cases)}  # fmt: skip
+    os.sync()  # what was just written is not yet the disk's, and would count as this program's memory
     plans, pairs = {case: predicted(run) for case, run in runs.items()}, Pairs()
-    before = Csv(results / "plan-predicted.csv", "predicted")
+    before = Csv(results / "predicted.csv", "predicted")
     for case, figures in plans.items():
         for figure, value in figures.items():
             before.add(case, figure, predicted=value)
     say(f"{len(cases)} cases are planned")
-    after = Csv(results / "plan.csv", "predicted", "measured", "error")
+    after = Csv(results / "measured.csv", "predicted", "measured", "error")
     for case, run in runs.items():
         real = measured(run)
         shutil.rmtree(run.parent / "run")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kernels, limits, linear, ops, render, results, run, turns
+from benchmarks import kernels, limits, linear, ops, plan, render, results, run, shapes, turns
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,3 +115,26 @@ def test_a_script_runs_from_the_command_line(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "limits.py"), "--size", "64", "--floats", "4096"]
     subprocess.run([*command, "--rounds", "1", "--results", str(tmp_path)], check=True)
     assert written(tmp_path) == {("machine", "limit")}
+
+
+def test_the_plan_stands_beside_what_runs_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "ARCHITECTURES", {"llama": shapes.SHAPES["tiny"]})
+    case = plan.Case("llama", 64, 2, 4, "attention", "nf4", 1)
+    pairs = plan.compare([case], tmp_path, tmp_path / "results", tmp_path / "plan.svg")
+    assert {"tune_peak_bytes", "evaluate_peak_bytes"} <= set(pairs)
+    for figure in ("tune_peak_bytes", "evaluate_peak_bytes"):
+        ((planned, real),) = pairs[figure]
+        assert 0.8 < planned / real < 1.25
+    lines = (tmp_path / "results" / "measured.csv").read_text().splitlines()
+    assert lines[0].startswith("architecture,sequence,") and len(lines) == 1 + len(pairs)
+    assert len((tmp_path / "results" / "predicted.csv").read_text().splitlines()) == 1 + len(pairs)
+    assert "<svg" in (tmp_path / "plan.svg").read_text()
+    assert plan.summary(pairs)[0].startswith("tune_peak_bytes: 1 cases, mean error")
+
+
+def test_a_draw_is_the_same_again_and_has_every_value():
+    cases = plan.draw(40, 0)
+    assert cases == plan.draw(40, 0) and len(set(cases)) == 40
+    assert {case.architecture for case in cases} == set(plan.ARCHITECTURES)
+    assert {case.weights for case in cases} == set(plan.SETTINGS["weights"])
+    assert {case.recompute == 0 for case in cases} == {True, False}

@@ -19,10 +19,10 @@ def test_what_is_foretold_is_what_the_kernels_choose():
     assert before.products == (library.reaches(chosen.isa, BF16))
 
 
-@pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.ISAS)])
+@pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.isas())])
 def test_the_forced_kernels_are_foretold(forced, monkeypatch):
-    if choose().isa is None or forced.removeprefix("cpu-") in set(library.ISAS) - set(library.isas()):
-        pytest.skip("this processor or this build has no such kernels")
+    if choose().isa is None:
+        pytest.skip("the native library was not built")
     monkeypatch.setenv("HALFBYTE_KERNELS", forced)
     chosen, before = choose("cpu"), foretold(LLAMA)
     assert before.norms == (chosen.isa is not None)
