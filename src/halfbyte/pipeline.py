@@ -177,7 +177,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     )
 
 
-_AROUND = 16  # tokens of a chat template, and the end, that may be learned beside a completion
+_AROUND = 4  # tokens that may be learned beside a completion: the end, and what a chat template puts there
 
 
 def _learned(config: RunConfig) -> int | None:
