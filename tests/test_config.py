@@ -106,7 +106,7 @@ def test_a_task_needs_data_and_a_name_that_can_be_a_folder(folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("8GB", 8 * 10**9), ("7.5 GiB", int(7.5 * 2**30)), ("123", 123), ("1kb", 1000)]
+    ("text", "size"), [("8GB", 8 * 10**9), ("7.5 GiB", int(7.5 * 2**30)), ("8000000000", 8 * 10**9), ("1kb", 1000)]
 )
 def test_amounts_of_memory(text: str, size: int) -> None:
     assert parse_bytes(text) == size
@@ -121,3 +121,9 @@ def test_no_amount_of_memory(text: str) -> None:
 def test_every_option_has_a_meaning() -> None:
     rows = list(describe(RunConfig))
     assert len(rows) > 25 and all(text for _, _, _, text in rows)
+
+
+@pytest.mark.parametrize("text", ["8", "0", "50"])
+def test_a_bare_number_that_can_only_have_lost_its_unit_is_refused(text):
+    with pytest.raises(ConfigError, match=f"needs its unit(.|\n)*{text}GB"):
+        parse_bytes(text)

@@ -431,4 +431,7 @@ def parse_bytes(text: str) -> int:
     match = _BYTES.fullmatch(str(text))
     if not match:
         raise ConfigError("this is no amount of memory", found=repr(text), do="write e.g. 8GB, 7.5GiB or 8000000000")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    nbytes = int(float(match[1]) * _UNITS[match[2].upper()])
+    if not match[2] and nbytes < 1_000_000:
+        raise ConfigError("an amount of memory needs its unit", found=f"{text} bytes", do=f"write e.g. {text}GB")
+    return nbytes

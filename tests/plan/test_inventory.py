@@ -135,3 +135,8 @@ def test_every_mistake_is_one_clear_error(name, words, tmp_path, monkeypatch, ll
     with pytest.raises((ConfigError, CheckpointError)) as caught:
         take_inventory(name)
     assert words in str(caught.value)
+
+
+def test_a_short_name_has_no_revisions():
+    with pytest.raises(ConfigError, match="short name(.|\n)*meta-llama/Llama-3.1-8B"):
+        take_inventory("llama-3.1-8b", "main")

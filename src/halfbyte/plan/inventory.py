@@ -81,6 +81,10 @@ def take_inventory(name_or_path: str, revision: str | None = None) -> Inventory:
                           do=do or "name the folder that holds config.json")  # fmt: skip
     is_hub_id = bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name_or_path)) and ".." not in name_or_path
     entry = None if _looks_like_path(name_or_path) or (revision and is_hub_id) else catalogue.lookup(name_or_path)
+    if entry is not None and revision:
+        raise ConfigError("a revision is of a model on the hub, and this is a short name of the catalogue",
+                          where=name_or_path, found=f"revision {revision!r}",
+                          do=f"write the hub id: {entry.name}")  # fmt: skip
     if entry is not None:
         return from_catalogue(entry)
     if _looks_like_path(name_or_path) or (is_hub_id and not may_be_hub_id(name_or_path, revision)):
