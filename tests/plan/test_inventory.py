@@ -138,5 +138,5 @@ def test_every_mistake_is_one_clear_error(name, words, tmp_path, monkeypatch, ll
 
 
 def test_a_short_name_has_no_revisions():
-    with pytest.raises(ConfigError, match="short name(.|\n)*meta-llama/Llama-3.1-8B"):
+    with pytest.raises(ConfigError, match=r"short name(.|\n)*meta-llama/Llama-3\.1-8B"):
         take_inventory("llama-3.1-8b", "main")
