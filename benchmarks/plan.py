@@ -35,10 +35,9 @@ from typing import Any
 from benchmarks import common, shapes
 from benchmarks.common import say
 
-# Proportions of real models (shared/data's catalogue has the sources), with fewer layers.
+# Proportions of real models (the catalogue has their sources), with fewer layers.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 6, "num_attention_heads": 32,
-              "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True},
+    "llama": shapes.SHAPES["1b"] | {"num_hidden_layers": 6},
     "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 2, "num_attention_heads": 32,
                 "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32768, "sliding_window": None},
     "qwen2": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 12, "num_attention_heads": 14,

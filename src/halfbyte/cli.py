@@ -238,9 +238,9 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from halfbyte import pipeline
+    from halfbyte import planning
 
-    return pipeline.plan(options, _console())
+    return planning.plan(options, _console())
 
 
 def _pack(options: argparse.Namespace) -> int:

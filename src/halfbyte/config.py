@@ -433,5 +433,5 @@ def parse_bytes(text: str) -> int:
         raise ConfigError("this is no amount of memory", found=repr(text), do="write e.g. 8GB, 7.5GiB or 8000000000")
     nbytes = int(float(match[1]) * _UNITS[match[2].upper()])
     if not match[2] and nbytes < 1_000_000:
-        raise ConfigError("an amount of memory needs its unit", found=f"{text} bytes", do=f"write e.g. {text}GB")
+        raise ConfigError("a number of bytes needs its unit", found=f"{text} bytes", do=f"write e.g. {text}GB")
     return nbytes

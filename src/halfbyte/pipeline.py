@@ -9,18 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes
-from halfbyte.errors import CheckpointError, ConfigError, HalfbyteError
+from halfbyte.config import RunConfig, TaskConfig, load_run, load_task
+from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
-
-if TYPE_CHECKING:
-    from halfbyte.plan.ladder import Plan
-    from halfbyte.plan.time import Length
 
 
 @dataclass(frozen=True)
@@ -68,163 +64,6 @@ def resolve(
     if adapter is None and not (own / "adapter_config.json").is_file():
         raise CheckpointError("the run has no adapter yet", where=folder, do="finish it: halfbyte tune ... --resume")
     return Target(config.model, config.revision, weights, adapter or own, folder, compute)
-
-
-def plan(options: argparse.Namespace, console: Console) -> int:
-    """`halfbyte plan`; returns 3 where the plan does not fit, of several models where none does, and the code of the
-    error where one of several can't be planned."""
-    from halfbyte.plan import check, compare, sources
-    from halfbyte.plan.render import render_plan
-
-    if options.check:
-        _check_alone(options)
-        check.print_check(_measured_folder(Path(options.model[0])), options.json, console)
-        return 0
-    if options.sources:
-        asked = compare.gather(options.model, lambda model: sources.sources(_planned(model)[0], options.revision))
-        if options.json:
-            every = [one.to_json() if isinstance(one, compare.Failed) else one for one in asked]
-            print(json.dumps(every[0] if len(every) == 1 else {"schema": 1, "sources": every}, indent=2))
-        else:
-            sources.render([one for one in asked if not isinstance(one, compare.Failed)], console)
-        return compare.say_errors(asked, Console(stderr=True, highlight=False))
-    if len(options.model) == 1:
-        made = _plan_one(options, options.model[0])
-        if options.json:
-            print(json.dumps(made.to_json(), indent=2))
-        else:
-            render_plan(made, console)
-        return 3 if made.fits is False else 0
-    rows = compare.gather(options.model, lambda model: _plan_one(options, model))
-    if options.json:
-        print(json.dumps(compare.to_json(rows), indent=2))
-    else:
-        compare.render(rows, console)
-    return compare.say_errors(rows, Console(stderr=True, highlight=False)) or compare.exit_code(rows)
-
-
-_NOT_CHECKED = ("revision", "lora_rank", "lora_targets", "weights", "sequence", "batch", "memory", "sources", "device",
-                "gpus", "link")  # fmt: skip
-
-
-def _check_alone(options: argparse.Namespace) -> None:
-    """Raises ConfigError for what does not go with --check."""
-    if len(options.model) > 1:
-        raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
-    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _NOT_CHECKED}
-    given = [name for name, value in values.items() if value is not None and value is not False]
-    if given:
-        raise ConfigError("--check shows what a run planned and measured: nothing of it can be set", where="--check",
-                          found=", ".join(given), do="leave them away, or --check")  # fmt: skip
-
-
-def _measured_folder(path: Path) -> Path:
-    """As `run_folder`; a run that was killed before its training, and left nothing but measured.json, is one, too."""
-    from halfbyte.plan import measured
-
-    folder = Path(load_run(path).out) if path.is_file() else path
-    return folder if (folder / measured.FILE).is_file() else run_folder(path)
-
-
-def _planned(model: str) -> tuple[str, RunConfig | None]:
-    """The model that is meant, and of a run its options."""
-    path = Path(model)
-    if path.suffix not in (".yaml", ".yml") and not (path / "run.yaml").is_file():
-        return model, None
-    config = load_run(path / "run.yaml" if path.is_dir() else path)
-    return config.model, config
-
-
-def _plan_one(options: argparse.Namespace, model: str) -> Plan:
-    """The plan of one model or run; what the command line names goes before what the run says."""
-    from halfbyte.plan.ladder import BATCH, SEQUENCE, plan_model
-
-    rank, targets, weights, sequence = options.lora_rank, options.lora_targets, options.weights, options.sequence
-    memory, batch, revision = options.memory, options.batch, options.revision
-    recompute: int | str = "auto"
-    compute, device, length, items, learned = "auto", options.device, None, None, None
-    model, config = _planned(model)
-    if config is not None:
-        weights, revision = weights or config.weights, revision or config.revision
-        rank = config.adapter.rank if rank is None else rank
-        targets = targets or config.adapter.targets
-        sequence = config.data.max_tokens if sequence is None else sequence
-        memory = memory or (None if config.memory == "auto" else config.memory)
-        recompute, compute = config.tune.recompute, config.compute
-        device, length = device or config.device, _length(config)
-        items, learned = _items(config), _learned(config)
-        if batch is None and config.tune.micro_batch != "auto":
-            batch = int(config.tune.micro_batch)
-    if isinstance(targets, str) and "," in targets:
-        targets = [part.strip() for part in targets.split(",") if part.strip()]
-    return plan_model(
-        model,
-        rank=rank if rank is not None else 16,
-        targets=targets or "all",
-        weights=weights,
-        sequence=SEQUENCE if sequence is None else sequence,
-        batch=BATCH if batch is None else batch,
-        recompute=recompute,
-        compute=compute,
-        memory=parse_bytes(memory) if memory else None,
-        revision=revision,
-        device=device or "auto",
-        ranks=options.gpus,
-        link=options.link,
-        length=length,
-        items=items,
-        learned=learned,
-    )
-
-
-_AROUND = 4  # tokens that may be learned beside a completion: the end, and what a chat template puts there
-
-
-def _learned(config: RunConfig) -> int | None:
-    """Learned tokens of an item, at most: no token of a completion is shorter than a byte. None: all, or not known."""
-    from halfbyte.data.template import load_examples
-
-    try:
-        if config.data.learn != "completion" or not config.data.train or not Path(config.data.train).is_file():
-            return None
-        examples = load_examples(config.data.train, config.data.template)
-        return _AROUND + max(len((example.completion or "").encode()) for example in examples)
-    except HalfbyteError:
-        return None
-
-
-def _items(config: RunConfig) -> int | None:
-    """How many items the run's task asks for answers to; None without such a task, or where it can't be read."""
-    from halfbyte.data.template import load_examples
-
-    try:
-        task = load_task(Path(config.task)) if config.task else None
-        if task is None or task.kind not in ("number", "exact") or not Path(task.data).is_file():
-            return None
-        return len(load_examples(task.data, task.template, split="test"))
-    except HalfbyteError:
-        return None
-
-
-def _length(config: RunConfig) -> Length | None:
-    """How long a run is; None where its data are not here or can't be read, which `tune` says better."""
-    from halfbyte.data.template import load_examples
-    from halfbyte.plan.time import Length
-
-    train, held_out = config.data.train, config.data.validation
-    if not train or not Path(train).is_file() or (isinstance(held_out, str) and not Path(held_out).is_file()):
-        return None
-    try:
-        items = len(load_examples(train, config.data.template))
-        if isinstance(held_out, str):
-            validation = len(load_examples(held_out, config.data.template, split="validation"))
-        else:
-            validation = round(items * (held_out or 0.0))
-            items -= validation
-    except HalfbyteError:
-        return None
-    options = config.tune
-    return Length(max(1, items), validation, options.epochs, options.batch, options.max_steps, options.validate_every)
 
 
 def calibrate_machine(console: Console) -> None:

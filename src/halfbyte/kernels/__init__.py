@@ -138,14 +138,14 @@ def linear(
     _check(x, weight, (weight.shape[1], weight.shape[0]), bias, pair, out, (weight.shape[0], None))
     if not len(x):
         return x.new_empty(0, weight.shape[0]) if out is None else out
+    bias = None if bias is None else bias.contiguous()
     if int8 and _in_int8(weight, x):
-        bias = None if bias is None else bias.contiguous()
         return _product_int8.int8(x.contiguous(), weight, bias, _contiguous(pair), False, out)
     how = product_of(x, weight)
     if how.name == "reference":
         y = _plain.linear(x, weight, bias, pair)
         return y if out is None else out.copy_(y)
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    x = x.contiguous()
     if native.reaches(how.isa, BF16):
         return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
     y = _product.few(x, weight, bias, how.isa or "", out)
