@@ -105,7 +105,14 @@ class Ledger:
         self.exact |= {name: size for name, size in counted.items() if size is not None}
         if outcome.steps > outcome.elsewhere:  # the time of a run that moved is that of no device
             seconds = None if outcome.elsewhere else outcome.seconds
-            self.note("tune", outcome.peak_bytes, outcome.mapped_bytes, outcome.cuda_peak_bytes, seconds)
+            peak, mapped, cuda = (self._most(outcome, key) for key in ("peak_bytes", "mapped_bytes", "cuda_peak_bytes"))
+            self.note("tune", peak, mapped, cuda, seconds)
+
+    def _most(self, outcome: Any, key: str) -> int | None:
+        """The larger of what this session and those before it saw: the last of these may hold what stood after its
+        last step, which no line of the metrics has."""
+        sizes = (getattr(outcome, key), self.phases.get("tune", {}).get(key))
+        return max((size for size in sizes if size is not None), default=None)
 
     def _parts(self, name: str, phase: Mapping[str, Any]) -> dict[str, int]:
         """The peak by part: what of `exact` was there in that phase, and the rest. Mapped weights are no part of it."""
