@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from halfbyte import memory
+from halfbyte.kernels.product import reference
 from halfbyte.memory import MemoryMeter
 
 MIB = 2**20
@@ -104,3 +107,10 @@ print(kept, anonymous() - before)
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
     kept, left = map(int, done.stdout.split())
     assert kept < 4 * 8192 + 2048 and left < 2048  # kB
+
+
+def test_buffers_of_the_products_are_given_back() -> None:
+    scratch = reference.Scratch()
+    scratch.take((64, 64), torch.float32, torch.device("cpu"))
+    memory.give_back()
+    assert not scratch._buffers

@@ -32,6 +32,8 @@ def give_back() -> None:
     gc.collect()
     if (pool := sys.modules.get("halfbyte.kernels.pool")) is not None:
         pool.pool.clear()
+    if (products := sys.modules.get("halfbyte.kernels.product.reference")) is not None:
+        products.clear_all()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's; other systems do without
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -6,6 +6,7 @@ The matrix is decoded into a buffer that all matrices of a device and dtype shar
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        _all.add(self)
 
     def take(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
         size = shape[0] * shape[1]
@@ -46,6 +48,15 @@ class Scratch(threading.local):
 
     def clear(self) -> None:
         self._buffers.clear()
+
+
+_all: weakref.WeakSet[Scratch] = weakref.WeakSet()
+
+
+def clear_all() -> None:
+    """Give up this thread's scratch buffers, wherever they are used."""
+    for one in tuple(_all):
+        one.clear()
 
 
 scratch = Scratch()
