@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -125,16 +125,16 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     """
     if not share:
         return list(examples), [], None
-    key: Callable[[Example], str] = _text_of
-    if len({key(example) for example in examples}) == 1:
-        key = _whole_of
-    ranks = {text: _rank(text, seed) for text in {key(example) for example in examples}}
+    keys = [_text_of(example) for example in examples]
+    if len(set(keys)) == 1:
+        keys = [_whole_of(example) for example in examples]
+    ranks = {text: _rank(text, seed) for text in set(keys)}
     if len(ranks) == 1:
         return list(examples), [], "no validation: the training data holds one distinct item only"
-    by_rank = sorted(ranks, key=ranks.__getitem__)
-    chosen = {text for text in by_rank[1:-1] if ranks[text] < share} | {by_rank[0]}
-    train = [example for example in examples if key(example) not in chosen]
-    validation = [example for example in examples if key(example) in chosen]
+    first, last = min(ranks, key=ranks.__getitem__), max(ranks, key=ranks.__getitem__)
+    chosen = {text for text, rank in ranks.items() if rank < share and text != last} | {first}
+    train = [example for example, key in zip(examples, keys, strict=True) if key not in chosen]
+    validation = [example for example, key in zip(examples, keys, strict=True) if key in chosen]
     small = len(validation) < 10 and f"the validation loss stands on {len(validation)} items only and is a rough guide"
     return train, validation, small or None
 
