@@ -48,7 +48,8 @@ def select_targets(spec: str | Sequence[str], linear_names: Sequence[str], *, wh
     asked = [part.strip() for part in spec.split(",")] if isinstance(spec, str) else list(spec)
     asked = [part for part in asked if part]
     if not linear_names:
-        raise ConfigError("the model has no linear layer in its blocks that could get an adapter", where=where)
+        raise ConfigError("the model has no linear layer in its blocks that could get an adapter", where=where,
+                          do="use another model")  # fmt: skip
     if not asked:
         raise ConfigError("no linear layer is named", where=where, found=repr(spec), do="write all, attention or names")
     chosen: set[str] = set()

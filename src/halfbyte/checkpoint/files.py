@@ -51,7 +51,8 @@ class Folder:
             with file.open("rb") as stream:
                 text = stream.read(JSON_LIMIT + 1)
         except OSError as error:
-            raise CheckpointError("this file can't be read", where=file, found=error.strerror) from None
+            raise CheckpointError("this file can't be read", where=file, found=error.strerror,
+                                  do="fetch the file again, or make it readable") from None  # fmt: skip
         return parse_json(text, file)
 
     def missing(self, names: Sequence[str]) -> list[str]:
@@ -67,7 +68,8 @@ class Folder:
                 stream.seek(start)
                 return stream.read(count)
         except OSError as error:
-            raise CheckpointError("this file can't be read", where=file, found=error.strerror) from None
+            raise CheckpointError("this file can't be read", where=file, found=error.strerror,
+                                  do="fetch the file again, or make it readable") from None  # fmt: skip
 
 
 def parse_json(text: bytes, where: object) -> dict[str, Any]:

@@ -156,7 +156,10 @@ def _compute_buffers(model: Any) -> None:
     unset = [name for (_, _, name), one, two in zip(owned, *runs, strict=True) if not torch.equal(one, two)]
     if unset:
         raise CheckpointError(
-            "transformers gives these buffers no value", where=type(model).__name__, found=", ".join(sorted(set(unset)))
+            "transformers gives these buffers no value",
+            where=type(model).__name__,
+            found=", ".join(sorted(set(unset))),
+            do="this model can't be run here; use another, or another version of transformers",
         )
 
 

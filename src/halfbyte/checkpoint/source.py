@@ -147,7 +147,8 @@ def open_folder(path: Path, *, name: str | None = None, revision: str | None = N
     try:
         files = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
-        raise CheckpointError("this folder can't be read", where=path, found=error.strerror) from None
+        raise CheckpointError("this folder can't be read", where=path, found=error.strerror,
+                              do="make it readable") from None  # fmt: skip
     if not files:
         raise CheckpointError("this folder is empty", where=path, do="give the folder that holds config.json")
     if SINGLE not in files and INDEX not in files:
@@ -234,7 +235,8 @@ def _shards(files: Files) -> dict[str, Stored]:
         raise CheckpointError("this index has no weight_map", where=where, do="fetch the file again")
     shards = sorted(set(index.values()))
     if len(shards) > _MOST_SHARDS:
-        raise CheckpointError("this index names more files than any model has", where=where, found=len(shards))
+        raise CheckpointError("this index names more files than any model has", where=where, found=len(shards),
+                              do="fetch the file again")  # fmt: skip
     missing = [shard for shard in shards if not _is_plain(shard)]
     missing = missing or files.missing(shards)
     if missing:

@@ -76,9 +76,10 @@ def _from_file(path: Path) -> list[Record]:
                         found=f"byte {error.object[error.start]:#04x} at offset {error.start}",
                         do="save it as UTF-8") from None  # fmt: skip
     except OSError as error:
-        raise DataError("the file can't be read", where=path, found=str(error)) from None
+        raise DataError("the file can't be read", where=path, found=str(error), do="make it readable") from None
     if not records:
-        raise DataError("the file holds no record", where=path, found=f"{path.stat().st_size} bytes")
+        raise DataError("the file holds no record", where=path, found=f"{path.stat().st_size} bytes",
+                        do="put records into it, or name another file")  # fmt: skip
     return records
 
 
@@ -123,7 +124,8 @@ def _json(path: Path) -> list[Record]:
     except ValueError as error:
         if text.lstrip().startswith("{"):
             return _jsonl(path)
-        raise DataError("the file is no valid JSON", where=path, found=str(error)) from None
+        raise DataError("the file is no valid JSON", where=path, found=str(error),
+                        do="write a list of objects, or JSONL: one object a line") from None  # fmt: skip
     if not isinstance(whole, list):
         keys = f" with the keys {', '.join(whole)}" if isinstance(whole, dict) else ""
         raise DataError("the file holds no list of records", where=path, found=_kind(whole) + keys,
@@ -208,7 +210,8 @@ def _parquet(path: Path) -> list[Record]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
-        raise DataError("the file is no valid Parquet", where=path, found=str(error).split("\n")[0]) from None
+        raise DataError("the file is no valid Parquet", where=path, found=str(error).split("\n")[0],
+                        do="write it again") from None  # fmt: skip
     return [Record(values, f"{path}:{number}") for number, values in enumerate(rows, 1)]
 
 
@@ -241,5 +244,6 @@ def _from_hub(source: str, split: str) -> list[Record]:
                         ) from None  # fmt: skip
     records = [Record(dict(row), f"{name}:{split}:{number}") for number, row in enumerate(rows, 1)]
     if not records:
-        raise DataError("the data set holds no record", where=source, found=f"split {split}")
+        raise DataError("the data set holds no record", where=source, found=f"split {split}",
+                        do="name another split: id:configuration:split")  # fmt: skip
     return records

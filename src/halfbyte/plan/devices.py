@@ -78,7 +78,7 @@ def find_device(asked: str | None) -> Device:
     match = _COUNTED.fullmatch(asked)
     count, name = (int(match[1]), match[2]) if match else (1, asked)
     if count < 1:
-        raise ConfigError("at least one device is needed", where="device", found=repr(asked))
+        raise ConfigError("at least one device is needed", where="device", found=repr(asked), do=f"write e.g. 2x{name}")
     known = {_key(card): card for card in CARDS}
     card = known.get(_key(name)) or _only(name)
     if card is not None:
@@ -90,7 +90,7 @@ def find_device(asked: str | None) -> Device:
         do = f"name a card ({', '.join(CARDS)}), an amount (24GB, 2x80GB), auto, cpu or cuda:N"
         raise ConfigError("unknown device", where="device", found=repr(asked), do=do) from None
     if size < 1:
-        raise ConfigError("a device needs memory", where="device", found=repr(asked))
+        raise ConfigError("a device needs memory", where="device", found=repr(asked), do="write e.g. 24GB")
     return Device("cuda", f"a card with {name.strip()}", size, True, "as asked; taken to have bf16", count, here=False)
 
 

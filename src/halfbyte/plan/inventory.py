@@ -175,9 +175,11 @@ def _from_config(folder: Path) -> Inventory:
         raise ConfigError("the folder is no model: it holds neither config.json nor safetensors files", where=folder,
                           do="name a Hugging Face model folder, or a model of the catalogue") from None  # fmt: skip
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError("config.json can't be read", where=file, found=str(error)) from None
+        raise ConfigError("config.json can't be read", where=file, found=str(error),
+                          do="use the model's own file") from None  # fmt: skip
     if not isinstance(config, dict):
-        raise ConfigError("config.json holds no object", where=file, found=type(config).__name__)
+        raise ConfigError("config.json holds no object", where=file, found=type(config).__name__,
+                          do="use the model's own file")  # fmt: skip
     tensors, dims, modelled = shapes_of(config, where=file)
     if dims.tied is None or dims.vocabulary is None:
         missing = "tie_word_embeddings" if dims.tied is None else "vocab_size"

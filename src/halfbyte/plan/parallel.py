@@ -54,7 +54,8 @@ class Parallel:
 def on_paper(plan: Plan, ranks: int, link: str | int | None, step_seconds: float | None) -> Parallel:
     """`step_seconds` of one rank's items, None where unknown. Raises ConfigError for ranks or a link below 1."""
     if ranks < 1 or ranks > _MOST:
-        raise ConfigError(f"the number of devices must be from 1 to {_MOST}", where="--gpus", found=str(ranks))
+        raise ConfigError(f"the number of devices must be from 1 to {_MOST}", where="--gpus", found=str(ranks),
+                          do="give how many devices train together, e.g. --gpus 8")  # fmt: skip
     speed = link if isinstance(link, int) else parse_bytes((link or LINK).removesuffix("/s"))
     if speed < 1:
         raise ConfigError("a link must carry something", where="--link", found=str(link), do="write e.g. 16GB/s")
