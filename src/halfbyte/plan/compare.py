@@ -14,6 +14,7 @@ from rich.text import Text
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.plan.ladder import Phase, Plan, gb
+from halfbyte.plan.prose import prose
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,16 @@ def render(rows: Sequence[Row], console: Console) -> None:
         settings = plans[0].settings
         for_all = f"rank {settings['rank']}, {settings['sequence']} tokens, {settings['batch']} at once in training, "
         for_all += f"{settings['evaluation_batch']} in evaluation{_memory(plans)}"
-        console.print(Text(for_all, style="bold"), soft_wrap=True)
+        prose(console, for_all, "bold")
     console.print(_table(rows, console.width), soft_wrap=True)
-    console.print(Text("mapped: the weights in the format that runs; evaluate, tune: peaks beside them", style="dim"))
+    prose(console, "mapped: the weights in the format that runs; evaluate, tune: peaks beside them", "dim")
     for row in rows:
         if isinstance(row, Failed):
             if not console.is_terminal:  # there, `say_errors` is heard
                 console.print(Text(f"{row.model}: error: {row.error}"), soft_wrap=True)
             continue
         for name, why in row.unknown.items():
-            console.print(Text(f"{row.model}: {name}: {why}", style="yellow"), soft_wrap=True)
+            prose(console, f"{row.model}: {name}: {why}", "yellow")
 
 
 def _memory(plans: Sequence[Plan]) -> str:

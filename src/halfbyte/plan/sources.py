@@ -17,6 +17,7 @@ from rich.text import Text
 from halfbyte.plan import catalogue
 from halfbyte.plan.activations import RUNTIME_BYTES, shape_info
 from halfbyte.plan.inventory import Inventory, take_inventory
+from halfbyte.plan.prose import prose
 
 _FACTS = (
     *("architecture", "released", "licence", "published_params", "hidden_size", "intermediate_size"),
@@ -36,7 +37,8 @@ _NOT_NEEDED = frozenset(("sliding_window", "rope_scaling"))  # null: there is no
 
 
 def sources(name: str, revision: str | None = None) -> dict[str, Any]:
-    """`model`, `where`, `facts` {name: {`value`, `from` or `unknown`}}, `figures` {name: words}, `conflicts`, `notes`.
+    """`model`, `where`, `facts` {name: {`value`, `from` or `unknown`}}, `sources`, `figures` {name: words},
+    `conflicts`, `notes`.
 
     Raises what `take_inventory` does.
     """
@@ -47,6 +49,7 @@ def sources(name: str, revision: str | None = None) -> dict[str, Any]:
         "model": inventory.name,
         "where": inventory.where,
         "facts": _read_facts(inventory) if entry is None else _catalogue_facts(entry),
+        "sources": list(entry.fields["source"]) if entry else [],
         "figures": _figures(inventory),
         "conflicts": dict((entry.fields.get("conflicts") or {}) if entry else {}),
         "notes": inventory.notes if entry is None or not entry.fields.get("notes") else [entry.fields["notes"]],
@@ -99,26 +102,34 @@ def _figures(inventory: Inventory) -> dict[str, str]:
 def render(found: Sequence[dict[str, Any]], console: Console) -> None:
     """Print what `sources` gave, a table a model."""
     for one in found:
-        console.print(Text.assemble((one["model"], "bold"), f"  from {one['where']}"), soft_wrap=True)
+        prose(console, f"{one['model']}  from {one['where']}", bold=len(one["model"]))
+        of_all = ", ".join(one["sources"])
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for column in ("fact", "value", "where from"):
             table.add_column(column, overflow="fold")
         for name, fact in one["facts"].items():
             known = fact["value"] is not None
-            origin = Text(fact["from"]) if known else Text(f"unknown, because {fact['unknown']}", style="yellow")
+            words = fact["from"] if known else f"unknown, because {fact['unknown']}"
+            words = words.replace(f"of: {of_all}", "of the sources").removesuffix(f": {of_all}")
+            origin = Text(words, style="" if known else "yellow")
             table.add_row(Text(name), Text(_value(fact["value"])), origin)
         console.print(table)
         console.print()
         for title, lines in _lines(one):
             for line in lines:
-                console.print(Text.assemble((f"{title}: ", "bold"), line), soft_wrap=True)
+                prose(console, f"{title}: {line}", bold=len(title) + 1)
         console.print()
 
 
 def _lines(one: dict[str, Any]) -> list[tuple[str, list[str]]]:
     conflicts = [f"on {name}: {'; '.join(map(str, words))}" for name, words in one["conflicts"].items()]
     figures = [f"{name}: {words}" for name, words in one["figures"].items()]
-    return [("figure", figures), ("sources disagree", conflicts), ("note", list(one["notes"]))]
+    return [
+        ("source", list(one["sources"])),
+        ("figure", figures),
+        ("sources disagree", conflicts),
+        ("note", list(one["notes"])),
+    ]
 
 
 def _value(value: Any) -> str:
