@@ -56,7 +56,7 @@ def render(evidence: Evidence) -> str:
     return environment.get_template("template.html").render(
         style=Markup((here / "style.css").read_text(encoding="utf-8")),
         title=_title(evidence),
-        notes=[*evidence.notes, *_differing(story)],
+        notes=[*_unfinished(evidence), *evidence.notes, *_differing(story)],
         summary=_summary(story),
         scores=_scores(story),
         wrong=_wrong(story),
@@ -73,6 +73,15 @@ def _title(evidence: Evidence) -> str:
     task = next((str(v.result["task"]) for v in evidence.variants.values() if v.result.get("task")), None)
     model = str((evidence.config or {}).get("model") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
     return " · ".join(part for part in (task, model) if part) or evidence.folder.resolve().name
+
+
+def _unfinished(evidence: Evidence) -> list[str]:
+    """A run that was stopped or killed: its figures are of the sessions so far, and not all of one state."""
+    if evidence.ledger is None or evidence.ledger["finished"]:
+        return []
+    steps = evidence.steps[-1].get("step") if evidence.steps else 0
+    return [f"The run is unfinished: it has made {steps} steps, and the figures are those of its sessions so far. "
+            "Go on with: halfbyte tune RUN.yaml --resume"]  # fmt: skip
 
 
 def _differing(story: Story) -> list[str]:

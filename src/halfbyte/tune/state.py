@@ -38,6 +38,7 @@ class Progress:
     best_step: int | None = None
     seconds: float = 0.0  # spent training so far
     data: str = ""  # fingerprint of the items
+    gradient_bytes: int | None = None  # the most that stood there after a backward pass
 
 
 class State:
@@ -49,7 +50,6 @@ class State:
             self.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.progress = Progress()
-        self.most_gradient_bytes: int | None = None  # that stood there after a backward pass
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
@@ -66,7 +66,7 @@ class State:
 
     def note_gradients(self) -> None:
         """Call it after a backward pass: they are gone before the next one, or when the run is stopped."""
-        self.most_gradient_bytes = max(self.gradient_bytes() or 0, self.most_gradient_bytes or 0) or None
+        self.progress.gradient_bytes = max(self.gradient_bytes() or 0, self.progress.gradient_bytes or 0) or None
 
     def optimiser_bytes(self) -> int | None:
         """Bytes of AdamW's two moments (not of its counters, 4 bytes a matrix); None before the first step."""
