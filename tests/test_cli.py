@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import halfbyte
 from halfbyte.cli import main
 from tests.tiny import tiny_checkpoint
 
@@ -155,6 +156,15 @@ def test_pack_says_what_it_wrote_and_does_it_once(
         (["plan", "llama-3.1-8b", "--lora-rank", "0"], 2, "rank"),
         (["plan", "llama-3.1-8b", "--memory", "lots"], 2, "amount of memory"),
         (["plan", "llama-3.1-8b", "--memory", "1GB"], 3, ""),
+        (["plan", "llama-3.1-8b", "--lora-rank", "5000"], 2, "--lora-rank must be at least 1 and at most 4096"),
+        (["plan", "llama-3.1-8b", "--lora-targets", ""], 2, "--lora-targets names no layer"),
+        (["plan", "llama-3.1-8b", "--sequence", "3"], 2, "--sequence must be at least 4"),
+        (["plan", "llama-3.1-8b", "--batch", "0"], 2, "--batch must be at least 1"),
+        (["plan", "llama-3.1-8b", "--memory", "8"], 2, "needs its unit"),
+        (["generate", "llama-3.1-8b", "hi"], 2, "write the hub id, meta-llama/Llama-3.1-8B"),
+        (["pack", "qwen3-0.6b", "{folder}/out"], 2, "only `halfbyte plan` knows"),
+        (["evaluate", "qwen3-0.6b", "--task", "{demo}/task.yaml"], 2, "short name"),
+        (["generate", "{model}", "hi", "--device", "T4"], 2, "halfbyte plan MODEL|RUN --device 'T4'"),
         (["generate", "{folder}", "hi"], 1, "config.json"),
         (["generate", "./nowhere", "hi"], 1, "nowhere"),
         (["generate", "{model}", "hi", "--device", "cuda"], 2, "device"),
@@ -178,7 +188,8 @@ def test_pack_says_what_it_wrote_and_does_it_once(
 def test_a_mistake_is_one_clear_error(
     arguments: list[str], code: int, said: str, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([text.format(folder=folder, model=model) for text in arguments]) == code
+    demo = Path(halfbyte.__file__).parent / "demo"
+    assert main([text.format(folder=folder, model=model, demo=demo) for text in arguments]) == code
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     if code != 3:
@@ -202,6 +213,11 @@ def test_options_without_a_run_are_no_report(model: Path, folder: Path, capsys: 
         ({"data": "{}"}, "no training data"),
         ({"weights": "nf5"}, "nf4-single"),
         ({"device": "cuda"}, "device"),
+        ({"device": "T4"}, "is for planning"),
+        ({"model": "llama-3.1-8b"}, "write the hub id, meta-llama/Llama-3.1-8B"),
+        ({"model": "nowhere/at/all"}, "nowhere"),
+        ({"task": "broken.yaml"}, "no number"),
+        ({"memory": "8"}, "needs its unit"),
         ({"task": "none.yaml"}, "none.yaml"),
         ({"adapter": "{targets: [w1]}"}, "q_proj"),
         ({"memory": "8 apples"}, "amount of memory"),
@@ -212,10 +228,14 @@ def test_a_mistake_in_a_run_is_found_before_anything_is_trained(
     changes: dict[str, str], said: str, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "empty.jsonl").write_text("")
+    (folder / "words.jsonl").write_text('{"prompt": "a", "completion": "no number"}\n')
+    (folder / "broken.yaml").write_text("kind: number\ndata: words.jsonl\n")
+    changes = dict(changes)
+    model = Path(changes.pop("model", model))
     assert main(["tune", str(task_files(folder, model, **changes))]) in (1, 2)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and "Traceback" not in error
-    assert not (folder / "out" / "metrics.jsonl").exists()
+    assert "  do: " in error and not (folder / "out").exists()
 
 
 def test_a_run_without_validation_on_the_reference_kernels(
@@ -250,6 +270,7 @@ def test_what_does_not_fit_is_refused_whoever_chose_it(
     assert main(["tune", str(run_yaml)]) == 3
     assert main(["tune", str(run_yaml), "--set", "tune.micro_batch=2", "--set", "tune.recompute=1"]) == 3
     assert "does not fit" in capsys.readouterr().err
+    assert not (folder / "out").exists()
     assert main(["plan", str(run_yaml)]) == 3
 
 
@@ -264,6 +285,7 @@ def test_what_can_not_fit_is_refused_before_anything_is_packed_or_loaded(
     assert main(["tune", str(run_yaml)]) == 3
     said = capsys.readouterr().err
     assert "items of 4 tokens" in said and "--force" in said and not (folder / "out").exists()
+    assert "no option helps" in said and "takes at least 0.3" in said and "max_tokens" not in said
 
 
 def test_force_goes_past_the_refusal(model: Path, folder: Path) -> None:

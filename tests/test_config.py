@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halfbyte.config import RunConfig, describe, load_run, load_task, parse_bytes, to_dict, write_yaml
+from halfbyte.config import (
+    AdapterConfig,
+    RunConfig,
+    check_option,
+    describe,
+    load_run,
+    load_task,
+    parse_bytes,
+    to_dict,
+    write_yaml,
+)
 from halfbyte.errors import ConfigError
 
 
@@ -60,13 +70,19 @@ def test_yaml_numbers_with_an_exponent_are_numbers(folder: Path) -> None:
         ("model: [a\n", "no valid YAML"),
         ("- a\n", "holds no mapping"),
         ("seed: 1\n", "no model is named"),
+        (
+            "model: a/b\nmemory: 8\n",
+            "a number of bytes needs its unit; write auto, or e.g. 8GB",
+        ),
+        ("model: a/b\nadapter: {targets: []}\n", "'adapter.targets' names no layer"),
+        ("model: a/b\nadapter: {rank: 5000}\n", "at most 4096"),
         ("model: !!python/object/apply:os.system ['true']\n", "no valid YAML"),
     ],
 )
 def test_a_fault_is_one_clear_error(folder: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_run(write(folder, text))
-    assert said in str(caught.value) and "run.yaml" in str(caught.value)
+    assert said in str(caught.value) and "run.yaml" in str(caught.value) and "  do: " in str(caught.value)
     assert caught.value.exit_code == 2
 
 
@@ -127,3 +143,26 @@ def test_every_option_has_a_meaning() -> None:
 def test_a_bare_number_that_can_only_have_lost_its_unit_is_refused(text):
     with pytest.raises(ConfigError, match=f"needs its unit(.|\n)*{text}GB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["8000000000", "'8000000000'", "8e9", "8GB", "8_000_000_000"])
+def test_memory_is_the_same_as_a_number_and_as_text(text: str, folder: Path) -> None:
+    assert parse_bytes(load_run(write(folder, f"model: a/b\nmemory: {text}\n")).memory) == 8 * 10**9
+
+
+def test_a_fault_of_set_is_blamed_on_it_and_one_of_the_file_on_the_file(folder: Path) -> None:
+    file = write(folder, "model: a/b\nweigths: nf4\n")
+    with pytest.raises(ConfigError) as caught:
+        load_run(file, ["tune.epochs=many", "seed=1"])
+    assert caught.value.where == str(file) and "not 'many' (by --set tune.epochs)" in str(caught.value)
+    assert "unknown key 'weigths': did you mean 'weights'?\n" in str(caught.value)
+    for given in ("tune.epochs=many", "tune={epochs: many}", "tune=3"):
+        with pytest.raises(ConfigError) as caught:
+            load_run(write(folder, "model: a/b\n"), ["seed=1", given])
+        assert caught.value.where == f"--set {given.partition('=')[0]}" and str(file) not in str(caught.value)
+
+
+def test_the_limits_of_an_option_hold_for_the_command_line_too() -> None:
+    check_option(AdapterConfig, "rank", 4096, "--lora-rank")
+    with pytest.raises(ConfigError, match="--lora-rank must be at least 1 and at most 4096; it is 4097"):
+        check_option(AdapterConfig, "rank", 4097, "--lora-rank")

@@ -73,11 +73,27 @@ def test_what_was_done_earlier_keeps_its_figures(model: Path, folder: Path, caps
     run_yaml = task_files(folder, model)
     assert main(["tune", str(run_yaml)]) == 0
     before = measured(folder / "out")
+    capsys.readouterr()
     assert main(["tune", str(run_yaml), "--resume"]) == 0  # finished: it is opened, and nothing else is done
+    assert "nothing was left to train: 2 steps in" in capsys.readouterr().out
     after = measured(folder / "out")
     assert after["exact"] == before["exact"] and after["finished"]
     for name in PHASES:
         assert (after["phases"][name] == before["phases"][name]) == (name != "open")
+
+
+def test_gradients_are_known_of_a_run_that_was_killed_after_its_last_step(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its training was written into the ledger: the last checkpoint has the figure."""
+    run_yaml = task_files(folder, model)
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["tune", str(run_yaml)]) == 130
+    assert "gradients" not in measured(folder / "out")["exact"]
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    found = measured(folder / "out")
+    assert found["exact"]["gradients"] == found["exact"]["adapter"] and "gradients" in found["phases"]["tune"]["parts"]
 
 
 def test_an_interrupted_run_says_what_it_has(
@@ -85,15 +101,18 @@ def test_an_interrupted_run_says_what_it_has(
 ) -> None:
     run_yaml = task_files(folder, model, tune="{max_steps: 4, batch: 4, micro_batch: 4}")
     interrupt(run_yaml, 3, monkeypatch)
-    assert "the run is unfinished: evaluate after" in " ".join(capsys.readouterr().out.split())
+    assert "not measured yet: evaluate after" in " ".join(capsys.readouterr().out.split())
     first = measured(folder / "out")
     assert not first["finished"] and list(first["phases"]) == PHASES[:-1]
     check = checked(folder / "out", capsys)
     assert {part: one["difference_bytes"] for part, one in check["exact"].items()} == dict.fromkeys(EXACT, 0)
     assert "gradients" in first["phases"]["tune"]["parts"]
+    assert "The run is unfinished: it has made 2 steps" in report(folder / "out").read_text()
     assert check["phases"]["evaluate_after"]["measured"] is None
     assert main(["tune", str(run_yaml), "--resume"]) == 0
     second = measured(folder / "out")
+    assert "4 steps in" in (said := capsys.readouterr().out) and "2 of them in earlier sessions" in said
+    assert "The run is unfinished" not in (folder / "out" / "report.html").read_text()
     assert second["finished"] and list(second["phases"]) == PHASES
     assert second["phases"]["pack"] == first["phases"]["pack"]
     assert second["phases"]["evaluate_before"] == first["phases"]["evaluate_before"]

@@ -101,13 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     plan = verb(
         "plan",
         _plan,
-        "what a model weighs, what a run needs, what fits here (nothing is loaded)",
+        "what a model weighs, what a run needs, what fits here (exit code 3: does not fit; 0: fits, or unknown)",
         "halfbyte plan llama-3.1-8b --lora-rank 32 --lora-targets attention",
     )
     plan.add_argument(
         "model",
         metavar="MODEL|RUN",
-        nargs="+",
+        nargs="*",
         help="a local folder, a name from the catalogue, a hub id, or a RUN.yaml; several are compared in one table",
     )
     plan.add_argument("--revision", help="branch, tag or commit of a hub model")
@@ -116,11 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         "--lora-targets", help="all, attention, or names and patterns, separated by commas (default: all)"
     )
     weights(plan, "as packed already, else nf4")
-    plan.add_argument("--sequence", type=int, help="longest item in tokens (default: 512)")
-    plan.add_argument("--batch", type=int, help="items computed at once (default: 1)")
+    plan.add_argument("--sequence", type=int, help="longest item in tokens (default: 512; of a run: of its data)")
+    plan.add_argument("--batch", type=int, help="items computed at once (default: 1; of a run: as tune chooses)")
     plan.add_argument(
         "--memory", help="what the run may take, mapped weights included, e.g. 8GB (default: what is free)"
     )
+    plan.add_argument("--list", action="store_true", help="the catalogue, or of it what has a given word in its name")
     plan.add_argument("--sources", action="store_true", help="where each figure comes from; who disagrees")
     plan.add_argument(
         "--device", help="auto, cpu, cuda:N, a card (T4), memory (24GB), several (2x80GB) (default: auto)"

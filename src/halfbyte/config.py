@@ -27,6 +27,9 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _BYTES = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(|[KMGT]?B|[KMGT]iB)\s*", re.IGNORECASE)
 
+MOST_RANK = 4096
+LEAST_TOKENS = 4  # of an item that is trained on
+
 T = TypeVar("T")
 Check = Callable[[Any], str | None]  # returns what is wrong, or None
 
@@ -56,9 +59,20 @@ def _number_or(word: str, low: float) -> Check:
 
 
 def _memory(value: Any) -> str | None:
-    if value == "auto" or _BYTES.fullmatch(value):
+    if value == "auto":
         return None
-    return "is no amount of memory: write auto, or e.g. 8GB, 7.5GiB or 8000000000"
+    try:
+        parse_bytes(value)
+    except ConfigError as error:
+        return f"is not understood: {error.what}; write auto, or {(error.do or '').removeprefix('write ')}"
+    return None
+
+
+def _named(value: Any) -> str | None:
+    parts = value.split(",") if isinstance(value, str) else value
+    return (
+        None if any(part.strip() for part in parts) else "names no layer: write all, attention, or names and patterns"
+    )
 
 
 def option(default: Any, text: str, *, unit: str = "", check: Check | None = None, path: bool = False) -> Any:
@@ -73,10 +87,12 @@ def option(default: Any, text: str, *, unit: str = "", check: Check | None = Non
 class AdapterConfig:
     """LoRA (Hu et al. 2021, arXiv:2106.09685): W x + scale B A x, with A of rank x in and B of out x rank."""
 
-    rank: int = option(16, "rank of the two small matrices", check=_between(1, 4096))
+    rank: int = option(16, "rank of the two small matrices", check=_between(1, MOST_RANK))
     alpha: float = option(32, "the update is scaled by alpha / rank", check=_between(0, above=True))
     dropout: float = option(0.0, "share of the adapter's inputs that is zeroed while training", check=_between(0, 0.99))
-    targets: str | list[str] = option("all", "linear layers that get an adapter: all, attention, or names and patterns")
+    targets: str | list[str] = option(
+        "all", "linear layers that get an adapter: all, attention, or names and patterns", check=_named
+    )
     rslora: bool = option(False, "scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)")
 
     @property
@@ -95,7 +111,7 @@ class DataConfig:
     )
     learn: str = option("completion", "what the loss counts", check=_one_of("completion", "all"))
     max_tokens: int = option(
-        1024, "longest item; what is cut is counted and reported", unit="tokens", check=_between(4)
+        1024, "longest item; what is cut is counted and reported", unit="tokens", check=_between(LEAST_TOKENS)
     )
     chat: str = option(
         "auto", "auto: the model's chat template where it has one; off: never", check=_one_of("auto", "off")
@@ -137,13 +153,13 @@ class RunConfig:
     adapter: AdapterConfig = option(AdapterConfig, "the matrices that are trained")
     data: DataConfig = option(DataConfig, "what is learned")
     tune: TuneConfig = option(TuneConfig, "how it is learned")
-    memory: str = option(
+    memory: int | str = option(
         "auto",
         "memory that the run may take, mapped weights included, e.g. 8GB; auto: what is free",
         unit="bytes",
         check=_memory,
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; to plan, also a card (T4) or its memory (24GB)")
     compute: str = option(
         "auto",
         "type that is computed in; auto: bf16 unless a measurement finds fp32 faster, and never int8",
@@ -202,9 +218,8 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     file = Path(path)
     values = read_yaml(file)
     resolve_paths(RunConfig, values, file.resolve().parent)
-    for text in overrides:
-        override(RunConfig, values, text)
-    run = build(RunConfig, values, str(file))
+    overridden = [override(RunConfig, values, text) for text in overrides]
+    run = build(RunConfig, values, str(file), overridden)
     if not run.model:
         raise ConfigError("no model is named", where=file, do="add 'model: a folder or a hub id'")
     if not run.out:
@@ -243,11 +258,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError("there is no such file", where=file, do="check the path") from None
     except IsADirectoryError:
-        raise ConfigError("a folder stands where a YAML file is expected", where=file) from None
+        raise ConfigError("a folder stands where a YAML file is expected", where=file, do="name the file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the file can't be read", where=file, found=str(error)) from None
+        raise ConfigError("the file can't be read", where=file, found=str(error),
+                          do="make it readable, and UTF-8 text") from None  # fmt: skip
     except yaml.YAMLError as error:
-        raise ConfigError("the file is no valid YAML", where=file, found=str(error).replace("\n", " ")) from None
+        raise ConfigError("the file is no valid YAML", where=file, found=str(error).replace("\n", " "),
+                          do="write 'key: value' lines; put text with ': ' or '#' in quotes") from None  # fmt: skip
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -277,8 +294,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def override(cls: type, values: dict[str, Any], text: str) -> None:
-    """Apply one `key.key=value`; the value is YAML, a path is relative to the current folder."""
+def override(cls: type, values: dict[str, Any], text: str) -> str:
+    """Apply one `key.key=value` and return its key; the value is YAML, a path is relative to the current folder."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError("--set takes key=value", found=repr(text), do="e.g. --set tune.epochs=1")
@@ -293,10 +310,14 @@ def override(cls: type, values: dict[str, Any], text: str) -> None:
         inner[names[-1]] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
-            "the value is no valid YAML", where=f"--set {key}", found=str(error).replace("\n", " ")
+            "the value is no valid YAML",
+            where=f"--set {key}",
+            found=str(error).replace("\n", " "),
+            do="quote it, twice: once for YAML and once for the shell",
         ) from None
     resolve_paths(cls, parsed, Path.cwd())
     target[names[-1]] = inner[names[-1]]
+    return key.strip()
 
 
 def resolve_paths(cls: type, values: dict[str, Any], base: Path) -> None:
@@ -319,46 +340,66 @@ def resolve_paths(cls: type, values: dict[str, Any], base: Path) -> None:
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml"}
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Make the dataclass `cls` of a mapping, with every fault named in one ConfigError."""
-    faults: list[str] = []
+def build(cls: type[T], values: Mapping[str, Any], where: str, overridden: Sequence[str] = ()) -> T:
+    """Make the dataclass `cls` of a mapping, with every fault named in one ConfigError; those of keys that `--set`
+    gave (`overridden`) are blamed on it, not on the file `where`."""
+    faults: list[tuple[str, str]] = []
     made = _build(cls, values, "", faults)
     if faults:
+        givers = [next((f"--set {given}" for given in overridden if _touches(given, key)), "") for key, _ in faults]
+        texts = [text + f" (by {giver})" * bool(giver) for (_, text), giver in zip(faults, givers, strict=True)]
+        lists = "halfbyte tune --options lists every option" if cls is RunConfig else "docs/files.md lists every key"
         raise ConfigError(
-            faults[0] if len(faults) == 1 else f"{len(faults)} faults in the options",
-            where=where,
-            found=None if len(faults) == 1 else "\n         " + "\n         ".join(faults),
+            faults[0][1] if len(faults) == 1 else f"{len(faults)} faults in the options",
+            where=givers[0] if givers[0] and len(set(givers)) == 1 else where,
+            found=None if len(faults) == 1 else "\n         " + "\n         ".join(texts),
+            do=f"put {'it' if len(faults) == 1 else 'them'} right; {lists}",
         )
     return typing.cast(T, made)
 
 
-def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[str]) -> Any:
+def _touches(given: str, key: str) -> bool:
+    """Whether the value at `key` came, whole or in part, with `--set given=...`."""
+    return f"{key}.".startswith(f"{given}.") or f"{given}.".startswith(f"{key}.")
+
+
+def check_option(cls: type, name: str, value: Any, where: str) -> None:
+    """Raises ConfigError where `value` can't be the option `name` of `cls`: for the command line's own options, whose
+    limits are those of the file. `where` is the option's name there."""
+    faults: list[tuple[str, str]] = []
+    _build(cls, {name: value}, "", faults)
+    if faults:
+        raise ConfigError(faults[0][1].replace(f"'{name}'", where, 1), where=where,
+                          do="give what a RUN.yaml could say, too")  # fmt: skip
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[tuple[str, str]]) -> Any:
     hints = typing.get_type_hints(cls)
     known = {item.name: item for item in fields(cls)}
     for name in values:
         if name not in known:
-            faults.append(f"unknown key '{prefix}{name}': {nearest(str(name), known, 'keys')}")
+            faults.append((f"{prefix}{name}", f"unknown key '{prefix}{name}': {nearest(str(name), known, 'keys')}"))
     arguments: dict[str, Any] = {}
     for name, item in known.items():
         if name not in values:
             continue
-        value, hint = values[name], hints[name]
+        value, hint, key = values[name], hints[name], f"{prefix}{name}"
         if is_dataclass(hint):
             if value is None:
                 continue
             if not isinstance(value, Mapping):
-                faults.append(f"'{prefix}{name}' must be a mapping, not {value!r}")
+                faults.append((key, f"'{key}' must be a mapping, not {value!r}"))
                 continue
-            arguments[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.", faults)
+            arguments[name] = _build(typing.cast(type, hint), value, f"{key}.", faults)
             continue
         value = _coerce(value, hint)
         if value is _WRONG:
-            faults.append(f"'{prefix}{name}' must be {describe_type(hint)}, not {values[name]!r}")
+            faults.append((key, f"'{key}' must be {describe_type(hint)}, not {values[name]!r}"))
             continue
         check = item.metadata.get("check")
         wrong = check(value) if check and value is not None else None
         if wrong:
-            faults.append(f"'{prefix}{name}' {wrong}; it is {value!r}")
+            faults.append((key, f"'{key}' {wrong}; it is {value!r}"))
             continue
         arguments[name] = value
     return cls(**arguments)
@@ -426,8 +467,8 @@ def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]
         )
 
 
-def parse_bytes(text: str) -> int:
-    """'8GB' (decimal), '8GiB' (binary) or '8000000000' as bytes. Raises ConfigError."""
+def parse_bytes(text: str | int) -> int:
+    """'8GB' (decimal), '8GiB' (binary) or 8000000000 as bytes. Raises ConfigError."""
     match = _BYTES.fullmatch(str(text))
     if not match:
         raise ConfigError("this is no amount of memory", found=repr(text), do="write e.g. 8GB, 7.5GiB or 8000000000")

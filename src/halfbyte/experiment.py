@@ -10,33 +10,48 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from halfbyte.config import RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
+from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
 from halfbyte.errors import CheckpointError, ConfigError, DataError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.ledger import Ledger
-from halfbyte.pipeline import Target, evaluate, load, prepare, say_compute, stored_fingerprint, with_training_median
+from halfbyte.pipeline import (
+    Target,
+    evaluate,
+    load,
+    no_short_name,
+    prepare,
+    say_compute,
+    stored_fingerprint,
+    with_training_median,
+)
 
-SHORTEST = 4  # tokens: the least that `data.max_tokens` can be
 DEMO = Path(__file__).parent / "demo"
 
 
 def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> int:
     """`halfbyte tune`: plan, evaluate the base, train, evaluate the tuned model, compare, report.
 
-    Returns 0, or 130 when the run was stopped; raises DoesNotFit (exit 3) before anything is loaded.
+    Returns 0, or 130 when the run was stopped; raises DoesNotFit (exit 3) before anything is loaded. Whatever is wrong
+    with options, data or model is raised before the run's folder is made.
     """
     from halfbyte.data.show import first_example
     from halfbyte.data.template import load_examples
     from halfbyte.evaluate.evaluate import largest_batch
+    from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.adapter import load_adapter
-    from halfbyte.tune.run import prepare_folder, run_training
+    from halfbyte.model.build import choose_device
+    from halfbyte.tune.run import make_folder, prepare_folder, run_training
 
+    no_short_name(config.model)
+    choose_device(config.device)
     task = load_task(Path(config.task)) if config.task else None
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
     load_examples(config.data.train, config.data.template)  # its faults are cheap to find before the model is loaded
+    if task is not None:
+        load_task_set(task, seed=config.seed)
     if not force:
-        _refuse(config, SHORTEST, console)
+        _refuse(config, LEAST_TOKENS, console)
     config = prepare_folder(config, resume)
     data = _data(config)
     if not force:
@@ -51,9 +66,10 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
     _check_items(model, data)
-    ledger.begin(model, with_task=task is not None)
     planner = _Planner(model, data, force, console)
     config = planner.choose(config)
+    make_folder(folder)  # from here on the run is worth one
+    ledger.begin(model, with_task=task is not None)
     if task is not None:
         task = with_training_median(task, config)
         if not _same_file(config.task, folder / "task.yaml"):  # a resume may name the run's own copy
@@ -63,8 +79,7 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
         ledger.evaluated("evaluate_before", result)
     outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console)
     ledger.trained(outcome, model.net)
-    steps = f"{outcome.steps} step{'s' * (outcome.steps != 1)}"
-    console.print(f"{steps} in {outcome.seconds:,.0f} s; adapter in {folder / 'adapter'}", markup=False)
+    console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:
         ledger.end(planner.plan, finished=False)
         return 130
@@ -134,9 +149,7 @@ def _refuse(config: RunConfig, longest: int, console: Console) -> None:
         return
     found = f"{amount(fit['needed_bytes'])} needed for one pass over items of {longest} tokens, "
     found += f"{amount(fit['memory_bytes'])} are there: {amount(-fit['spare_bytes'])} too much"
-    first = f"give up first: {fit['first']}; else " if fit["first"] else ""
-    do = f"{first}lower data.max_tokens or adapter.rank, raise memory, leave tune.micro_batch and tune.recompute to "
-    do += "auto, or start anyway with --force"
+    do = f"{fit['advice']['tune']}; or start anyway with --force"
     raise DoesNotFit("the run does not fit", where=config.out, found=found, do=do)
 
 
@@ -219,6 +232,7 @@ class _Planner:
         self.model, self.data, self.force, self.console = model, data, force, console
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
+        self.chosen = ""
         self.asked: tuple[int, int] | None = None  # answers at once, and tokens of each; None: as the plan supposes
 
     def choose(self, config: RunConfig) -> RunConfig:
@@ -237,34 +251,36 @@ class _Planner:
             micro_batch=None if options.micro_batch == "auto" else int(options.micro_batch),
             recompute=None if options.recompute == "auto" else int(options.recompute),
         )  # fmt: skip
-        if chosen.fits is False and not self.force:
-            do = "lower data.max_tokens or adapter.rank, raise memory, leave tune.micro_batch and tune.recompute to "
-            do += "auto, or start anyway with --force"
-            raise DoesNotFit("the run does not fit", where=config.out, found=chosen.reason, do=do)
-        words = f"micro-batch {chosen.micro_batch}, {chosen.recompute} layers recomputed: {chosen.reason}"
-        self.console.print(words, markup=False)
-        return dataclasses.replace(
+        config = dataclasses.replace(
             config, tune=dataclasses.replace(options, micro_batch=chosen.micro_batch, recompute=chosen.recompute)
         )
+        if chosen.fits is False and not self.force:
+            advice = self._planned(config, longest).fit["advice"].get("tune", "close other programs, raise memory")
+            raise DoesNotFit("the run does not fit", where=config.out, found=chosen.reason,
+                             do=f"{advice}; or start anyway with --force")  # fmt: skip
+        self.chosen = str(chosen)
+        self.console.print(self.chosen, markup=False)
+        return config
 
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""
         from halfbyte.model.adapter import quant_linears
-        from halfbyte.plan.activations import runtime_bytes, scratch_bytes
+        from halfbyte.plan.activations import runtime_bytes
+        from halfbyte.plan.budget import spoken_for
+        from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
         from halfbyte.plan.ladder import mapped_bytes
 
-        weights, width = cast(Weights, config.weights), int(self.model.dtype.itemsize)
+        weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
-        # parameters, gradients, AdamW, and the narrow copy; the runtime is part of a given budget, else it is there
-        fixed = (16 + width) * self.model.adapter_parameters(config.adapter)
-        fixed += scratch_bytes(shape, matrices, config.tune.batch * longest, weights in QUANTISED, width)
-        inventory = take_inventory(str(self.model.path))
-        fixed += runtime_bytes(shape, inventory.tokenizer_bytes) if config.memory != "auto" else 0
-        mapped = mapped_bytes(inventory, weights) or 0
-        if self.model.device.type == "cpu":
-            return fixed, mapped
-        return fixed + (mapped if config.memory != "auto" else 0), 0  # on the device they can't be dropped
+        on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
+        there = CONTEXT_BYTES + mapped if on_card else runtime_bytes(shape, inventory.tokenizer_bytes)
+        fixed = spoken_for(
+            shape, matrices, packed=weights in QUANTISED, dtype_bytes=int(self.model.dtype.itemsize),
+            adapter_parameters=self.model.adapter_parameters(config.adapter), step_tokens=config.tune.batch * longest,
+            there_bytes=there if config.memory != "auto" else 0,  # what is free is counted beside it
+        )  # fmt: skip
+        return fixed, 0 if on_card else mapped  # on a card they can't be dropped
 
     def _native(self) -> Any:
         """What the loaded model says of its parts."""
@@ -299,34 +315,35 @@ class _Planner:
         return available
 
     def plan_json(self, config: RunConfig) -> dict[str, Any]:
+        counts = self.data.counts
+        self.expected = self._planned(config, max(1, round(counts.tokens / counts.items))).time["run"]
+        self.plan = self._planned(config, counts.longest).to_json() | {"expected": self.expected}
+        return self.plan
+
+    def _planned(self, config: RunConfig, tokens: int) -> Any:
+        """The plan of the run, settled as `config` says, if every item had `tokens` tokens."""
         from halfbyte.plan.ladder import plan_model
 
         asked: dict[str, Any] = {}
         if self.asked is not None:
             asked["evaluation_batch"], asked["evaluation_sequence"] = self.asked
-
-        def made(tokens: int) -> Any:
-            return plan_model(
-                str(self.model.path),
-                rank=config.adapter.rank,
-                targets=config.adapter.targets,
-                weights=config.weights,
-                sequence=tokens,
-                batch=int(config.tune.micro_batch),
-                recompute=int(config.tune.recompute),
-                memory=self._memory(config),
-                native=self._native(),
-                compute=config.compute,
-                device=self._device(config),
-                length=self._length(config),
-                learned=self._learned(),
-                **asked,
-            )
-
-        counts = self.data.counts
-        self.expected = made(max(1, round(counts.tokens / counts.items))).time["run"]
-        self.plan = made(counts.longest).to_json() | {"expected": self.expected}
-        return self.plan
+        return plan_model(
+            str(self.model.path),
+            rank=config.adapter.rank,
+            targets=config.adapter.targets,
+            weights=config.weights,
+            sequence=tokens,
+            batch=int(config.tune.micro_batch),
+            recompute=int(config.tune.recompute),
+            memory=self._memory(config),
+            native=self._native(),
+            compute=config.compute,
+            device=self._device(config),
+            length=self._length(config),
+            learned=self._learned(),
+            settled=self.chosen,
+            **asked,
+        )
 
     def _learned(self) -> int:
         """Learned tokens of the item that has most of them."""

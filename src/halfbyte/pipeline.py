@@ -41,6 +41,18 @@ def run_folder(path: Path) -> Path:
     return path
 
 
+def no_short_name(model: str) -> None:
+    """Raises ConfigError for a name that only the catalogue knows: it has shapes, but no weights."""
+    from halfbyte.plan import catalogue
+
+    if "/" in model or Path(model).expanduser().exists():
+        return
+    entry = catalogue.lookup(model)
+    if entry is not None:
+        raise ConfigError("this is a short name of the catalogue, which only `halfbyte plan` knows", where=model,
+                          do=f"write the hub id, {entry.name}, or name a local folder")  # fmt: skip
+
+
 def resolve(
     target: str,
     adapter: Path | None,
@@ -54,6 +66,7 @@ def resolve(
     path = Path(target)
     is_run = (path / "run.yaml").is_file() or (path.is_file() and path.suffix in (".yaml", ".yml"))
     if not is_run:
+        no_short_name(target)
         return Target(target, revision, weights, adapter, None, compute or "auto")
     folder = run_folder(path)
     config = load_run(folder / "run.yaml")
@@ -81,6 +94,7 @@ def pack_model(model: str, out: Path, weights: Weights, revision: str | None, co
     from halfbyte.checkpoint.pack import pack
     from halfbyte.checkpoint.source import open_checkpoint
 
+    no_short_name(model)
     checkpoint = open_checkpoint(model, revision)
     with _bytes_bar(console) as progress:
         report = pack(checkpoint, out, weights, progress=progress)
@@ -113,7 +127,7 @@ def evaluate_model(
     from halfbyte.evaluate.show import print_result
 
     if limit is not None and limit < 1:
-        raise ConfigError("--limit must be at least 1", found=str(limit))
+        raise ConfigError("--limit must be at least 1", found=str(limit), do="leave it away for all items")
     task = load_task(task_file)
     what = resolve(target, adapter, weights, revision, compute=compute)
     seed = 0
@@ -191,7 +205,8 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     what = resolve(options.model, options.adapter, options.weights, options.revision, base=options.base,
                    compute=options.compute)  # fmt: skip
     if options.max_new_tokens < 1:
-        raise ConfigError("--max-new-tokens must be at least 1", found=str(options.max_new_tokens))
+        raise ConfigError("--max-new-tokens must be at least 1", found=str(options.max_new_tokens),
+                          do="give the most tokens that an answer may have, e.g. 64")  # fmt: skip
     model = load(what, options.device, console)
     chat = "off" if options.raw else "auto"
     if what.run and not options.raw:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import glob
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from halfbyte.config import RunConfig, load_run, load_task, parse_bytes
+from halfbyte.config import (
+    AdapterConfig,
+    DataConfig,
+    RunConfig,
+    TuneConfig,
+    check_option,
+    load_run,
+    load_task,
+    parse_bytes,
+)
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.pipeline import run_folder
 
 if TYPE_CHECKING:
-    from halfbyte.data.template import Example
     from halfbyte.plan.ladder import Plan
-    from halfbyte.plan.time import Length
 
 
 def plan(options: argparse.Namespace, console: Console) -> int:
@@ -25,8 +34,16 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     from halfbyte.plan import check, compare, sources
     from halfbyte.plan.render import render_plan
 
+    if options.list:
+        _list(options, console)
+        return 0
+    if not options.model:
+        raise ConfigError("no model is named", where="halfbyte plan",
+                          do="name one, e.g. halfbyte plan llama-3.1-8b; --list shows the catalogue")  # fmt: skip
     if options.check:
-        _check_alone(options)
+        if len(options.model) > 1:
+            raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
+        _alone(options, "check")
         check.print_check(_measured_folder(Path(options.model[0])), options.json, console)
         return 0
     if options.sources:
@@ -52,19 +69,30 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     return compare.say_errors(rows, Console(stderr=True, highlight=False)) or compare.exit_code(rows)
 
 
-_NOT_CHECKED = ("revision", "lora_rank", "lora_targets", "weights", "sequence", "batch", "memory", "sources", "device",
-                "gpus", "link")  # fmt: skip
+def _list(options: argparse.Namespace, console: Console) -> None:
+    """`halfbyte plan --list`: the catalogue, or what of it has one of the given words in its name."""
+    from halfbyte.plan import listing
+
+    _alone(options, "list")
+    rows = listing.listed(options.model)
+    if options.json:
+        print(json.dumps(listing.to_json(rows), indent=2))
+    else:
+        listing.render(rows, console)
 
 
-def _check_alone(options: argparse.Namespace) -> None:
-    """Raises ConfigError for what does not go with --check."""
-    if len(options.model) > 1:
-        raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
-    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _NOT_CHECKED}
+_SETTINGS = ("revision", "lora_rank", "lora_targets", "weights", "sequence", "batch", "memory", "sources", "device",
+             "gpus", "link", "check")  # fmt: skip
+_WHY = {"check": "--check shows what a run planned and measured", "list": "--list shows the catalogue"}
+
+
+def _alone(options: argparse.Namespace, mode: str) -> None:
+    """Raises ConfigError for what does not go with --check or --list."""
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _SETTINGS if name != mode}
     given = [name for name, value in values.items() if value is not None and value is not False]
     if given:
-        raise ConfigError("--check shows what a run planned and measured: nothing of it can be set", where="--check",
-                          found=", ".join(given), do="leave them away, or --check")  # fmt: skip
+        raise ConfigError(f"{_WHY[mode]}: nothing of it can be set", where=f"--{mode}", found=", ".join(given),
+                          do=f"leave them away, or --{mode}")  # fmt: skip
 
 
 def _measured_folder(path: Path) -> Path:
@@ -88,92 +116,105 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     """The plan of one model or run; what the command line names goes before what the run says."""
     from halfbyte.plan.ladder import BATCH, SEQUENCE, plan_model
 
+    _check_options(options)
     rank, targets, weights, sequence = options.lora_rank, options.lora_targets, options.weights, options.sequence
+    if targets is not None and "," in targets:
+        targets = [part.strip() for part in targets.split(",") if part.strip()]
     memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
-    compute, device, data = "auto", options.device, dict[str, Any]()
+    compute, device, data, why = "auto", options.device, dict[str, Any](), list[str]()
     model, config = _planned(model)
-    if config is not None:
+    if config is None:
+        sequence, batch = SEQUENCE if sequence is None else sequence, BATCH if batch is None else batch
+    else:
         weights, revision = weights or config.weights, revision or config.revision
         rank = config.adapter.rank if rank is None else rank
-        targets = targets or config.adapter.targets
-        sequence = config.data.max_tokens if sequence is None else sequence
-        memory = memory or (None if config.memory == "auto" else config.memory)
+        targets = config.adapter.targets if targets is None else targets
+        memory = config.memory if memory is None else memory
         recompute, compute = config.tune.recompute, config.compute
-        device, data = device or config.device, _from_data(config)
+        device, (data, why) = device or config.device, _from_data(config, sequence)
+        sequence = data.pop("sequence")
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
-    if isinstance(targets, str) and "," in targets:
-        targets = [part.strip() for part in targets.split(",") if part.strip()]
-    return plan_model(
+    made = plan_model(
         model,
-        rank=rank if rank is not None else 16,
-        targets=targets or "all",
+        rank=AdapterConfig.rank if rank is None else rank,
+        targets=AdapterConfig.targets if targets is None else targets,
         weights=weights,
-        sequence=SEQUENCE if sequence is None else sequence,
-        batch=BATCH if batch is None else batch,
+        sequence=sequence,
+        batch=batch,
         recompute=recompute,
         compute=compute,
-        memory=parse_bytes(memory) if memory else None,
+        memory=None if memory is None or memory == "auto" else parse_bytes(memory),
         revision=revision,
         device=device or "auto",
         ranks=options.gpus,
         link=options.link,
         **data,
     )
+    return dataclasses.replace(made, reasons=[*made.reasons, *why])
 
 
-_AROUND = 4  # tokens that may be learned beside a completion: the end, and what a chat template puts there
+def _check_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError for what a RUN.yaml could not say either."""
+    known: tuple[tuple[str, type, str], ...] = (
+        ("--lora-rank", AdapterConfig, "rank"),
+        ("--lora-targets", AdapterConfig, "targets"),
+        ("--sequence", DataConfig, "max_tokens"),
+        ("--batch", TuneConfig, "micro_batch"),
+        ("--memory", RunConfig, "memory"),
+    )
+    for flag, cls, name in known:
+        value = getattr(options, flag.strip("-").replace("-", "_"))
+        if value is not None:
+            check_option(cls, name, value, flag)
 
 
-def _from_data(config: RunConfig) -> dict[str, Any]:
-    """What the files of a run say of it, as `plan_model` takes it: `length`, how long the run is; `learned`, the tokens
-    of an item whose loss counts, at most, since none is shorter than a byte; `items` to answer of its task.
+def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any], list[str]]:
+    """What the files of a run say of it, as `plan_model` takes it, and the reasons for it: `sequence`, unless it is
+    given; `learned`, tokens of an item whose loss counts, at most; `length`, how long the run is; `step_items`; of its
+    task `items` and `evaluation_sequence`.
 
-    None of what is not here or can't be read: `tune` says better what is wrong with it.
+    What is not here or can't be read is left out: `tune` says better what is wrong with it.
     """
-    train = _examples(config.data.train, config.data.template)
-    learned = None
-    if train and config.data.learn == "completion":
-        learned = _AROUND + max(len((example.completion or "").encode()) for example in train)
-    return {"length": _length(config, train), "learned": learned, "items": _items(config)}
-
-
-def _length(config: RunConfig, train: list[Example] | None) -> Length | None:
+    from halfbyte.data.lengths import task_lengths, training_lengths
     from halfbyte.plan.time import Length
 
-    options, held_out = config.tune, config.data.validation
-    if train is None:
-        return None
-    if isinstance(held_out, str):
-        apart = _examples(held_out, config.data.template, split="validation")
-        if apart is None:
-            return None
-        items, validation = len(train), len(apart)
-    else:
-        validation = round(len(train) * (held_out or 0.0))
-        items = len(train) - validation
-    return Length(max(1, items), validation, options.epochs, options.batch, options.max_steps, options.validate_every)
-
-
-def _items(config: RunConfig) -> int | None:
+    options, folder = config.tune, _tokenizer_folder(config)
+    found: dict[str, Any] = {"step_items": options.batch, "sequence": sequence or config.data.max_tokens}
+    if not _is_local(config.data.train) or (isinstance(config.data.validation, str)
+                                            and not _is_local(config.data.validation)):  # fmt: skip
+        return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data are not here"]
+    try:
+        data = training_lengths(config.data, folder, config.seed)
+    except HalfbyteError as error:
+        return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data can't be read: {error.what}"]
+    found |= {"sequence": sequence or data.longest, "learned": data.learned}
+    found["length"] = Length(max(1, data.items), data.validation_items, options.epochs, options.batch,
+                             options.max_steps, options.validate_every)  # fmt: skip
     try:
         task = load_task(Path(config.task)) if config.task else None
+        asked = task_lengths(task, folder) if task is not None and _is_local(task.data) else None
     except HalfbyteError:
-        return None
-    if task is None or task.kind not in ("number", "exact"):
-        return None
-    asked = _examples(task.data, task.template, split="test")
-    return None if asked is None else len(asked)
+        asked = None
+    if asked is not None:
+        found |= {"items": asked.items, "evaluation_sequence": asked.longest or config.data.max_tokens}
+    return found, [f"sequence: {'as asked' if sequence else data.reason}"]
 
 
-def _examples(file: str | None, template: dict[str, str] | None, *, split: str = "train") -> list[Example] | None:
-    """Those of a local file; None without one, and where it can't be read."""
-    from halfbyte.data.template import load_examples
+def _is_local(source: str | None) -> bool:
+    """Whether the data lie in files here."""
+    return bool(source) and (Path(str(source)).is_file() or glob.has_magic(str(source)))
 
-    if not file or not Path(file).is_file():
-        return None
+
+def _tokenizer_folder(config: RunConfig) -> Path | None:
+    """The folder of the run's model, if it is here: its own, or the copy of a hub model that was fetched once."""
+    from halfbyte.checkpoint.hub import download
+
+    path = Path(config.model).expanduser()
+    if path.is_dir():
+        return path
     try:
-        return load_examples(file, template, split=split)
+        return download(config.model, config.revision, local_only=True) if config.model.count("/") == 1 else None
     except HalfbyteError:
         return None

@@ -63,9 +63,7 @@ def test_a_run_that_was_killed_before_its_training_shows_what_is_there(tmp_path,
     for named in (out, tmp_path / "run.yaml"):
         assert main(["plan", "--check", str(named)]) == 0
         said = capsys.readouterr().out
-        assert (
-            "500 MB" in said and "the run is unfinished: pack, tune" in said and "did not come to its training" in said
-        )
+        assert "500 MB" in said and "not measured yet: pack, tune" in said and "did not come to its training" in said
     assert main(["plan", "--check", str(out), "--json"]) == 0
     opened = json.loads(capsys.readouterr().out)["phases"]["open"]
     assert opened["planned"]["peak_bytes"] is None and opened["measured"]["peak_bytes"] == 500_000_000
@@ -101,12 +99,20 @@ def test_it_is_shown_and_printed_as_json_without_torch(tmp_path, capsys):
     write_measured(tmp_path)
     assert main(["plan", "--check", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "+100.0 %" in said and "-50.0 %" in said and "tune, planned" in said and "measured" in said
+    assert (
+        "no planned time: open; the length" in said
+        and "+100.0 %" in said
+        and "-50.0 %" in said
+        and "tune, planned" in said
+        and "measured" in said
+    )
     code = f"import sys; from halfbyte.cli import main; main(['plan', '--check', {str(tmp_path)!r}, '--json'])\n"
     code += "assert not {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
-    assert set(found) == {"schema", "run", "finished", "method", "phases", "exact"} and found["run"] == str(tmp_path)
+    assert set(found) == {"schema", "run", "finished", "method", "time_reason", "phases", "exact"} and found[
+        "run"
+    ] == str(tmp_path)
     assert set(found["phases"]["tune"]) == {"planned", "measured", "difference"}
 
 
@@ -122,6 +128,14 @@ def test_it_is_shown_and_printed_as_json_without_torch(tmp_path, capsys):
         ("measured.json", '{"schema": 1, "phases": {"dance": {}}, "exact": {"weights": "1"}}', "'dance'"),
         ("measured.json", '{"schema": 1, "phases": {"tune": {"parts": {"rest": NaN}}}, "exact": {}}', "tune.rest"),
         ("measured.json", '{"schema": 1, "phases": {"tune": 3}, "exact": {}}', "has no parts"),
+        ("measured.json", '{"schema": 1, "phases": {}, "exact": {}, "run": [], "finished": 1}', "run is no object"),
+        ("measured.json", '{"schema": 1, "phases": {"tune": {"parts": {}}}, "exact": {}}', "tune has no peak_bytes"),
+        ("plan.json", '{"schema": 1}', "phases is no object"),
+        (
+            "plan.json",
+            '{"schema": 1, "phases": {"tune": {"parts": {"x": "y"}, "peak_bytes": []}}}',
+            "tune.peak_bytes is no",
+        ),
         ("measured.json", '{"schema": 1, "has": ["dance", []], "phases": {}, "exact": {}}', "has is no list of phases"),
     ],
 )

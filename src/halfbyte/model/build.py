@@ -35,6 +35,7 @@ from halfbyte.model.embedding import FrozenEmbedding
 from halfbyte.model.linear import FrozenLinear, QuantLinear
 from halfbyte.model.loss import Head, LinearHead
 from halfbyte.model.recompute import recomputed
+from halfbyte.plan.devices import find_device
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
 _COPIED = 256_000_000  # bytes that are converted to another compute type than the stored one without being asked
@@ -193,9 +194,7 @@ def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
     try:
         device = torch.device(asked)
     except RuntimeError:
-        raise ConfigError(
-            "unknown device", where="device", found=repr(asked), do="use auto, cpu, cuda or cuda:N"
-        ) from None
+        raise _no_device(asked) from None
     if device.type == "cpu":
         return torch.device("cpu"), "asked for"
     if device.type != "cuda":
@@ -216,6 +215,18 @@ def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
             do="count from cuda:0",
         )
     return torch.device("cuda", index), "asked for"
+
+
+def _no_device(asked: str) -> ConfigError:
+    """The error for a device that torch does not know: a card that is named is known to `plan` alone."""
+    run = "use auto, cpu, cuda or cuda:N"
+    try:
+        card = find_device(asked)
+    except ConfigError:
+        return ConfigError("unknown device", where="device", found=repr(asked), do=run)
+    return ConfigError("a device that is named is for planning, nothing can run on it", where="device",
+                       found=f"{asked!r}: {card.name}",
+                       do=f"to run, {run}; to plan for it: halfbyte plan MODEL|RUN --device '{asked}'")  # fmt: skip
 
 
 def load_model(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from halfbyte.plan import operations
+from halfbyte.plan.advice import advise
 from halfbyte.plan.calibration import Calibration, load
 from halfbyte.plan.devices import Device
 from halfbyte.plan.fit import survey
@@ -30,6 +31,7 @@ def complete(
     time = _time(plan, inventory, speed, calibration, why, length)
     unit = "seconds" if calibration is not None else "multiplications"
     fit = survey(make, plan, inventory.config, lambda trial: _price(trial, inventory, calibration), unit)
+    fit = dataclasses.replace(fit, advice=advise(make, plan, fit))
     ranks = device.count if ranks is None and device.count > 1 else ranks
     parallel = on_paper(plan, ranks, link, time.step_seconds) if ranks is not None else None
     phases = {name: dataclasses.replace(phase, seconds=seconds) for (name, phase), seconds in

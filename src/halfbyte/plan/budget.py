@@ -8,10 +8,10 @@ recomputed they are left out of the sum, and the reason says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from halfbyte.plan.activations import ShapeInfo, training_bytes
+from halfbyte.plan.activations import ShapeInfo, scratch_bytes, training_bytes
 
 MOST_ITEMS = 16  # items at once; more gain nothing
 MOST_TOKENS = 4096  # tokens at once: from there on the products run at full speed, more gain nothing on a CPU
@@ -25,6 +25,9 @@ class Choice:
     recompute: int  # the first so many layers compute their activations again in the backward pass
     reason: str
     fits: bool | None = True
+
+    def __str__(self) -> str:
+        return f"micro-batch {self.micro_batch}, {self.recompute} layers recomputed: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,26 @@ def room_beside(memory_bytes: int, fixed_bytes: int, mapped_bytes: int, least_by
         f"the {amount(mapped_bytes)} of mapped weights are not counted: even with every layer recomputed they do not "
         f"fit into {amount(memory_bytes)} beside the rest, so they are read from disk again in every pass",
     )
+
+
+def spoken_for(
+    info: ShapeInfo,
+    matrices: Iterable[tuple[int, int]],
+    *,
+    adapter_parameters: int,
+    step_tokens: int,
+    packed: bool,
+    dtype_bytes: int = 2,
+    there_bytes: int = 0,
+) -> int:
+    """Bytes of a training that are taken whatever is chosen: the adapter with its gradients, AdamW's moments and the
+    narrow copy, the buffers that all layers share, and `there_bytes` of what stands there before it begins.
+
+    `matrices` [out, in] are the linear layers, `packed` says whether they are quantised, `step_tokens` are the tokens
+    of an optimiser step at most.
+    """
+    adapter = (16 + dtype_bytes) * adapter_parameters
+    return adapter + scratch_bytes(info, matrices, step_tokens, packed, dtype_bytes) + there_bytes
 
 
 def choose(

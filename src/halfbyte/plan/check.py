@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from halfbyte.plan.ladder import gb
-from halfbyte.plan.measured import against, how_measured, read
+from halfbyte.plan.measured import PLANNED_TIME, against, how_measured, read
+from halfbyte.plan.prose import prose
 from halfbyte.plan.show import duration
 from halfbyte.plan.stacked import Bar, render_bars
 
@@ -29,13 +30,15 @@ def print_check(folder: Path, as_json: bool, console: Console) -> None:
         render_check(found, console)
         if not plan:
             why = "there is no plan.json: the run did not come to its training; start it again: halfbyte tune RUN.yaml"
-            console.print(Text(why, style="yellow"), soft_wrap=True)
+            prose(console, why, "yellow")
 
 
 def render_check(check: Mapping[str, Any], console: Console) -> None:
     """Print what `measured.against` gives: phases, exact parts, and the phases as stacked bars."""
     console.print(Text("Planned and measured", style="bold"))
     console.print(_phases(check))
+    for line in _without_time(check):
+        prose(console, line, "dim")
     console.print()
     console.print(_exact(check))
     console.print()
@@ -45,11 +48,23 @@ def render_check(check: Mapping[str, Any], console: Console) -> None:
         bars.append((f"{' ' * len(_words(name))}  measured", (phase["measured"] or {}).get("parts", {})))
     render_bars(bars, console)
     if how := how_measured(check):
-        console.print(Text(how, style="yellow"), soft_wrap=True)
-    missing = [_words(name) for name, phase in check["phases"].items() if phase["measured"] is None]
-    if missing:
-        why = "not measured" if check["finished"] else "not measured yet, the run is unfinished"
-        console.print(Text(f"{why}: {', '.join(missing)}", style="yellow"), soft_wrap=True)
+        prose(console, how, "yellow")
+    missing = ", ".join(_words(name) for name, phase in check["phases"].items() if phase["measured"] is None)
+    if not check["finished"]:
+        yet = f"; not measured yet: {missing}" if missing else ""
+        prose(console, f"the run is unfinished, these are the figures of its sessions so far{yet}", "yellow")
+    elif missing:
+        prose(console, f"not measured: {missing}", "yellow")
+
+
+def _without_time(check: Mapping[str, Any]) -> list[str]:
+    """Why phases have no planned time."""
+    without = [name for name, phase in check["phases"].items() if phase["planned"]["seconds"] is None]
+    never = [_words(name) for name in without if name not in PLANNED_TIME]
+    lines = [f"no planned time: {', '.join(never)}; the length of these is not planned"] if never else []
+    others = [_words(name) for name in without if name in PLANNED_TIME]
+    why = check["time_reason"]
+    return lines + ([f"no planned time: {', '.join(others)}; {why}"] if others and why else [])
 
 
 def _phases(check: Mapping[str, Any]) -> Table:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from halfbyte.config import LEAST_TOKENS, MOST_RANK
+
 if TYPE_CHECKING:
     from halfbyte.plan.ladder import Plan
 
-MOST_TOKENS, MOST_ITEMS, MOST_RANK = 1 << 20, 4096, 4096  # where nothing else sets a limit; the rank: config.py's
+MOST_TOKENS, MOST_ITEMS = 1 << 20, 4096  # where nothing else sets a limit
 Make = Callable[..., "Plan"]
 Price = Callable[["Plan"], float | None]  # seconds of a step, or something in proportion to them
 
@@ -51,6 +53,8 @@ class Fit:
     largest: dict[str, Largest] = field(default_factory=dict)
     give_up: list[Concession] = field(default_factory=list)
     first: str | None = None  # of `give_up`, where the run does not fit
+    least_bytes: int | None = None  # of a training of this model in this format: the smallest that there is
+    advice: dict[str, str] = field(default_factory=dict)  # what to do, for each phase that does not fit
     time_in: str = ""  # what `time_factor` compares: seconds, or multiplications where nothing was calibrated
     reason: str = ""
 
@@ -68,8 +72,7 @@ def survey(make: Make, plan: Plan, config: Mapping[str, Any], price: Price, time
     memory, layers = plan.memory_bytes, int(plan.settings["layers"])
     least = make(recompute=layers)
     if memory is None or need(plan, False) is None:
-        why = "unknown, because " + ("the need is not known" if memory is not None else "the memory is not known")
-        return Fit(None, need(plan, True), memory, None, reason=why)
+        return Fit(None, need(plan, True), memory, None, reason=plan.why_unknown)
     mapped = (need(least, True) or 0) <= memory  # the weights have their place, too
     needed = need(plan, mapped) or 0
 
@@ -89,6 +92,7 @@ def survey(make: Make, plan: Plan, config: Mapping[str, Any], price: Price, time
         largest=_largest(plan, config, fits),
         give_up=concessions,
         first=enough[0] if needed > memory and enough else None,
+        least_bytes=need(make(recompute=layers, sequence=LEAST_TOKENS, batch=1, rank=1), mapped),
         time_in=time_in,
         reason="weights included" if on_card else counted,
     )
@@ -98,17 +102,17 @@ def _largest(plan: Plan, config: Mapping[str, Any], fits: Callable[..., bool]) -
     context = config.get("max_position_embeddings")
     longest = int(context) if isinstance(context, int) and context > 0 else MOST_TOKENS
     return {
-        "sequence": _search("sequence", longest, "the model's context" if context else "nothing", fits),
-        "batch": _search("batch", MOST_ITEMS, "nothing", fits),
-        "rank": _search("rank", MOST_RANK, "the largest rank that there is", fits),
+        "sequence": _search("sequence", LEAST_TOKENS, longest, "the model's context" if context else "nothing", fits),
+        "batch": _search("batch", 1, MOST_ITEMS, "nothing", fits),
+        "rank": _search("rank", 1, MOST_RANK, "the largest rank that there is", fits),
     }
 
 
-def _search(name: str, most: int, limit: str, fits: Callable[..., bool]) -> Largest:
+def _search(name: str, least: int, most: int, limit: str, fits: Callable[..., bool]) -> Largest:
     """Doubling, then halving: needs grow with each of these."""
-    if not fits(**{name: 1}):
+    if not fits(**{name: least}):
         return Largest(None, "memory")
-    low, high = 1, 2
+    low, high = least, 2 * least
     while high <= most and fits(**{name: high}):
         low, high = high, 2 * high
     high = min(high, most + 1)

@@ -29,7 +29,7 @@ from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
 from halfbyte.plan.answering import evaluation_bytes, rows_at_once, token_budget, tokens_at_once
 from halfbyte.plan.answers import complete
-from halfbyte.plan.budget import room_beside
+from halfbyte.plan.budget import Choice, choose, room_beside, spoken_for
 from halfbyte.plan.devices import CONTEXT_BYTES, Device, find_device
 from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
@@ -90,6 +90,14 @@ class Plan:
     held_bytes: dict[str, int | None] = field(default_factory=dict)
 
     @property
+    def why_unknown(self) -> str:
+        """Why it can't be said whether it fits, in words that begin with "unknown"."""
+        if self.memory_bytes is None:
+            return "unknown, because this system does not tell how much memory is free; give --memory"
+        known = (self.unknown.get(name) for name in ("activations", "parameters"))
+        return next((why for why in known if why), "unknown, because the need is not known")
+
+    @property
     def adapter_bytes(self) -> int:
         return 4 * self.adapter_parameters
 
@@ -117,7 +125,7 @@ def plan_model(
     targets: str | Sequence[str] = AdapterConfig.targets,
     weights: str | None = None,
     sequence: int = SEQUENCE,
-    batch: int = BATCH,
+    batch: int | None = BATCH,
     memory: str | int | None = None,
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
@@ -131,6 +139,8 @@ def plan_model(
     ranks: int | None = None,
     link: str | int | None = None,
     length: Length | None = None,
+    step_items: int | None = None,
+    settled: str | None = None,
 ) -> Plan:
     """Plan a local folder, a model of the catalogue or one of the hub, without torch and without reading weights.
 
@@ -144,11 +154,13 @@ def plan_model(
     this machine's CPU will), `compute` the type of activations (auto: as the weights, 16 bits where those are
     quantised). `device` is where it runs (see `devices.find_device`; None: this machine's processor), `ranks` how many
     of them would train together over links of `link` bytes a second each, `length` the run whose time is asked for.
+    With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
+    (`budget.choose`); where they are settled already, `settled` says why.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
     """
-    _check(rank=rank, sequence=sequence, batch=batch, evaluation_batch=evaluation_batch,
+    _check(rank=rank, sequence=sequence, batch=BATCH if batch is None else batch, evaluation_batch=evaluation_batch,
            evaluation_sequence=evaluation_sequence or sequence)  # fmt: skip
     known: dict[str, Weights] = {name: name for name in WEIGHTS}
     if weights is not None and weights not in known:
@@ -165,13 +177,17 @@ def plan_model(
         budget = token_budget(text_config(inventory.config), _width(weights, compute), where.kind)
         evaluation_batch = min(max(1, items), rows_at_once(budget, evaluation_sequence or sequence))
 
+    asked: dict[str, Any] = {
+        "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence,
+        "batch": BATCH if batch is None else batch, "memory_bytes": available, "recompute": recompute,
+        "evaluation_batch": evaluation_batch, "evaluation_sequence": evaluation_sequence, "native": native,
+        "compute": compute, "kind": where.kind, "learned": learned, "settled": settled,
+    }  # fmt: skip
+    choice = None if step_items is None else _choice(inventory, asked, batch, step_items)
+    if choice is not None:
+        asked |= {"batch": choice.micro_batch, "recompute": choice.recompute, "settled": str(choice)}
+
     def made(**changed: Any) -> Plan:
-        asked: dict[str, Any] = {
-            "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence, "batch": batch,
-            "memory_bytes": available, "recompute": recompute, "evaluation_batch": evaluation_batch,
-            "evaluation_sequence": evaluation_sequence, "native": native, "compute": compute, "kind": where.kind,
-            "learned": learned,
-        }  # fmt: skip
         return make_plan(inventory, **(asked | changed))
 
     return complete(made, inventory, where, ranks=ranks, link=link, length=length)
@@ -192,6 +208,7 @@ def make_plan(
     kind: str = "cpu",
     evaluation_sequence: int | None = None,
     learned: int | None = None,
+    settled: str | None = None,
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
@@ -215,8 +232,8 @@ def make_plan(
 
     asked = evaluation_sequence or sequence
     training = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": scratch(batch * sequence)}
-    spoken_for = sum(size or 0 for size in training.values())
-    layers, why, mapped_counts = _recompute(info, recompute, batch, sequence, memory_bytes, spoken_for, mapped or 0, b)
+    taken = sum(size or 0 for size in training.values())
+    layers, why, mapped_counts = _recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b)
     phases = {
         "pack": _packing(inventory, weights),
         "open": Phase(opened, mapped),
@@ -250,7 +267,7 @@ def make_plan(
         memory_bytes=memory_bytes,
         phases=phases,
         fits=fits,
-        reasons=[*reasons, why, f"activations: {native}"],
+        reasons=[*reasons, settled or why, f"activations: {native}"],
         notes=[*inventory.notes, *_kept(inventory, experts, weights)],
         unknown=unknown,
         packed=inventory.packed,
@@ -258,10 +275,35 @@ def make_plan(
     )  # fmt: skip
 
 
+def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step_items: int) -> Choice | None:
+    """What `tune` will choose for the settings that were `asked`; None where the memory or a shape is not known."""
+    rank, weights, sequence = asked["rank"], asked["weights"], asked["sequence"]
+    info = shape_info(inventory.config, rank=rank, targets=asked["targets"], native=asked["native"],
+                      learned=asked["learned"])  # fmt: skip
+    if asked["memory_bytes"] is None or (info.dims is not None and info.dims.vocabulary is None):
+        return None
+    b, mapped = _width(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0
+    names = select_targets(asked["targets"], list(inventory.linears), where=f"the linear layers of {inventory.name}")
+    on_card = asked["kind"] == "cuda"
+    runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
+    fixed = spoken_for(
+        info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
+        adapter_parameters=sum(rank * sum(inventory.linears[name]) for name in names),
+        step_tokens=step_items * sequence, there_bytes=CONTEXT_BYTES + mapped if on_card else runtime,
+    )  # fmt: skip
+    recompute = asked["recompute"]
+    return choose(
+        info, batch=step_items, longest_tokens=sequence, memory_bytes=asked["memory_bytes"], fixed_bytes=fixed,
+        mapped_bytes=0 if on_card else mapped, dtype_bytes=b, micro_batch=batch,
+        recompute=recompute if isinstance(recompute, int) else None,
+    )  # fmt: skip
+
+
 def _check(**counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name.replace('_', ' ')} must be a whole number of at least 1", found=repr(value))
+            raise ConfigError(f"{name.replace('_', ' ')} must be a whole number of at least 1", found=repr(value),
+                              do="give e.g. 16")  # fmt: skip
 
 
 def _packed(weights: Weights, matrices: Iterable[tuple[int, int]]) -> PackedBytes:

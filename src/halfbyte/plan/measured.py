@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from halfbyte.plan.held import exact_parts
 FILE = "measured.json"
 PART = f"{FILE}.part"  # while it is written
 PHASES = {"pack": "pack", "open": "open", "evaluate_before": "evaluate", "tune": "tune", "evaluate_after": "evaluate"}
+PLANNED_TIME = ("pack", "tune")
 EXACT = ("weights", "constants", "adapter", "gradients", "optimiser")
 REST = "rest"
 SAMPLED = "sampled"  # how memory is measured where the system lets it
@@ -29,7 +30,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises DataError for a file that is missing or broken."""
     taken, plan = checked(read_object(folder / FILE), folder / FILE), folder / "plan.json"
     begun = plan.exists() or (folder / "run.yaml").exists()
-    return read_object(plan) if begun else {}, taken
+    return checked_plan(read_object(plan), plan) if begun else {}, taken
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -61,13 +62,52 @@ def checked(measured: dict[str, Any], file: Path) -> dict[str, Any]:
         elif not isinstance(phase, dict) or not isinstance(phase.get("parts"), dict):
             faults.append(f"phases.{name} has no parts")
         else:
-            numbers = {key: value for key, value in phase.items() if key != "parts"} | phase["parts"]
-            faults += [f"phases.{name}.{key} is no number" for key, value in numbers.items() if not _is_size(value)]
+            faults += _faulty(phase, f"phases.{name}", _FIGURES)
+    kinds = _KINDS.items()
+    faults += [f"{name} is no {kind}" for name, (kind, type_) in kinds if not isinstance(measured.get(name), type_)]
     sizes = exact.items() if isinstance(exact, dict) else ()
     faults += [f"exact.{name} is no number" for name, size in sizes if not _is_size(size)]
     if faults:
         raise _broken(file, "; ".join(faults[:8]) + "; ..." * (len(faults) > 8))
     return measured
+
+
+_FIGURES = ("peak_bytes", "mapped_bytes", "seconds")
+_KINDS: dict[str, tuple[str, type]] = {
+    "run": ("object", dict),
+    "finished": ("true or false", bool),
+    "method": ("text", str),
+}
+
+
+def _faulty(phase: Mapping[str, Any], where: str, keys: Sequence[str]) -> list[str]:
+    """What of a phase's object, its parts included, is missing or no number."""
+    faults = [f"{where} has no {key}" for key in keys if key not in phase]
+    numbers = {key: value for key, value in phase.items() if key != "parts"} | phase["parts"]
+    return faults + [f"{where}.{key} is no number" for key, value in numbers.items() if not _is_size(value)]
+
+
+def checked_plan(plan: dict[str, Any], file: Path) -> dict[str, Any]:
+    """`plan` itself, a run's plan.json. Raises DataError, all faults in one, for another shape."""
+    faults = [] if plan.get("schema") == 1 else [f"schema is {plan.get('schema')!r}, not 1"]
+    objects = ("phases", "held_bytes", "time")
+    faults += [f"{name} is no object" for name in objects if not isinstance(plan.get(name), dict)]
+    for name in dict.fromkeys(PHASES.values()):
+        phase = _mapping(plan.get("phases")).get(name)
+        if not isinstance(phase, dict) or not isinstance(phase.get("parts"), dict):
+            faults.append(f"phases.{name} has no parts")
+        else:
+            faults += _faulty(phase, f"phases.{name}", _FIGURES)
+    expected = plan.get("expected")
+    if expected is not None and not (isinstance(expected, dict) and _is_size(expected.get("seconds"))):
+        faults.append("expected has no seconds")
+    parts = exact_parts(plan).items()
+    faults += [f"the size of {name} is no number" for name, size in parts if not _is_size(size)]
+    keys = ("adapter_bytes", "gradient_bytes", "optimiser_bytes")
+    faults += [f"{key} is missing" for key in keys if key not in plan]
+    if faults:
+        raise _broken(file, "; ".join(faults[:8]) + "; ..." * (len(faults) > 8))
+    return plan
 
 
 def _is_size(value: object) -> bool:
@@ -84,6 +124,7 @@ def _broken(file: Path, found: str) -> DataError:
 def against(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """The object that `halfbyte plan --check --json` prints.
 
+    `time_reason` says why phases have no planned time (None: they have, or there is no plan).
     `phases` {name: `planned`, `measured`, `difference`}; planned and measured have `peak_bytes`, `mapped_bytes`,
     `seconds`, `parts`; a phase that was not measured has null there. `difference` {`peak`, `seconds`}: share of what
     was planned, null where one of the two is unknown, or where `method` measures another peak. `exact` {part:
@@ -100,12 +141,13 @@ def against(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, A
                       for key, unit in (("peak", "_bytes"), ("seconds", ""))}  # fmt: skip
         difference["peak"] = difference["peak"] if comparable else None
         phases[name] = {"planned": was, "measured": taken, "difference": difference}
-    exact, planned = {}, exact_parts(plan)
+    exact, planned, time = {}, exact_parts(plan), _mapping(plan.get("time"))
     for name in EXACT:
         a, b = _number(planned[name]), measured["exact"].get(name)
         exact[name] = {"planned": a, "measured": b, "difference_bytes": None if a is None or b is None else b - a}
+    reason = None if time.get("calibrated") else time.get("reason")
     return {"schema": 1, "finished": bool(measured.get("finished")), "method": str(measured.get("method") or SAMPLED),
-            "phases": phases, "exact": exact}  # fmt: skip
+            "time_reason": reason, "phases": phases, "exact": exact}  # fmt: skip
 
 
 def _has(measured: Mapping[str, Any], name: str) -> bool:

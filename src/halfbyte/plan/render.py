@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from halfbyte.plan.ladder import Phase, Plan, gb
+from halfbyte.plan.prose import prose
 from halfbyte.plan.show import render_answers
 from halfbyte.plan.stacked import render_bars
 
@@ -35,21 +36,17 @@ def render_plan(plan: Plan, console: Console) -> None:
     _verdict(plan, console)
     render_answers(plan.to_json(), console)
     for note in plan.notes:
-        _line(console, f"note: {note}", "dim")
+        prose(console, f"note: {note}", "dim")
 
 
 def _title(plan: Plan, console: Console) -> None:
     count = "unknown" if plan.parameters is None else f"{plan.parameters:,}"
-    console.print(Text.assemble((plan.model, "bold"), f"  {count} parameters, {plan.linear_parameters:,} of them in "
-                                f"{plan.linear_layers} linear layers that are quantised"), soft_wrap=True)  # fmt: skip
-    _line(console, f"from {plan.source}" + (f"; packed already as {plan.packed}" if plan.packed else ""), "dim")
+    words = f"{count} parameters, {plan.linear_parameters:,} of them in {plan.linear_layers} linear layers that are "
+    prose(console, f"{plan.model}  {words}quantised", bold=len(plan.model))
+    prose(console, f"from {plan.source}" + (f"; packed already as {plan.packed}" if plan.packed else ""), "dim")
     for name, why in plan.unknown.items():
-        _line(console, f"{name}: {why}", "yellow")
+        prose(console, f"{name}: {why}", "yellow")
     console.print()
-
-
-def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)
 
 
 def _ladder(plan: Plan, console: Console) -> Table:
@@ -88,11 +85,11 @@ def bar(size: int, largest: int, cells: int) -> str:
 def _adapter(plan: Plan, console: Console) -> None:
     settings, base = plan.settings, plan.weights_bytes["nf4"]
     share = f", {100 * plan.adapter_bytes / base:.2g} % of the nf4 weights" if base else ""
-    _line(console, f"the adapter is all that is trained: rank {settings['rank']} on {plan.adapter_layers} layers, "
+    prose(console, f"the adapter is all that is trained: rank {settings['rank']} on {plan.adapter_layers} layers, "
           f"{plan.adapter_parameters:,} parameters in fp32{share}")  # fmt: skip
-    _line(console, f"training adds gradients {plan.gradient_bytes:,} and optimiser {plan.optimiser_bytes:,} bytes")
+    prose(console, f"training adds gradients {plan.gradient_bytes:,} and optimiser {plan.optimiser_bytes:,} bytes")
     tables, states = plan.tables_bytes["nf4"], plan.json_bytes["nf4"]
-    _line(console, "int8 and nf4: the linear layers packed, the rest in 16 bits; an nf4 file also holds code tables "
+    prose(console, "int8 and nf4: the linear layers packed, the rest in 16 bits; an nf4 file also holds code tables "
           f"({tables:,} bytes) and JSON (about {states:,})", "dim")  # fmt: skip
 
 
@@ -132,13 +129,13 @@ def _parts(phase: Phase) -> str:
 
 
 def _verdict(plan: Plan, console: Console) -> None:
-    _line(console, "peak: what the system can't take back; mapped: the file's pages that the work reads, clean", "dim")
+    prose(console, "peak: what the system can't take back; mapped: the file's pages that the work reads, clean", "dim")
     console.print()
     words, style = {
         True: ("fits", "bold green"),
         False: ("does not fit", "bold red"),
-        None: ("whether it fits is unknown", "bold yellow"),
+        None: (f"whether it fits is {plan.why_unknown}", "bold yellow"),
     }[plan.fits]
-    _line(console, words, style)
+    prose(console, words, style)
     for reason in plan.reasons:
-        _line(console, f"  {reason}")
+        prose(console, f"  {reason}")

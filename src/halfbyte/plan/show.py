@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from halfbyte.plan.budget import amount
 from halfbyte.plan.devices import machine_words
 from halfbyte.plan.machine import this_machine
+from halfbyte.plan.prose import prose
 
 
 def render_answers(answers: Mapping[str, Any], console: Console) -> None:
     """Print what `Plan.to_json()` says under device, time, fit and parallel."""
     for lines in (time_lines(answers["time"], answers["settings"]), fit_lines(answers), parallel_lines(answers)):
         for number, line in enumerate(lines):
-            console.print(Text(line, style="" if number else "bold"), soft_wrap=True)
+            prose(console, line, "" if number else "bold")
 
 
 def duration(seconds: float) -> str:
@@ -57,8 +57,9 @@ def fit_lines(plan: Mapping[str, Any]) -> list[str]:
         where += f" ({machine_words(this_machine(cuda=False))})"
     if fit["memory_bytes"] not in (None, device["memory_bytes"]):
         where += f", in {amount(fit['memory_bytes'])}"
+    advice = [f"  {phase} does not fit: {words}" for phase, words in fit["advice"].items()]
     if fit["fits"] is None:
-        return [f"what fits on {where}: {fit['reason']}"]
+        return [f"what fits on {where}: {fit['reason']}", *advice]
     spare = fit["spare_bytes"]
     verdict = f"fits, {amount(spare)} to spare" if spare >= 0 else f"does not fit, {amount(-spare)} too much"
     lines = [f"training on {where}: {verdict}, {fit['reason']}"]
@@ -78,7 +79,7 @@ def fit_lines(plan: Mapping[str, Any]) -> list[str]:
         sign = "saves" if one["saved_bytes"] >= 0 else "takes"
         saved = f"{sign} {amount(abs(one['saved_bytes']))}"
         lines.append(f"  {one['what']}:{enough} {saved}, {price}; gives up {one['cost']}{first}")
-    return lines
+    return lines + advice
 
 
 def parallel_lines(plan: Mapping[str, Any]) -> list[str]:

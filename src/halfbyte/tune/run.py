@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ from halfbyte.tune.progress import show_progress
 from halfbyte.tune.schedule import total_steps
 from halfbyte.tune.state import Progress, State, flush_to_disk, last_checkpoint
 
+_ELSEWHERE = "choose another: --set out=..."
 _BEFORE = {"evaluations", measured.FILE, "task.yaml"}  # what a run leaves that was killed before it trained
 # Options that a resume may change: they decide when something is written or where it runs, not what comes out.
 _FREE = {"tune.checkpoint_every", "memory", "device", "out", "task"}
@@ -62,13 +64,22 @@ class Outcome:
     cuda_peak_bytes: int | None = None
     gradient_bytes: int | None = None
     optimiser_bytes: int | None = None
+    before: int = 0  # steps that earlier sessions had made
     elsewhere: int = 0  # steps that were made on another kind of device, or before it was written down
+
+    def in_words(self) -> str:
+        """How many steps were made, in how long, and in which sessions."""
+        words = f"{self.steps} step{'s' * (self.steps != 1)} in {self.seconds:,.0f} s"
+        if self.before and self.before == self.steps:
+            return f"nothing was left to train: {words}, all in earlier sessions"
+        return words + (f", {self.before} of them in earlier sessions" if self.before else "")
 
 
 def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
-    """Make the run's folder, or check that `config` may go on in it; returns the options to use.
+    """Check that `config` may begin in the run's folder, or go on in it; returns the options to use.
 
-    Raises ConfigError when the folder holds a run and `resume` is not asked for, or when options that matter differ.
+    Raises ConfigError when it can't be made there, when it holds a run and `resume` is not asked for, or when options
+    that matter differ.
     """
     folder = Path(config.out)
     stored = folder / "run.yaml"
@@ -76,11 +87,10 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
         if resume:
             raise ConfigError("there is no run to go on with", where=folder, do="leave --resume away to start it")
         _spare_others(folder, config.task)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / measured.PART).unlink(missing_ok=True)  # of a run that was killed while it wrote
-        except OSError as error:
-            raise ConfigError("the run's folder can't be made", where=folder, found=str(error)) from None
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            found = f"{above} is {'no folder' if not above.is_dir() else 'not writable'}"
+            raise ConfigError("the run's folder can't be made", where=folder, found=found, do=_ELSEWHERE)
         return config
     if not resume:
         raise ConfigError(
@@ -105,6 +115,15 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
             do="put them back, or start another run: --set out=...",
         )
     return config
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder, ready for a run that begins or goes on in it. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / measured.PART).unlink(missing_ok=True)  # of a run that was killed while it wrote
+    except OSError as error:
+        raise ConfigError("the run's folder can't be made", where=folder, found=str(error), do=_ELSEWHERE) from None
 
 
 def _spare_others(folder: Path, task: str | None) -> None:
@@ -146,13 +165,14 @@ def run_training(
     resume: bool = False,
     console: Console | None = None,
 ) -> Outcome:
-    """Train `model` on `data` as `config` says, in the folder that `prepare_folder` made.
+    """Train `model` on `data` as `config` says, in the folder that `prepare_folder` checked.
 
     Micro-batch and recomputation must be settled; `plan_json` gives what the run will need. A model without an adapter
     gets a fresh one. Raises TrainingError.
     """
     console = console or Console(stderr=True)
     folder = Path(config.out)
+    make_folder(folder)
     if model.adapter is None:
         model.add_adapter(config.adapter, config.seed)
     model.recompute(int(config.tune.recompute))
@@ -239,7 +259,8 @@ def _train(
         finished=finished,
         best_loss=state.progress.best_loss,
         seconds=state.progress.seconds,
-        gradient_bytes=state.most_gradient_bytes,
+        gradient_bytes=state.progress.gradient_bytes,
+        before=before,
         optimiser_bytes=state.optimiser_bytes(),
         elsewhere=elsewhere,
         **peaks,

@@ -1,0 +1,69 @@
+"""`plan RUN.yaml` foretells what `tune` chooses, on real runs of small models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halfbyte.cli import main
+from tests.stories import stories
+from tests.test_cli import task_files
+from tests.tiny import tiny_checkpoint
+
+GIVEN = ("sequence", "batch", "recompute", "evaluation_batch", "evaluation_sequence", "dtype_bytes")
+
+
+def planned(capsys: pytest.CaptureFixture[str], run_yaml: Path, *more: str) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["plan", str(run_yaml), "--json", *more])
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {"tiny": tiny_checkpoint("llama", folder / "tiny"), "stories": stories(folder / "stories")}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "room", "batch", "recompute"),
+    [
+        ("tiny", {}, None, range(16, 17), range(1)),
+        ("stories", {"tune": "{max_steps: 1, batch: 12, micro_batch: 5}"}, None, range(5, 6), range(1)),
+        ("tiny", {}, (16, 0.6), range(2, 9), range(1)),
+        ("tiny", {"adapter": "{targets: attention, rank: 4}"}, (1, 0.9), range(1, 2), range(1, 3)),
+    ],
+)
+def test_what_tune_chooses_was_foretold(
+    model: str, changes: dict[str, str], room: tuple[int, float] | None, batch: range, recompute: range,
+    models: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """`room`: memory for a share of the activations of so many items, nothing recomputed."""
+    changes = {"tune": "{max_steps: 1, batch: 16}"} | changes
+    run_yaml = task_files(folder, models[model], memory="8GB", **changes)
+    if room is not None:
+        whole, some = (planned(capsys, run_yaml, "--batch", str(n))["phases"]["tune"] for n in (16, room[0]))
+        wanted = [one["parts"]["activations"] + one["parts"]["logits"] for one in (whole, some)]
+        size = whole["peak_bytes"] + whole["mapped_bytes"] - wanted[0] + int(room[1] * wanted[1])
+        run_yaml = task_files(folder, models[model], memory=f"{size}B", **changes)
+    plan = planned(capsys, run_yaml)
+    assert plan["settings"]["batch"] in batch and plan["settings"]["recompute"] in recompute
+    assert main(["tune", str(run_yaml)]) == 0
+    said, made = " ".join(capsys.readouterr().out.split()), json.loads((folder / "out" / "plan.json").read_text())
+    assert {key: plan["settings"][key] for key in GIVEN} == {key: made["settings"][key] for key in GIVEN}
+    assert plan["phases"]["tune"]["parts"] == made["phases"]["tune"]["parts"]
+    choice = next(reason for reason in plan["reasons"] if reason.startswith("micro-batch"))
+    assert choice in said and choice in made["reasons"]
+
+
+def test_data_that_are_not_here_leave_max_tokens(
+    models: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for train, why in (("org/data", "the data are not here"), ("train.jsonl", "the data can't be read")):
+        run_yaml = task_files(folder, models["tiny"], data=f"{{train: {train}, max_tokens: 99}}", memory="8GB")
+        (folder / "train.jsonl").write_text("no json\n")
+        plan = planned(capsys, run_yaml)
+        assert plan["settings"]["sequence"] == 99 and why in plan["reasons"][-1]
