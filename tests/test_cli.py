@@ -14,7 +14,7 @@ import halfbyte
 from halfbyte.cli import main
 from tests.tiny import tiny_checkpoint
 
-VERBS = ("plan", "pack", "evaluate", "tune", "compare", "report", "generate", "doctor", "demo")
+VERBS = ("plan", "pack", "evaluate", "tune", "sweep", "compare", "report", "generate", "doctor", "demo")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

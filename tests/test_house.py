@@ -12,7 +12,7 @@ import pytest
 import halfbyte
 
 PACKAGE = Path(halfbyte.__file__).parent
-STAGES = ("checkpoint", "plan", "model", "data", "tune", "evaluate", "select", "report", "export", "demo")
+STAGES = ("checkpoint", "plan", "model", "data", "tune", "evaluate", "select", "report", "sweep", "export", "demo")
 BASE = {"errors", "formats", "config", "kernels", "targets", "memory", "environment"}
 
 

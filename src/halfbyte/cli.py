@@ -171,6 +171,25 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--force", action="store_true", help="start even if the plan says that it does not fit")
     tune.add_argument("--options", action=_Options, help="list every option with its default, unit and meaning")
 
+    sweep = verb(
+        "sweep",
+        _sweep,
+        "search the options of a run: trials, pruned by validation loss; the winner is scored once on the test set",
+        "halfbyte sweep run.yaml space.yaml --trials 20",
+    )
+    sweep.add_argument("run", metavar="RUN.yaml", type=Path)
+    sweep.add_argument("space", metavar="SPACE.yaml", type=Path, help="option: list of values, or {low, high, log}")
+    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an option of the run")
+    sweep.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="of the study, earlier ones counted (default: 20)"
+    )
+    sweep.add_argument(
+        "--timeout", metavar="TIME", help="end after 90s, 30m or 2h; the trial at work goes on next time"
+    )
+    sweep.add_argument("--storage", metavar="URL", help="postgresql://... that machines share (default: OUT/study.db)")
+    sweep.add_argument("--study", metavar="NAME", help="its name in there (default: that of RUN.yaml)")
+    sweep.add_argument("--out", type=Path, help="folder of the sweep (default: the run's, with -sweep)")
+
     compare = verb(
         "compare",
         _compare,
@@ -276,6 +295,22 @@ def _tune(options: argparse.Namespace) -> int:
 
     config = load_run(options.run, options.set)
     return experiment.tune(config, resume=options.resume, force=options.force, console=_console())
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from halfbyte import sweeping
+
+    return sweeping.sweep(
+        options.run,
+        options.space,
+        options.set,
+        trials=options.trials,
+        timeout=options.timeout,
+        storage=options.storage,
+        study_name=options.study,
+        out=options.out,
+        console=_console(),
+    )
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -345,6 +345,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, overridden: Seque
     gave (`overridden`) are blamed on it, not on the file `where`."""
     faults: list[tuple[str, str]] = []
     made = _build(cls, values, "", faults)
+    raise_faults(faults, where)
+    return typing.cast(T, made)
+
+
+def raise_faults(faults: Sequence[str], where: str) -> None:
+    """Raises one ConfigError that names all `faults` of the file `where`; does nothing where there are none."""
     if faults:
         givers = [next((f"--set {given}" for given in overridden if _touches(given, key)), "") for key, _ in faults]
         texts = [text + f" (by {giver})" * bool(giver) for (_, text), giver in zip(faults, givers, strict=True)]
@@ -355,7 +361,6 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, overridden: Seque
             found=None if len(faults) == 1 else "\n         " + "\n         ".join(texts),
             do=f"put {'it' if len(faults) == 1 else 'them'} right; {lists}",
         )
-    return typing.cast(T, made)
 
 
 def _touches(given: str, key: str) -> bool:
@@ -433,6 +438,29 @@ def _coerce(value: Any, hint: Any) -> Any:
     return _WRONG
 
 
+def option_type(cls: type, key: str) -> Any:
+    """The type that the option `key` ("tune.epochs") is declared with; None where it is no option."""
+    hint: Any = cls
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    return None if is_dataclass(hint) else hint
+
+
+def option_value(cls: type, key: str, value: Any) -> Any:
+    """`value` as the option `key` takes it. Raises ConfigError in the words of `build`."""
+    made: Any = build(cls, nested(key, value), key)
+    for name in key.split("."):
+        made = getattr(made, name)
+    return made
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} of the key "a.b"."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return typing.cast(dict[str, Any], value)
+
+
 def describe_type(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     names |= {type(None): "null", list: "a list", dict: "a mapping of texts"}
@@ -445,6 +473,15 @@ def describe_type(hint: Any) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain data, for YAML and JSON."""
     return dataclasses.asdict(config)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options of groups under their whole keys: {"tune.epochs": 3}. A template stays in one piece."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and key != "template"
+        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
 
 
 def write_yaml(config: Any, file: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
@@ -25,14 +25,18 @@ from halfbyte.pipeline import (
     with_training_median,
 )
 
+if TYPE_CHECKING:
+    from halfbyte.tune.run import Watch
+
 DEMO = Path(__file__).parent / "demo"
 
 
-def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> int:
+def tune(config: RunConfig, *, resume: bool, force: bool, console: Console, watch: Watch | None = None) -> int:
     """`halfbyte tune`: plan, evaluate the base, train, evaluate the tuned model, compare, report.
 
-    Returns 0, or 130 when the run was stopped; raises DoesNotFit (exit 3) before anything is loaded. Whatever is wrong
-    with options, data or model is raised before the run's folder is made.
+    Returns 0, or 130 when the run was stopped (by a signal, or by `watch`: see `run_training`); raises DoesNotFit
+    (exit 3) before anything is loaded. Whatever is wrong with options, data or model is raised before the run's folder
+    is made.
     """
     from halfbyte.data.show import first_example
     from halfbyte.data.template import load_examples
@@ -77,7 +81,7 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console) -> i
         planner.asked = largest_batch(model, task, config.seed)
         result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
         ledger.evaluated("evaluate_before", result)
-    outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console)
+    outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, watch=watch)
     ledger.trained(outcome, model.net)
     console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:

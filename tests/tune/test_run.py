@@ -217,3 +217,22 @@ def test_the_loss_is_the_mean_over_the_learned_tokens_of_the_step(source: Path, 
 
 def test_records_have_the_keys_of_the_contract() -> None:
     assert {field.name for field in dataclasses.fields(StepRecord)} >= {"step", "loss", "tokens", "validation_loss"}
+
+
+def test_a_run_ends_where_its_watcher_says_so_and_can_go_on(source: Path, data_file: Path, folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(record: StepRecord, steps: int) -> bool:
+        assert metrics(folder / "run")[-1]["step"] == record.step  # its line is there already
+        seen.append((record.step, steps))
+        return record.step < 3
+
+    config = prepare_folder(options(source, data_file, folder / "run"), resume=False)
+    model = load_model(config.model, weights="nf4")
+    data = load_training(config.data, model.tokenizer, config.seed)
+    quiet = Console(file=io.StringIO())
+    outcome = run_training(model, data, config, lambda _: {}, console=quiet, watch=watch)
+    assert not outcome.finished and seen == [(1, 8), (2, 8), (3, 8)]
+    assert (folder / "run" / "checkpoints" / "step-000003" / "state.safetensors").is_file()
+    again, _, said = run(config, resume=True)
+    assert again.finished and again.steps == 8 and "going on from step-000003" in said

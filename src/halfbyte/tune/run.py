@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from safetensors import SafetensorError
 
-from halfbyte.config import RunConfig, build, read_yaml, to_dict, write_yaml
+from halfbyte.config import RunConfig, build, flat, read_yaml, to_dict, write_yaml
 from halfbyte.data.batches import steps_per_epoch
 from halfbyte.data.dataset import TrainingData
 from halfbyte.environment import environment
@@ -44,6 +44,7 @@ from halfbyte.tune.schedule import total_steps
 from halfbyte.tune.state import Progress, State, flush_to_disk, last_checkpoint
 
 _ELSEWHERE = "choose another: --set out=..."
+Watch = Callable[[StepRecord, int], bool]  # is given each record and the number of all steps; whether to go on
 _BEFORE = {"evaluations", measured.FILE, "task.yaml"}  # what a run leaves that was killed before it trained
 # Options that a resume may change: they decide when something is written or where it runs, not what comes out.
 _FREE = {"tune.checkpoint_every", "memory", "device", "out", "task"}
@@ -104,7 +105,7 @@ def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
     tune = dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute)
     compute = before.compute if config.compute == "auto" else config.compute
     config = dataclasses.replace(config, tune=tune, compute=compute)
-    old, new = _flat(to_dict(before)), _flat(to_dict(config))
+    old, new = flat(to_dict(before)), flat(to_dict(config))
     keys = sorted({*old, *new} - _FREE)
     changed = [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
     if changed:
@@ -148,14 +149,6 @@ def _is_ours(file: Path) -> bool:
     return True
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict) and key != "template"
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat
-
-
 def run_training(
     model: Model,
     data: TrainingData,
@@ -164,11 +157,13 @@ def run_training(
     *,
     resume: bool = False,
     console: Console | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Train `model` on `data` as `config` says, in the folder that `prepare_folder` checked.
 
     Micro-batch and recomputation must be settled; `plan_json` gives what the run will need. A model without an adapter
-    gets a fresh one. Raises TrainingError.
+    gets a fresh one. `watch` sees each record once its line is written; when it says so the run ends there, as one that
+    was stopped: all is saved and it can go on. Raises TrainingError.
     """
     console = console or Console(stderr=True)
     folder = Path(config.out)
@@ -183,7 +178,7 @@ def run_training(
     write_yaml(config, folder / "run.yaml")
     _write_json(folder / "plan.json", plan_json(config))
     _write_json(folder / "environment.json", environment())
-    outcome = _train(model, data, state, config, folder, console)
+    outcome = _train(model, data, state, config, folder, console, watch)
     for parameter in state.parameters.values():
         parameter.grad = None
     del state
@@ -192,7 +187,13 @@ def run_training(
 
 
 def _train(
-    model: Model, data: TrainingData, state: State, config: RunConfig, folder: Path, console: Console
+    model: Model,
+    data: TrainingData,
+    state: State,
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    watch: Watch | None,
 ) -> Outcome:
     options = config.tune
     per_epoch = steps_per_epoch(len(data.train), options.batch)
@@ -230,7 +231,11 @@ def _train(
                 if time.monotonic() - saved >= options.checkpoint_every and record.step < steps:
                     state.save(folder / "checkpoints")
                     saved = time.monotonic()
-            finished = True
+                if watch is not None and not watch(record, steps) and record.step < steps:
+                    console.print(f"ended after step {record.step} of {steps}, as asked", markup=False)
+                    break
+            else:
+                finished = True
         except Stopped:
             console.print(
                 f"stopped after step {state.progress.step} of {steps}; go on with: "

@@ -1,0 +1,205 @@
+"""`halfbyte sweep`: search the options of a run, then score the winner once on the untouched test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from halfbyte.config import RunConfig, flat, load_run, load_task, to_dict
+from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.sweep.space import Space, load_space
+
+if TYPE_CHECKING:
+    from halfbyte.sweep.home import Home
+    from halfbyte.sweep.result import Found
+    from halfbyte.sweep.study import Row, Study
+
+# Options that may differ between the machines of a study: where things lie, and how they are cut.
+_LOCAL = {"model", "data.train", "data.validation", "task", "out", "device", "memory", "tune.checkpoint_every",
+          "tune.micro_batch", "tune.recompute"}  # fmt: skip
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def sweep(
+    run: Path,
+    space_file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    trials: int,
+    timeout: str | None,
+    storage: str | None,
+    study_name: str | None,
+    out: Path | None,
+    console: Console,
+) -> int:
+    """Work on the study until it has `trials` trials, `timeout` is over or it is interrupted; returns 0 or 130.
+
+    Raises ConfigError, DataError or CheckpointError for what is wrong before the first trial, StorageError when the
+    database goes away, and HalfbyteError when no trial was completed.
+    """
+    from halfbyte.sweep.home import Home
+    from halfbyte.sweep.result import Found
+    from halfbyte.sweep.show import LiveTable, show_result
+    from halfbyte.sweep.storage import import_optuna
+    from halfbyte.sweep.study import Study
+    from halfbyte.sweep.worker import Worker
+
+    until = _deadline(timeout)
+    config = load_run(run, overrides)
+    space = load_space(space_file, config)
+    if trials < 1:
+        raise ConfigError("--trials must be at least 1", found=str(trials))
+    what = _what(config, space)
+    import_optuna()
+    home = Home((out or Path(f"{config.out}-sweep")).resolve())
+    own = space.own(config)
+    study = Study(storage, study_name or run.stem, space, own, what, config.seed, home)
+    found = Found(study, config, trials, own is not None)
+    knobs = [knob.key for knob in space.knobs]
+    show = LiveTable(console, knobs, trials)
+    console.print(f"study {study.name}, {trials} trials; runs in {home.folder / 'trials'}", markup=False)
+    if own is not None:
+        console.print("trial 0 is the run as it stands")
+    from halfbyte import experiment
+
+    plain = dataclasses.replace(config, task=None)
+    worker = Worker(study, home, space, plain, experiment.tune, show, trials, until)
+    ended = "interrupted"
+    try:
+        with show.open():
+            ended = worker.work()
+            found.rows = study.rows()
+            if ended != "interrupted":
+                show.now = "scoring the winner on the test set"
+                found.test, found.notes = _score(config, space, study, home, found.rows)
+    finally:
+        _keep(found, study, home)
+    made = _keep(found, study, home)
+    show_result(made, found.rows, knobs, console)
+    from halfbyte.report.sweep import write_page
+
+    console.print(f"page: {write_page(home.folder, made)}", markup=False)
+    if ended == "interrupted":
+        console.print("interrupted; the same command goes on", markup=False)
+        return 130
+    if found.best is None and any(row.ended for row in found.rows):
+        raise HalfbyteError("no trial was completed", where=home.folder / "logs", do="see what the trials say there")
+    return 0
+
+
+def _keep(found: Found, study: Study, home: Home) -> dict[str, Any]:
+    """Write sweep.json."""
+    found.rows = study.rows()
+    return found.write(home.folder / "sweep.json")
+
+
+def _deadline(timeout: str | None) -> float:
+    """time.monotonic() when `timeout` ("90", "30m", "2h") is over."""
+    if timeout is None:
+        return math.inf
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([smh]?)", timeout.strip())
+    if not match:
+        raise ConfigError("--timeout takes a time", found=repr(timeout), do="write e.g. 90s, 30m or 2h")
+    return time.monotonic() + float(match[1]) * _SECONDS[match[2]]
+
+
+def _what(config: RunConfig, space: Space) -> dict[str, Any]:
+    """All that processes must agree on to share a study. What every trial would stumble over is an error here.
+
+    Raises ConfigError, DataError or CheckpointError."""
+    from halfbyte.checkpoint.source import open_checkpoint
+    from halfbyte.data.template import load_examples
+    from halfbyte.model.build import choose_device, origin
+
+    if not config.data.train:
+        raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
+    if not config.data.validation:
+        raise ConfigError("trials are judged by validation loss, and nothing is held out", where="data.validation",
+                          found=repr(config.data.validation), do="set a share such as 0.1, or a file")  # fmt: skip
+    if config.task:
+        load_task(config.task)
+    choose_device(config.device)
+    _check_targets(config, space)
+    digest = hashlib.sha256()
+    sources = {"train": config.data.train, "validation": config.data.validation}
+    for split, source in sources.items():
+        if isinstance(source, str):
+            for example in load_examples(source, config.data.template, split=split):
+                digest.update(json.dumps([example.system, example.prompt, example.completion]).encode())
+            digest.update(b"\n")
+    options = {key: value for key, value in flat(to_dict(config)).items() if key not in {*_LOCAL, *space.to_json()}}
+    return {
+        "space": space.to_json(),
+        "model": origin(open_checkpoint(config.model, config.revision)),
+        "data": digest.hexdigest(),
+        **options,
+    }
+
+
+def _check_targets(config: RunConfig, space: Space) -> None:
+    """Raises ConfigError for targets in the space that match no layer of the model; nothing is loaded for it."""
+    from halfbyte.plan.ladder import plan_model
+
+    for knob in space.knobs:
+        for choice in knob.choices if knob.key == "adapter.targets" else ():
+            plan_model(config.model, targets=choice, weights=config.weights, device=config.device,
+                       revision=config.revision)  # fmt: skip
+
+
+def _score(
+    config: RunConfig, space: Space, study: Study, home: Home, rows: Sequence[Row]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """(what the winner scores on the task's test set, notes). It is the first and only look at that set: the choice
+    is made by then, and a winner that was scored before is not scored again."""
+    from halfbyte import experiment
+    from halfbyte.sweep.result import winner
+
+    best = winner(list(rows))
+    if best is None:
+        return None, []
+    if config.task is None:
+        return None, ["The run names no task, so the winner is not scored on a test set: add 'task: TASK.yaml'."]
+    if any(row.state == "running" for row in rows):
+        return None, ["Others still work on trials, so nothing is scored on the test set yet."]
+    if not best.here:
+        where = f"{best.folder} on {best.host}"
+        return None, [f"The winner's run lies in {where}: the sweep there scores it on the test set."]
+    folder = home.run(best.number)
+    if best.number in study.scored() and (folder / "comparison.json").is_file():
+        return _test(folder, best.number, study.scored()), []
+    lock = home.lock(best.number)
+    if lock is None:
+        return None, ["Another process scores the winner on the test set just now."]
+    try:
+        with (home.folder / "logs" / f"{best.number:04}.txt").open("a", encoding="utf-8") as lines:
+            run = dataclasses.replace(space.apply(config, best.values), out=str(folder))
+            log = Console(file=lines, width=120, highlight=False)
+            experiment.tune(run, resume=True, force=True, console=log)
+        study.note_scored(best.number)
+    finally:
+        lock.release()
+    return _test(folder, best.number, study.scored()), []
+
+
+def _test(folder: Path, number: int, scored: list[int]) -> dict[str, Any]:
+    result = json.loads((folder / "evaluations" / "tuned" / "result.json").read_text(encoding="utf-8"))
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    note = "The winner was chosen by validation loss; the test set had no part in it and was looked at once."
+    earlier = [one for one in scored if one != number]
+    if earlier:
+        names = ", ".join(f"trial {one}" for one in earlier)
+        note = (
+            f"The winner was chosen by validation loss. The test set was looked at before, for the winner of fewer "
+            f"trials ({names}): if anything was decided by that score, this one is not untouched."
+        )
+    return {"trial": number, "used_for_choosing": False, "scored": scored, "note": note, "metrics": result["metrics"],
+            "comparison": comparison}  # fmt: skip
