@@ -30,5 +30,6 @@ def test_every_option_stands_in_the_documents(cls: type) -> None:
 
 def test_what_the_readme_points_to_is_there() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("docs/files.md", "NOTICE", "CONTRIBUTING.md", "constraints.txt", "docs/performance.md"):
+    for name in ("docs/files.md", "NOTICE", "CONTRIBUTING.md", "constraints.txt", "docs/performance.md",
+                 "docs/choosing.md"):  # fmt: skip
         assert name in text and (ROOT / name).exists()
