@@ -20,7 +20,6 @@ from halfbyte.sweep.space import Space, load_space
 
 if TYPE_CHECKING:
     from halfbyte.sweep.home import Home
-    from halfbyte.sweep.result import Found
     from halfbyte.sweep.study import Row, Study
 
 # Options that may differ between the machines of a study: where things lie, and how they are cut.
@@ -72,18 +71,17 @@ def sweep(
     from halfbyte import experiment
 
     plain = dataclasses.replace(config, task=None)
-    worker = Worker(study, home, space, plain, experiment.tune, show, trials, until)
-    ended = "interrupted"
-    try:
-        with show.open():
-            ended = worker.work()
-            found.rows = study.rows()
-            if ended != "interrupted":
-                show.now = "scoring the winner on the test set"
-                found.test, found.notes = _score(config, space, study, home, found.rows)
-    finally:
-        _keep(found, study, home)
-    made = _keep(found, study, home)
+    file = home.folder / "sweep.json"
+    worker = Worker(
+        study, home, space, plain, experiment.tune, show, trials, until, lambda rows: found.write(file, rows)
+    )
+    with show.open():
+        ended = worker.work()
+        rows = study.rows()
+        if ended != "interrupted":
+            show.now = "scoring the winner on the test set"
+            found.test, found.notes = _score(config, space, study, home, rows)
+    made = found.write(file, rows)
     show_result(made, found.rows, knobs, console)
     from halfbyte.report.sweep import write_page
 
@@ -94,12 +92,6 @@ def sweep(
     if found.best is None and any(row.ended for row in found.rows):
         raise HalfbyteError("no trial was completed", where=home.folder / "logs", do="see what the trials say there")
     return 0
-
-
-def _keep(found: Found, study: Study, home: Home) -> dict[str, Any]:
-    """Write sweep.json."""
-    found.rows = study.rows()
-    return found.write(home.folder / "sweep.json")
 
 
 def _deadline(timeout: str | None) -> float:

@@ -75,7 +75,7 @@ def server() -> Iterator[str]:
 
 def test_two_processes_share_one_study(server: str, folder: Path) -> None:
     command = sweep_files(folder, tiny_checkpoint("llama", folder / "model"))
-    line = [sys.executable, "-m", "halfbyte", *command, "--trials", "5", "--storage", server]
+    line = [sys.executable, "-m", "halfbyte", *command, "--trials", "4", "--storage", server]
     processes = {
         name: subprocess.Popen([*line, "--out", str(folder / name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True)
@@ -86,14 +86,14 @@ def test_two_processes_share_one_study(server: str, folder: Path) -> None:
     found = {name: found_in(folder / name) for name in processes}
 
     for one in found.values():
-        assert [trial["number"] for trial in one["trials"]] == [0, 1, 2, 3, 4] and one["finished"]
+        assert [trial["number"] for trial in one["trials"]] == [0, 1, 2, 3] and one["finished"]
         assert one["best"]["number"] == found["one"]["best"]["number"]
         assert one["storage"] == shown_url(server) and PASSWORD not in json.dumps(one) and "***" in one["storage"]
     runs = {name: {path.name for path in (folder / name / "trials").iterdir()} for name in processes}
-    assert runs["one"] | runs["two"] == {"0000", "0001", "0002", "0003", "0004"} and not runs["one"] & runs["two"]
+    assert runs["one"] | runs["two"] == {"0000", "0001", "0002", "0003"} and not runs["one"] & runs["two"]
     assert runs["one"] and runs["two"]  # both had their share
     values = [trial["values"] for trial in found["one"]["trials"]]
-    assert len({json.dumps(one) for one in values}) == 5  # and no two tried the same
+    assert len({json.dumps(one) for one in values}) == 4  # and no two tried the same
 
     scored = list(folder.glob("*/trials/*/evaluations/tuned/result.json"))  # by the one that holds the winner's run
     assert [path.parents[2].name for path in scored] == [f"{found['one']['best']['number']:04}"]
@@ -101,5 +101,3 @@ def test_two_processes_share_one_study(server: str, folder: Path) -> None:
     other = ({"one", "two"} - {holder}).pop()
     assert found[holder]["test"]["scored"] == [found["one"]["best"]["number"]]
     assert found[other]["test"] is None and "the sweep there scores it" in " ".join(found[other]["notes"])
-    again = subprocess.run([*line, "--out", str(folder / "one")], capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0 and "begins" not in again.stdout

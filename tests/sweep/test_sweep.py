@@ -17,7 +17,7 @@ from tests.test_cli import task_files
 from tests.tiny import tiny_checkpoint
 
 SPACE = "tune.learning_rate: {low: 1e-3, high: 1e-1, log: true}\nadapter.targets: [all, attention]\n"
-TUNE = "{epochs: 2, batch: 4, validate_every: 0.5, checkpoint_every: 0, learning_rate: 0.01}"
+TUNE = "{epochs: 2, batch: 4, validate_every: 0.5, learning_rate: 0.01}"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_sweep_from_end_to_end(model: Path, folder: Path, capsys: pytest.Captu
 
 
 def test_a_killed_trial_goes_on_where_it_was(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = sweep_files(folder, model, tune=TUNE.replace("epochs: 2", "epochs: 60"), task="null")
+    command = sweep_files(folder, model, tune=TUNE.replace("epochs: 2", "checkpoint_every: 0, epochs: 8"), task="null")
     metrics, checkpoints = (
         folder / "out-sweep" / "trials" / "0000" / name for name in ("metrics.jsonl", "checkpoints")
     )

@@ -150,6 +150,8 @@ def test_a_study_of_another_sweep_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"tune\.batch: 16 -> 8") as caught:
         study_in(folder, what={"data": "d", "tune.batch": 8})
     assert "--study NAME" in str(caught.value)
+    with pytest.raises(ConfigError, match="another study"):
+        study_in(folder, url=storage.sqlite_url(folder / "other.db"))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,8 @@ def test_without_optuna_the_extra_is_named(folder: Path, monkeypatch: pytest.Mon
         study_in(folder)
 
 
-def test_what_was_found_is_written_and_drawn(folder: Path) -> None:
+def test_what_was_found_is_written_and_drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "JUDGED", 99)  # nothing is pruned
     study = study_in(folder)
     trainer = Trainer(fails=lambda config: "<b>broke</b>" if Path(config.out).name == "0003" else "")
     work(study, trainer, 4)
@@ -187,7 +190,7 @@ def test_what_was_found_is_written_and_drawn(folder: Path) -> None:
     assert few.to_json()["importances"] is None and not few.to_json()["finished"]
     work(study, trainer, 14)
     found = Found(study, CONFIG, 14, True, study.rows(), notes=["a <note>"])
-    made = found.write(folder / "sweep.json")
+    made = found.write(folder / "sweep.json", study.rows())
     assert json.loads((folder / "sweep.json").read_text()) == made
     assert made["finished"] and made["best"]["number"] == winner(found.rows).number  # type: ignore[union-attr]
     shares = made["importances"]

@@ -36,6 +36,19 @@ class Home:
                 part.replace(note)
             self.id = str(json.loads(note.read_text(encoding="utf-8"))["id"])
 
+    def keep_to(self, study: str) -> None:
+        """Raises ConfigError when the runs in this folder are of another study than `study`."""
+        note = self.folder / "home.json"
+        with self.alone():
+            known = json.loads(note.read_text(encoding="utf-8"))
+            if known.setdefault("study", study) != study:
+                found = f"{known['study']}, not {study}"
+                raise ConfigError("the folder's runs are of another study", where=self.folder, found=found,
+                                  do="choose another: --out FOLDER")  # fmt: skip
+            part = note.with_suffix(".part")
+            part.write_text(json.dumps(known) + "\n", encoding="utf-8")
+            part.replace(note)
+
     def alone(self) -> FileLock:
         """Held while this folder's trials are handed out."""
         from filelock import FileLock

@@ -56,8 +56,9 @@ class Found:
             **environment(),
         }
 
-    def write(self, file: Path) -> dict[str, Any]:
-        """Put it into `file`, whole or not at all."""
+    def write(self, file: Path, rows: list[Row]) -> dict[str, Any]:
+        """Take over the trials as they stand now, and put all into `file`, whole or not at all."""
+        self.rows = rows
         made = self.to_json()
         part = file.with_suffix(".part")
         part.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

@@ -111,6 +111,7 @@ class Study:
         self.space, self.home, self.name, self._distributions = space, home, name, space.distributions()
         self.url = storage or sqlite_url(home.folder / "study.db")
         self._study = open_study(self.url, name, seed, own)
+        home.keep_to(f"{name} in {shown_url(storage) if storage else 'study.db'}")
         self._check(what)
 
     def _check(self, what: dict[str, Any]) -> None:

@@ -60,6 +60,7 @@ class Worker:
     show: Show
     trials: int  # of the study, whoever makes them
     until: float = math.inf  # time.monotonic() at which it ends
+    keep: Callable[[list[Row]], object] = lambda rows: None  # is given all trials whenever one has ended
 
     def work(self) -> str:
         """Work until the study has its trials; returns "done", "timeout" or "interrupted".
@@ -80,7 +81,9 @@ class Worker:
                 fault = self._try(claim)
             if fault in ("timeout", "interrupted"):
                 return fault
-            self.show.ended(claim.number, self.study.rows())
+            rows = self.study.rows()
+            self.keep(rows)
+            self.show.ended(claim.number, rows)
             faults = [*faults, fault] if fault else []
             if len(faults) >= SAME_FAULT and len(set(faults[-SAME_FAULT:])) == 1:
                 raise HalfbyteError(f"{SAME_FAULT} trials in a row failed alike", where=claim.folder, found=fault,
@@ -99,9 +102,9 @@ class Worker:
                 config = replace(self.space.apply(self.config, claim.values), out=str(claim.folder))
                 code = self.train(config, resume=(claim.folder / "run.yaml").exists(), force=False, console=console,
                                   watch=watch)  # fmt: skip
-        except StorageError:
+        except (StorageError, OSError):
             raise
-        except (HalfbyteError, MemoryError, RuntimeError, ValueError) as error:
+        except Exception as error:
             if isinstance(error.__cause__, OSError):  # a full disk is full for every trial: this one goes on later
                 raise
             text = _fault(error)
