@@ -76,9 +76,10 @@ def server() -> Iterator[str]:
 def test_two_processes_share_one_study(server: str, folder: Path) -> None:
     command = sweep_files(folder, tiny_checkpoint("llama", folder / "model"))
     line = [sys.executable, "-m", "halfbyte", *command, "--trials", "4", "--storage", server]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # they share the cores
     processes = {
         name: subprocess.Popen([*line, "--out", str(folder / name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+                               text=True, env=alone)
         for name in ("one", "two")
     }  # fmt: skip
     said = {name: process.communicate(timeout=180) for name, process in processes.items()}
