@@ -14,7 +14,7 @@ import halfbyte
 from halfbyte.cli import main
 from tests.tiny import tiny_checkpoint
 
-VERBS = ("plan", "pack", "evaluate", "tune", "sweep", "compare", "report", "generate", "doctor", "demo")
+VERBS = ("plan", "pack", "evaluate", "tune", "sweep", "compare", "results", "report", "generate", "doctor", "demo")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -92,6 +92,17 @@ def test_the_whole_way(model: Path, folder: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(["compare", str(evaluations / "base-nf4"), str(evaluations / "tuned"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] in ("better", "worse", "no detectable difference")
+    sides = [str(evaluations / name) for name in ("base-nf4", "tuned", "median")]
+    assert main(["compare", *sides, "--detect", "0.5", "--report", str(folder / "page.html")]) == 0
+    said = capsys.readouterr().out
+    assert "adjusted for 2 comparisons" in said and "0.5 would take" in said and "page.html" in said
+    assert "What changed most" in (folder / "page.html").read_text()
+    assert main(["results", str(out)]) == 0 and "base-nf4" in capsys.readouterr().out
+    task_yaml = str(folder / "task.yaml")
+    assert main(["results", task_yaml, "--runs", str(folder), "--json"]) == 0
+    assert {row["variant"] for row in json.loads(capsys.readouterr().out)} == {"base-nf4", "tuned", "median"}
+    assert main(["evaluate", str(out), "--task", task_yaml, "--variant", "merged"]) == 2
+    assert "reserved" in capsys.readouterr().err
     if Path("/dev/full").exists():  # Linux's file on a disk that is always full
         assert main(["compare", str(evaluations / "base-nf4"), str(evaluations / "tuned"), "--out", "/dev/full"]) == 1
         assert "free some disk space" in capsys.readouterr().err

@@ -193,13 +193,32 @@ def _parser() -> argparse.ArgumentParser:
     compare = verb(
         "compare",
         _compare,
-        "is B better than A? paired by item, with intervals",
+        "is B better than A? paired by item, with intervals; several are corrected together",
         "halfbyte compare runs/demo/evaluations/base-nf4 runs/demo/evaluations/tuned",
     )
     compare.add_argument("results", nargs="+", metavar="FOLDER", type=Path, help="A, then the ones compared against it")
     compare.add_argument("--metric", help="default: the main metric of the task's kind")
+    compare.add_argument(
+        "--detect",
+        type=float,
+        metavar="X",
+        help="also say how many items would detect a difference of X (2 points: 0.02)",
+    )
     compare.add_argument("--out", type=Path, help="write comparison.json to this file")
+    compare.add_argument("--report", type=Path, metavar="FILE.html", help="write one self-contained HTML page")
     compare.add_argument("--json", action="store_true", help="print JSON")
+
+    results = verb(
+        "results",
+        _results,
+        "what has been scored on a task: a line for each result",
+        "halfbyte results task.yaml",
+    )
+    results.add_argument("target", metavar="TASK.yaml|FOLDER", type=Path, help="a task, or a folder with evaluations")
+    results.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="of a task: the folder with its results (default: runs)"
+    )
+    results.add_argument("--json", action="store_true", help="print JSON")
 
     report = verb("report", _report, "one self-contained HTML page about a run", "halfbyte report runs/demo")
     report.add_argument("run", metavar="RUN", type=Path, help="the folder that a run left, or its RUN.yaml")
@@ -316,7 +335,22 @@ def _sweep(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from halfbyte import pipeline
 
-    pipeline.compare(options.results, options.metric, options.out, options.json, _console())
+    pipeline.compare(
+        options.results,
+        metric=options.metric,
+        detect=options.detect,
+        out=options.out,
+        page=options.report,
+        as_json=options.json,
+        console=_console(),
+    )
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from halfbyte import pipeline
+
+    pipeline.results(options.target, options.runs, options.json, _console())
     return 0
 
 

@@ -102,7 +102,9 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: str | None = option(None, "JSONL, CSV or Parquet file, a glob, or the id of a hub data set", path=True)
+    train: str | None = option(
+        None, "JSONL, CSV or Parquet file, a glob, the id of a hub data set, or a TASK.yaml that has a split", path=True
+    )
     validation: float | str | None = option(
         0.05, "share of train that is held out for validation, or a file; 0: none", path=True, check=_between(0, 0.9)
     )
@@ -186,6 +188,17 @@ class ToleranceConfig:
     )
 
 
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which part of the data is the test set: by a hash of the group, else the id, else the prompt."""
+
+    share: float | None = option(
+        None, "share of the data that is the test set, the rest is for training; null: all", check=_between(0, 0.99)
+    )
+    salt: int = option(0, "another number is another split")
+
+
+RESERVED = ("merged", "exported")  # variants that are no model beside an adapter: the names of what `export` writes
 KINDS = ("number", "choice", "exact", "loss")
 
 
@@ -193,6 +206,7 @@ KINDS = ("number", "choice", "exact", "loss")
 class TaskConfig:
     name: str = option("", "default: the file's name")
     data: str = option("", "the test set: as data.train of a run", path=True)
+    split: SplitConfig = option(SplitConfig, "which part of the data is the test set")
     template: dict[str, str] | None = option(None, "as data.template of a run")
     kind: str = option("exact", "what an answer is", check=_one_of(*KINDS))
     options: list[str] | str | None = option(None, "choice: the list of options, or the column that holds it")
@@ -202,7 +216,9 @@ class TaskConfig:
         None, "number: what an answer without a number counts as; null: the training median"
     )
     train: str | None = option(
-        None, "training data: the examples of `shots` and the training median come from it", path=True
+        None,
+        "training data: the examples of `shots` and the training median come from it; null: that of the split",
+        path=True,
     )
     id: str | None = option(None, "column of the item's id; null: a hash of prompt and reference")
     group: str | None = option(None, "column; items of a group are not independent")
@@ -237,6 +253,8 @@ def load_task(path: str | Path) -> TaskConfig:
         raise ConfigError("no test data is named", where=file, do="add 'data: test.jsonl'")
     if not task.name:
         task = dataclasses.replace(task, name=file.stem)
+    if task.split.share is not None and task.train is None:
+        task = dataclasses.replace(task, train=str(file.resolve()))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", task.name):
         raise ConfigError(
             "the task's name can't be a folder's name",

@@ -14,7 +14,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from halfbyte.config import RunConfig, TaskConfig, load_run, load_task
+from halfbyte.config import RESERVED, RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
 
@@ -128,6 +128,9 @@ def evaluate_model(
 
     if limit is not None and limit < 1:
         raise ConfigError("--limit must be at least 1", found=str(limit), do="leave it away for all items")
+    if variant in RESERVED:
+        raise ConfigError("the variant's name is reserved for what an export writes", where="--variant",
+                          found=variant, do="choose another name")  # fmt: skip
     task = load_task(task_file)
     what = resolve(target, adapter, weights, revision, compute=compute)
     seed = 0
@@ -176,23 +179,49 @@ def with_training_median(task: TaskConfig, config: RunConfig) -> TaskConfig:
     return dataclasses.replace(task, fallback=training_median(load_examples(config.data.train, config.data.template)))
 
 
-def compare(folders: list[Path], metric: str | None, out: Path | None, as_json: bool, console: Console) -> None:
+def compare(
+    folders: list[Path],
+    *,
+    metric: str | None,
+    detect: float | None,
+    out: Path | None,
+    page: Path | None,
+    as_json: bool,
+    console: Console,
+) -> None:
     """`halfbyte compare A B ...`: each of B ... against A."""
-    from halfbyte.evaluate.compare import compare_folders
-    from halfbyte.evaluate.show import print_comparison
+    from halfbyte.evaluate.compare import compare_several
+    from halfbyte.evaluate.show import print_comparisons
 
     if len(folders) < 2:
         raise ConfigError("a comparison needs two results", found=str(folders[0]), do="halfbyte compare A B")
-    made = [compare_folders(folders[0], other, metric=metric) for other in folders[1:]]
-    for comparison in made:
-        if not as_json:
-            print_comparison(comparison, console)
+    made = compare_several(folders, metric=metric, detect=detect)
     whole = made[0] if len(made) == 1 else made
     if as_json:
         print(json.dumps(whole, indent=2))
+    else:
+        print_comparisons(made, console)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    if page is not None:
+        from halfbyte.report.comparison import write_page
+
+        write_page(page, folders, made)
+        if not as_json:
+            console.print(f"report: {page}", markup=False)
+
+
+def results(target: Path, runs: Path, as_json: bool, console: Console) -> None:
+    """`halfbyte results TASK.yaml|FOLDER`: a line for each result."""
+    from halfbyte.evaluate.listing import list_results
+    from halfbyte.evaluate.show import print_results
+
+    rows = list_results(target, runs=runs)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_results(rows, console)
 
 
 def generate_text(options: argparse.Namespace, prompt: str, console: Console) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from halfbyte.config import ToleranceConfig
 from halfbyte.errors import ConfigError, DataError
-from halfbyte.evaluate.compare import changes, compare_folders
+from halfbyte.evaluate.compare import changes, compare_folders, compare_several
 from halfbyte.evaluate.metrics import exact_scores, loss_scores, number_scores
 from halfbyte.evaluate.results import summarise, write_evaluation
 from halfbyte.evaluate.tasks import digest
@@ -82,8 +82,9 @@ def test_pairing_is_by_item_and_not_by_line(tmp_path: Path) -> None:
 def test_no_detectable_difference_between_the_same(tmp_path: Path) -> None:
     a = numbers(tmp_path / "a", [1.0, 5.0, 9.0], [2.0, 4.0, 4.0])
     found = compare_folders(a, a)
-    assert found["difference"] | {"level": 0, "method": 0, "test": 0} == {
-        "value": 0, "low": 0, "high": 0, "p": 1, "level": 0, "method": 0, "test": 0}  # fmt: skip
+    figures = {key: found["difference"][key] for key in ("value", "low", "high", "p", "p_adjusted")}
+    assert figures == {"value": 0, "low": 0, "high": 0, "p": 1, "p_adjusted": 1}
+    assert found["detectable"]["value"] is None  # nothing varies, so nothing is known
     assert found["verdict"] == "no detectable difference" and found["ties"] == 3
     assert any("only 3 independent items" in warning for warning in found["warnings"])
 
@@ -132,6 +133,46 @@ def test_a_gain_in_format_alone_is_called_that(tmp_path: Path) -> None:
     json.dumps(only, allow_nan=False)
 
 
+def test_several_are_corrected_together(tmp_path: Path) -> None:
+    a = exact(tmp_path / "a", [False] * 14 + [True] * 106)
+    gains = {"eleven": (11, 2), "nine": (9, 2), "none": (3, 3)}
+    others = [exact(tmp_path / name, [True] * up + [False] * (14 - up + down) + [True] * (106 - down))
+              for name, (up, down) in gains.items()]  # fmt: skip
+    alone = [compare_folders(a, other) for other in others]
+    found = compare_several([a, *others])
+    p = [row["difference"]["p"] for row in alone]
+    assert p[0] < 0.05 / 2 and 0.05 < p[1] < 0.1
+    assert [row["difference"]["p"] for row in found] == p
+    assert [row["difference"]["p_adjusted"] for row in found] == pytest.approx([3 * p[0], 2 * p[1], 1])
+    levels = [row["difference"]["level"] for row in found]
+    assert levels == pytest.approx([1 - 0.05 / 3] * 3)  # the first step is the one at which it ended
+    assert all(row["difference"]["low"] < x["difference"]["low"] for row, x in zip(found, alone, strict=True))
+    assert alone[0]["verdict"] == "better" and found[0]["verdict"] == "no detectable difference"
+    assert {(row["comparisons"], row["correction"]) for row in found} == {(3, "holm")}
+    assert found[0]["detectable"]["value"] > alone[0]["detectable"]["value"]  # a higher bar
+
+
+def test_what_the_items_could_have_shown(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    truth = list(generator.uniform(10, 100, size=200))
+    noise = generator.normal(scale=8, size=(2, 200))
+    a = numbers(tmp_path / "a", [t + x for t, x in zip(truth, noise[0], strict=True)], truth)
+    b = numbers(tmp_path / "b", [t + x for t, x in zip(truth, noise[1], strict=True)], truth)
+    (found,) = compare_several([a, b], detect=0.2)
+    spread = np.std(np.abs(noise[1]) - np.abs(noise[0]), ddof=1)
+    assert found["verdict"] == "no detectable difference" and found["warnings"] == []
+    assert found["detectable"]["value"] == pytest.approx(2.8 * spread / 200**0.5, rel=0.02)
+    assert found["needed"] == {"difference": 0.2, "items": pytest.approx((2.8 * spread / 0.2) ** 2, rel=0.02)}
+    groups = [f"g{k // 4}" for k in range(200)]
+    ga = numbers(tmp_path / "ga", [t + noise[0][k // 4] for k, t in enumerate(truth)], truth, groups=groups)
+    gb = numbers(tmp_path / "gb", [t + noise[1][k // 4] for k, t in enumerate(truth)], truth, groups=groups)
+    (grouped,) = compare_several([ga, gb], detect=0.2)  # four items of a group say no more than one
+    assert grouped["units"] == 50 and grouped["needed"]["items"] % 4 == 0
+    assert grouped["needed"]["items"] > 2.5 * found["needed"]["items"]
+    with pytest.raises(ConfigError, match="other than 0"):
+        compare_several([a, b], detect=0)
+
+
 def test_a_difference_that_few_items_make_is_not_trusted(tmp_path: Path) -> None:
     truth = [10.0] * 150
     far = [10.0 + 0.01 * (k % 3 - 1) for k in range(150)]
@@ -144,6 +185,7 @@ def test_a_difference_that_few_items_make_is_not_trusted(tmp_path: Path) -> None
     assert found["difference"]["high"] < 0 and found["difference"]["p"] > 0.05
     assert found["verdict"] == "no detectable difference"
     assert any("interval and test disagree" in warning for warning in found["warnings"])
+    assert any("few items make up most of the difference" in warning for warning in found["warnings"])
 
 
 def test_none_or_all_of_a_grouped_share_is_not_certain(tmp_path: Path) -> None:
@@ -186,7 +228,8 @@ def test_other_experiments_are_refused_with_what_differs(tmp_path: Path) -> None
         compare_folders(a, b)
     text = str(error.value)
     assert "not of the same experiment" in text and "items: 2 against 3" in text
-    assert 'decoding: null against {"max_new_tokens": 3}' in text and "the items (ids" in text
+    assert 'decoding: null against {"max_new_tokens": 3}' in text
+    assert 'data: "d" against "e" (the items: ids' in text and "1 items only in" in text and "'i2'" in text
 
 
 def test_missing_items_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from halfbyte.evaluate.statistics import (
     Ratio,
     estimate,
     paired_difference,
+    paired_test,
+    resample,
     right_wrong_difference,
     share,
     swap_test,
@@ -98,7 +100,7 @@ def test_right_wrong_intervals_cover_and_false_alarms_are_rare() -> None:
         wins, losses, _ = generator.multinomial(150, [0.1, 0.1, 0.8])
         found, test = right_wrong_difference(int(wins), int(losses), 150)
         covered += found.low <= 0 <= found.high
-        alarms += verdict(found, test, "higher") != "no detectable difference"
+        alarms += verdict(found, test.p, "higher") != "no detectable difference"
     assert covered >= 935 and alarms <= 60
 
 
@@ -108,7 +110,8 @@ def test_false_alarms_of_paired_means_are_rare(monkeypatch: pytest.MonkeyPatch) 
     alarms = 0
     for rep in range(200):
         a, b = generator.exponential(size=(2, 100))
-        alarms += verdict(*paired_difference(mean(a), mean(b), seed=rep), "lower") != "no detectable difference"
+        found, test = paired_difference(mean(a), mean(b), seed=rep)
+        alarms += verdict(found, test.p, "lower") != "no detectable difference"
     assert alarms <= 0.09 * 200
 
 
@@ -143,7 +146,7 @@ def test_identical_scores_are_no_difference() -> None:
     values = np.random.default_rng(0).normal(size=30)
     found, test = paired_difference(mean(values), mean(values), seed=0)
     assert (found.value, found.low, found.high, test.p) == (0, 0, 0, 1)
-    assert verdict(found, test, "lower") == "no detectable difference"
+    assert verdict(found, test.p, "lower") == "no detectable difference"
 
 
 def test_wilson_by_hand() -> None:
@@ -170,19 +173,78 @@ def test_right_wrong_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "lower", "higher"),
+    ("value", "low", "p", "lower", "higher"),
     [
-        (0.1, 0.4, 0.001, "worse", "better"),
-        (-0.4, -0.1, 0.001, "better", "worse"),
-        (-0.4, 0.1, 0.001, "no detectable difference", "no detectable difference"),
-        (0.1, 0.4, 0.06, "no detectable difference", "no detectable difference"),  # both must agree
+        (0.2, 0.1, 0.001, "worse", "better"),
+        (-0.2, -0.4, 0.001, "better", "worse"),
+        (0.2, -0.1, 0.04, "worse", "better"),  # p decides
+        (0.2, 0.1, 0.06, "no detectable difference", "no detectable difference"),
+        (0.2, None, 0.001, "no detectable difference", "no detectable difference"),
         (None, None, 0.001, "no detectable difference", "no detectable difference"),
     ],
 )
-def test_verdicts(low: float | None, high: float | None, p: float, lower: str, higher: str) -> None:
-    found = statistics.Estimate(0.2, low, high, "bca")
-    assert verdict(found, statistics.Test(p, "permutation"), "lower") == lower
-    assert verdict(found, statistics.Test(p, "permutation"), "higher") == higher
+def test_verdicts(value: float | None, low: float | None, p: float, lower: str, higher: str) -> None:
+    found = statistics.Estimate(value, low, None if low is None else 0.4, "bca")
+    assert verdict(found, p, "lower") == lower
+    assert verdict(found, p, "higher") == higher
+
+
+def test_a_mean_that_few_items_make_is_told_apart() -> None:
+    generator = np.random.default_rng(0)
+    assert not estimate(mean(generator.normal(size=100)), seed=0).lopsided
+    assert not estimate(mean(generator.exponential(size=300)), seed=0).lopsided
+    assert estimate(mean(generator.lognormal(sigma=2, size=300)), seed=0).lopsided
+    values = generator.exponential(size=80)
+    assert estimate(mean(values), seed=0).skew == pytest.approx(stats.skew(values) / 80**0.5)
+
+
+def test_few_items_get_the_tails_of_student() -> None:
+    values = np.random.default_rng(4).normal(size=8)
+    found, error = estimate(mean(values), seed=0), values.std(ddof=1) / 8**0.5
+    assert (found.high - found.low) / error == pytest.approx(2 * stats.t.ppf(0.975, 7), rel=0.1)  # not 2 * 1.83
+
+
+def test_the_p_of_the_interval_is_that_at_which_it_ends() -> None:
+    values = np.random.default_rng(6).exponential(size=90) - 0.8
+    found = resample(mean(values), seed=0)
+    p = found.p()
+    assert p is not None and 0.005 < p < 0.6
+    ends = found.estimate(1 - p)
+    width = ends.high - ends.low
+    assert min(abs(ends.low), abs(ends.high)) < 0.01 * width
+    assert found.estimate(1 - 0.9 * p).low < 0 < found.estimate(1 - 0.9 * p).high
+    assert resample(mean(np.ones(50)), seed=0).p() is None and resample(mean([1.0]), seed=0).p() is None
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).exponential(size=60)
+    assert resample(mean(values), seed=0).error == pytest.approx(stats.sem(values))
+    rare = Ratio(np.array([5.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))  # without its one answer it is not defined
+    assert resample(rare, seed=0).error is None and resample(mean([1.0]), seed=0).error is None
+    f1 = macro_f1([k % 2 for k in range(40)], [k % 4 // 2 for k in range(40)])
+    assert resample(f1, seed=0).error == pytest.approx(np.std(resample(f1, seed=0).drawn), rel=0.15)
+
+
+def test_both_tests_must_agree() -> None:
+    generator = np.random.default_rng(7)
+    a, b = mean(generator.normal(size=100)), mean(generator.normal(loc=0.35, size=100))
+    resampled, test = paired_test(a, b, seed=0)
+    assert test.p == max(resampled.p(), swap_test(a, b, seed=0).p) and test.method == "permutation and bca"
+
+
+def test_two_items_have_an_interval_without_end() -> None:
+    found = estimate(mean([1.0, 3.0]), seed=0)
+    assert (found.value, found.low, found.high) == (2, 1, 3)  # what was seen; the bootstrap knows no more
+    resampled, test = paired_test(mean([1.0, 3.0]), mean([2.0, 5.0]), seed=0)
+    assert test.p == 0.5 and resampled.value == 1.5
+
+
+def test_a_higher_level_is_wider_and_draws_more() -> None:
+    values = np.random.default_rng(2).exponential(size=800)
+    wide, usual = estimate(mean(values), seed=0, level=0.995), estimate(mean(values), seed=0)
+    assert wide.low < usual.low < usual.high < wide.high
+    error = values.std() / 800**0.5
+    assert wide.high - wide.low == pytest.approx(2 * stats.norm.ppf(0.9975) * error, rel=0.05)
 
 
 def test_the_swap_test_of_macro_f1_swaps_answers() -> None:
@@ -199,4 +261,4 @@ def test_ten_thousand_items_take_less_than_three_seconds() -> None:
     began = time.perf_counter()
     found, test = paired_difference(mean(a), mean(b * 0.9), seed=0)
     assert time.perf_counter() - began < 3
-    assert verdict(found, test, "lower") == "better"
+    assert verdict(found, test.p, "lower") == "better"

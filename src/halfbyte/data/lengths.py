@@ -16,6 +16,7 @@ from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.bare import BareTokenizer, has_chat_template
 from halfbyte.data.dataset import split
 from halfbyte.data.encode import Encoder, Item
+from halfbyte.data.sides import asked_examples
 from halfbyte.data.template import Example, load_examples
 from halfbyte.errors import HalfbyteError
 
@@ -99,7 +100,7 @@ def task_lengths(task: TaskConfig, folder: Path | None) -> Asked | None:
     """What `task` asks of the model in `folder`; None for a kind without generated answers. Raises DataError."""
     if task.kind not in ("number", "exact"):
         return None
-    asked = load_examples(task.data, task.template, split="test")
+    asked = asked_examples(task)
     encoder, new = _encoder_of(folder, task.chat), task.decoding.max_new_tokens
     if encoder == _TEMPLATE or task.shots:  # a prompt with examples before it is made by the evaluation alone
         return Asked(len(asked), None)

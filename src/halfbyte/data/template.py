@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from halfbyte.data.records import Record, load_records
@@ -43,7 +44,11 @@ class Example:
 
 
 def load_examples(source: str, template: Mapping[str, str] | None = None, *, split: str = "train") -> list[Example]:
-    """`load_records` and `to_examples` in one."""
+    """`load_records` and `to_examples` in one. A TASK.yaml stands for the training side of its data."""
+    if Path(source).suffix.lower() in (".yaml", ".yml"):
+        from halfbyte.data.sides import training_examples
+
+        return training_examples(Path(source), template)
     return to_examples(load_records(source, split=split), template)
 
 

@@ -1,13 +1,12 @@
-"""Did it get better? Two evaluations of one frozen experiment, paired by item.
+"""Did it get better? Evaluations of one frozen experiment, paired by item.
 
 The difference is b's metric less a's, in the metric's own direction: below 0 is better for an error, above 0 for a
-share. A verdict other than "no detectable difference" needs both the 95 % interval of the difference to leave 0 out and
-p < 0.05. Items of one group are resampled and swapped together.
+share. The p-value decides whether it is more than chance, adjusted by Holm where several are compared with a, and the
+interval has the level that goes with it. Items of one group are resampled and swapped together.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,38 +15,45 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import ConfigError, DataError, nearest
-from halfbyte.evaluate.metrics import Metric, Table, metrics_of
+from halfbyte.evaluate.fingerprint import require_same
+from halfbyte.evaluate.metrics import Metric, metrics_of
+from halfbyte.evaluate.paired import Paired
 from halfbyte.evaluate.results import (
     SCHEMA,
     Evaluation,
     Prediction,
-    as_json,
     few_units,
     flat_warning,
+    lopsided_warning,
     plain,
     read_evaluation,
     table_of,
-    units_of,
 )
-from halfbyte.evaluate.statistics import LEVEL, Floats, paired_difference, right_wrong_difference, verdict
+from halfbyte.evaluate.several import holm
+from halfbyte.evaluate.statistics import LEVEL, Estimate
 
 _SHOWN = 5
-_LABELS = {
-    "data": "the items (ids, groups, prompts, references or options) differ",
-    "shots": "the examples before the prompts differ",
-}
 
 
 @dataclass(frozen=True)
 class _Pair:
     """Two evaluations with their items in the same order."""
 
+    one: Evaluation
+    other: Evaluation
     a: Sequence[Prediction]
     b: Sequence[Prediction]
 
-    def only(self, keep: Sequence[bool]) -> _Pair:
-        return _Pair([line for line, k in zip(self.a, keep, strict=True) if k],
-                     [line for line, k in zip(self.b, keep, strict=True) if k])  # fmt: skip
+    @classmethod
+    def of(cls, one: Evaluation, other: Evaluation) -> _Pair:
+        require_same(one, other)
+        return cls(one, other, one.predictions, _same_order(one, other))
+
+    def answered(self) -> tuple[list[Prediction], list[Prediction]]:
+        """The items to which both gave an answer."""
+        both = zip(self.a, self.b, strict=True)
+        kept = [(x, y) for x, y in both if x["scores"]["answered"] and y["scores"]["answered"]]
+        return [x for x, _ in kept], [y for _, y in kept]
 
 
 def compare_folders(a: Path, b: Path, *, metric: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -59,49 +65,72 @@ def compare_folders(a: Path, b: Path, *, metric: str | None = None, seed: int = 
     Raises DataError for a folder that holds no evaluation, ConfigError when the two are not the same experiment (naming
     what differs) or there is no such metric.
     """
-    one, other = read_evaluation(a), read_evaluation(b)
-    _same_experiment(one, other)
-    pair = _paired(one, other)
-    chosen, warnings = _metric(one.kind, pair, metric)
-    compared = _compare(chosen, pair, seed)
-    found: dict[str, Any] = {
+    return compare_several([a, b], metric=metric, seed=seed)[0]
+
+
+def compare_several(
+    folders: Sequence[Path], *, metric: str | None = None, seed: int = 0, detect: float | None = None
+) -> list[dict[str, Any]]:
+    """Each of `folders` but the first one against the first one, their p-values adjusted together.
+
+    `detect` is a difference (of shares: a share, so that 0.02 are two points): `needed` then says how many items would
+    detect it. Returns and raises as `compare_folders`; ConfigError for a `detect` of 0.
+    """
+    if detect is not None and not (np.isfinite(detect) and detect != 0):
+        raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}")
+    one = read_evaluation(folders[0])
+    pairs = [_Pair.of(one, read_evaluation(folder)) for folder in folders[1:]]
+    chosen = [_metric(one.kind, pair, metric) for pair in pairs]
+    made = [Paired(which, pair.a, pair.b, seed=seed, together=len(pairs))
+            for pair, (which, _) in zip(pairs, chosen, strict=True)]  # fmt: skip
+    frames = [_frame(pair, which, len(pairs), seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
+    for frame, paired, (row, found), (_, told) in zip(frames, made, _judged(made, detect), chosen, strict=True):
+        frame |= row
+        frame["warnings"] = [*told, *few_units(paired.units), *_doubts(row["difference"], found)]
+    if one.kind == "number" and metric is None:
+        _add_both_answered(frames, pairs, made, detect)
+    return [dict(plain(frame)) for frame in frames]
+
+
+def names(comparisons: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What each folder is called: its variant, or, where two have the same one, as much of its path as differs."""
+    variants = {row[f"{side}_folder"]: row[side] for row in comparisons for side in "ab"}
+    taken = list(variants.values())
+    alike = [Path(folder) for folder, name in variants.items() if taken.count(name) > 1]
+    first = next((at for at, parts in enumerate(zip(*(path.parts for path in alike))) if len({*parts}) > 1), 0)  # noqa: B905
+    return {folder: str(Path(*Path(folder).parts[first:])) if Path(folder) in alike else name
+            for folder, name in variants.items()}  # fmt: skip
+
+
+def _judged(made: Sequence[Paired], detect: float | None) -> list[tuple[dict[str, Any], Estimate]]:
+    """Adjust the p-values, and take each interval at the level that goes with it."""
+    adjusted = holm([paired.test.p for paired in made])
+    return [paired.result(at, detect) for paired, at in zip(made, adjusted, strict=True)]
+
+
+def _frame(pair: _Pair, metric: Metric, comparisons: int, seed: int) -> dict[str, Any]:
+    """What comparison.json says before it comes to figures."""
+    return {
         "schema": SCHEMA,
-        "task": one.result["task"],
-        "kind": one.kind,
-        "fingerprint": one.result["fingerprint"],
-        "a": one.result["variant"],
-        "b": other.result["variant"],
-        "a_folder": str(a),
-        "b_folder": str(b),
-        "metric": chosen.name,
-        "better": chosen.better,
-        "unit": chosen.unit,
-        "sign": f"b less a; {'below' if chosen.better == 'lower' else 'above'} 0 is better",
-        **compared,
+        "task": pair.one.result["task"],
+        "kind": pair.one.kind,
+        "fingerprint": pair.one.result["fingerprint"],
+        "a": pair.one.result["variant"],
+        "b": pair.other.result["variant"],
+        "a_folder": str(pair.one.folder),
+        "b_folder": str(pair.other.folder),
+        "metric": metric.name,
+        "better": metric.better,
+        "unit": metric.unit,
+        "sign": f"b less a; {'below' if metric.better == 'lower' else 'above'} 0 is better",
+        "comparisons": comparisons,
+        "correction": "holm" if comparisons > 1 else None,
         "seed": seed,
     }
-    warnings += few_units(int(units_of(pair.a).max()) + 1)
-    warnings += _doubts(compared["difference"])
-    if one.kind == "number" and metric is None:
-        warnings += _both_answered(found, chosen, pair, seed)
-    return dict(plain(found | {"warnings": warnings}))
 
 
-def _same_experiment(one: Evaluation, other: Evaluation) -> None:
-    if one.result["fingerprint"] == other.result["fingerprint"]:
-        return
-    mine, theirs = one.result["fingerprint_parts"], other.result["fingerprint_parts"]
-    differ = []
-    for key in dict.fromkeys([*mine, *theirs]):
-        if mine.get(key) != theirs.get(key):
-            told = f"{key}: {json.dumps(mine.get(key))} against {json.dumps(theirs.get(key))}"
-            differ.append(_LABELS.get(key, told))
-    raise ConfigError("the two evaluations are not of the same experiment", where=f"{one.folder} and {other.folder}",
-                      found="\n         ".join(differ) or "other fingerprints",
-                      do="evaluate both with the same task file, data and limit")  # fmt: skip
-
-
-def _paired(one: Evaluation, other: Evaluation) -> _Pair:
+def _same_order(one: Evaluation, other: Evaluation) -> list[Prediction]:
+    """The predictions of `other` in the order of `one`."""
     by_id = {line["id"]: line for line in other.predictions}
     missing = [line["id"] for line in one.predictions if line["id"] not in by_id]
     ids = {line["id"] for line in one.predictions}
@@ -111,7 +140,7 @@ def _paired(one: Evaluation, other: Evaluation) -> _Pair:
                  for lost, folder in ((missing, other.folder), (more, one.folder)) if lost]  # fmt: skip
         raise DataError("the two evaluations don't hold the same items", where=f"{one.folder} and {other.folder}",
                         found="\n         ".join(parts) or "an id stands twice", do="evaluate again")  # fmt: skip
-    return _Pair(one.predictions, [by_id[line["id"]] for line in one.predictions])
+    return [by_id[line["id"]] for line in one.predictions]
 
 
 def _metric(kind: str, pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
@@ -130,62 +159,42 @@ def _metric(kind: str, pair: _Pair, asked: str | None) -> tuple[Metric, list[str
     return chosen, []
 
 
-def _compare(metric: Metric, pair: _Pair, seed: int) -> dict[str, Any]:
-    """Values, difference, wins, losses, ties and verdict of one metric."""
-    a, b, unit_of = table_of(pair.a), table_of(pair.b), units_of(pair.a)
-    gain = _gains(metric, a, b)
-    wins, losses = int(np.count_nonzero(gain > 0)), int(np.count_nonzero(gain < 0))
-    first, second = metric.statistic(a, unit_of), metric.statistic(b, unit_of)
-    every = np.ones((1, first.units))
-    whole = metric.n(a) == metric.n(b) == len(pair.a)
-    if metric.share and whole and first.units == len(pair.a):
-        up, down = (wins, losses) if metric.better == "higher" else (losses, wins)
-        found, test = right_wrong_difference(up, down, len(pair.a))
-    else:
-        found, test = paired_difference(first, second, seed=seed)
-    return {
-        "n": len(pair.a),
-        "a_value": float(first.value(every)[0]),
-        "b_value": float(second.value(every)[0]),
-        "difference": as_json(found) | {"p": test.p, "level": LEVEL, "method": found.method, "test": test.method},
-        "wins": wins,
-        "losses": losses,
-        "ties": len(gain) - wins - losses,
-        "verdict": verdict(found, test, metric.better),
-    }
-
-
-def _doubts(difference: dict[str, Any]) -> list[str]:
+def _doubts(difference: dict[str, Any], found: Estimate) -> list[str]:
     """What to say where the interval, or the test, can't be taken at its word."""
-    if difference["method"] == "no spread":
+    if found.method == "no spread":
         return [flat_warning(["the difference"])]
-    if difference["low"] is None:
-        return []
-    if (difference["low"] > 0 or difference["high"] < 0) == (difference["p"] < 1 - LEVEL):
-        return []
-    return ["interval and test disagree, as they do when few items make up most of the difference; no difference is"
-            " called detectable then"]  # fmt: skip
+    told = [lopsided_warning(["the difference"])] if found.lopsided else []
+    if found.low is None or found.high is None:
+        return told
+    if (found.low > 0 or found.high < 0) != (difference["p_adjusted"] < 1 - LEVEL):
+        told.append("interval and test disagree, as they do at the border, and where few items make up most of the"
+                    " difference; the test decides")  # fmt: skip
+    return told
 
 
-def _gains(metric: Metric, a: Table, b: Table) -> Floats:
-    """By how much b is better on each item that counts in both."""
-    counted = (metric.denominator(a) > 0) & (metric.denominator(b) > 0)
-    change = np.asarray(b[metric.item] - a[metric.item], dtype=np.float64)[counted]
-    return change if metric.item_better == "higher" else -change
+def _add_both_answered(
+    frames: list[dict[str, Any]], pairs: Sequence[_Pair], made: Sequence[Paired], detect: float | None
+) -> None:
+    """Add the comparisons over the items that both answered, where those are others; corrected among themselves."""
+    kept = [pair.answered() for pair in pairs]
+    fewer = [at for at, (a, _) in enumerate(kept) if len(a) < len(pairs[at].a)]
+    for at in fewer:
+        frames[at]["both_answered"] = None
+    some = [at for at in fewer if kept[at][0]]
+    parts = [Paired(made[at].metric, *kept[at], seed=made[at].seed, together=len(some)) for at in some]
+    for at, (row, _) in zip(some, _judged(parts, detect), strict=True):
+        frames[at]["both_answered"] = row
+    for at in fewer:
+        frames[at]["warnings"] += _format_alone(frames[at])
 
 
-def _both_answered(found: dict[str, Any], metric: Metric, pair: _Pair, seed: int) -> list[str]:
-    """Add the comparison over the items that both answered, where that is another one; what to say about it."""
-    keep = [bool(x["scores"]["answered"] and y["scores"]["answered"]) for x, y in zip(pair.a, pair.b, strict=True)]
-    if all(keep):
-        return []
-    if not any(keep):
-        found["both_answered"] = None
+def _format_alone(frame: dict[str, Any]) -> list[str]:
+    both = frame["both_answered"]
+    if both is None:
         return ["no item has an answer from both: the difference is one of format, or nothing"]
-    found["both_answered"] = _compare(metric, pair.only(keep), seed)
-    if found["verdict"] != "no detectable difference" and found["both_answered"]["verdict"] != found["verdict"]:
-        return [f"'{found['verdict']}' is a matter of format: on the {sum(keep)} items that both answered with a number"
-                f" the verdict is '{found['both_answered']['verdict']}'"]  # fmt: skip
+    if frame["verdict"] != "no detectable difference" and both["verdict"] != frame["verdict"]:
+        return [f"'{frame['verdict']}' is a matter of format: on the {both['n']} items that both answered with a number"
+                f" the verdict is '{both['verdict']}'"]  # fmt: skip
     return []
 
 
@@ -205,10 +214,8 @@ class Change:
 
 def changes(a: Path, b: Path, *, metric: str | None = None, count: int = 10) -> tuple[list[Change], list[Change]]:
     """The `count` items that improved most from a to b, and those that worsened most; errors as `compare_folders`."""
-    one, other = read_evaluation(a), read_evaluation(b)
-    _same_experiment(one, other)
-    pair = _paired(one, other)
-    chosen, _ = _metric(one.kind, pair, metric)
+    pair = _Pair.of(read_evaluation(a), read_evaluation(b))
+    chosen, _ = _metric(pair.one.kind, pair, metric)
     sign = 1.0 if chosen.item_better == "higher" else -1.0
     rows = []
     for x, y in zip(pair.a, pair.b, strict=True):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import DataError, HalfbyteError
 from halfbyte.evaluate.metrics import Table, metrics_of
-from halfbyte.evaluate.statistics import ENOUGH_UNITS, Estimate, estimate, share
+from halfbyte.evaluate.statistics import ENOUGH_UNITS, estimate, share
 
 SCHEMA = 1
 PREDICTIONS, RESULT = "predictions.jsonl", "result.json"
@@ -63,6 +63,7 @@ def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[
     table, unit_of = table_of(predictions), units_of(predictions)
     units = int(unit_of.max()) + 1 if len(unit_of) else 0
     metrics: dict[str, Any] = {}
+    lopsided = []
     for metric in metrics_of(kind, table):
         if metric.share and units == len(predictions):
             counted = metric.denominator(table)
@@ -71,6 +72,7 @@ def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[
             found = estimate(metric.statistic(table, unit_of), seed=seed)
             if metric.share and found.value is not None and found.method == "no spread":  # none or all of them
                 found = share(round(found.value * units), units)
+        lopsided += [metric.name] * found.lopsided
         metrics[metric.name] = {
             "value": found.value,
             "low": found.low,
@@ -81,7 +83,8 @@ def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[
             "method": found.method,
         }
     flat = [name for name, found in metrics.items() if found["method"] == "no spread"]
-    return metrics, few_units(units) + ([flat_warning(flat)] if flat else [])
+    told = ([flat_warning(flat)] if flat else []) + ([lopsided_warning(lopsided)] if lopsided else [])
+    return metrics, few_units(units) + told
 
 
 def few_units(units: int) -> list[str]:
@@ -94,8 +97,8 @@ def flat_warning(names: Sequence[str]) -> str:
     return f"no spread in {', '.join(names)}: every resample gives the same, so the interval says nothing"
 
 
-def as_json(found: Estimate) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high}
+def lopsided_warning(names: Sequence[str]) -> str:
+    return f"few items make up most of {', '.join(names)}: such an interval covers less than it says, as a rule"
 
 
 def plain(value: Any) -> Any:

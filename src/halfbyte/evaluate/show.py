@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from halfbyte.evaluate.compare import names
 from halfbyte.evaluate.metrics import METRICS, Metric
 from halfbyte.evaluate.statistics import LEVEL
 
 _ARROWS = {"lower": "↓", "higher": "↑"}  # which way is better
 _COLOURS = {"better": "bold green", "worse": "bold red"}
-_PERCENT = f"{100 * LEVEL:.0f} %"
 
 
 def print_result(result: dict[str, Any], console: Console | None = None) -> None:
@@ -22,8 +23,58 @@ def print_result(result: dict[str, Any], console: Console | None = None) -> None
 
 
 def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
-    """Print what comparison.json holds."""
+    """Print what comparison.json holds of one comparison."""
     (console or Console()).print(render_comparison(comparison))
+
+
+def print_comparisons(comparisons: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """Print those that `compare_several` made together."""
+    known = names(comparisons)
+    for comparison in comparisons:
+        (console or Console()).print(render_comparison(comparison, known))
+
+
+def print_results(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """Print what `list_results` found, a table for each experiment."""
+    by_experiment: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_experiment.setdefault((row["task"], row["fingerprint"]), []).append(row)
+    for found in by_experiment.values():
+        (console or Console()).print(_render_experiment(found))
+
+
+def _render_experiment(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """A line for each result of one experiment, and what makes it another one than the first."""
+    first = rows[0]
+    metric = next((m for m in METRICS.get(first["kind"], ()) if m.name == first["metric"]["name"]), None)
+    title = Text(f"{first['task']}: {first['metric']['name']} with its {_percent(LEVEL)} interval, best first")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for name in ("variant", "model"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for name in ("weights", "adapter"):
+        table.add_column(name, no_wrap=True)
+    for name in (
+        "items",
+        f"{first['metric']['name']} {_ARROWS.get(first['metric']['better'], '')}",
+        "memory",
+        "seconds",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        found, adapter = row["metric"], row["adapter"] or {}
+        limits = interval(found["low"], found["high"], metric)
+        table.add_row(
+            Text(row["variant"]),
+            Text(row["model"] or "-"),
+            row["weights"] or "-",
+            f"rank {adapter['rank']}" if "rank" in adapter else "-",
+            str(row["items"]),
+            f"{figure(found['value'], metric)} ({limits})",
+            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f} GB",
+            "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
+        )
+    told = [Text(f"another experiment, {line}", style="yellow") for line in first["differs"]]
+    return Group(table, *told)
 
 
 def render_result(result: dict[str, Any]) -> RenderableType:
@@ -31,7 +82,7 @@ def render_result(result: dict[str, Any]) -> RenderableType:
     table = Table(title=Text(f"{result['task']}: {result['variant']}, {result['items']} items"), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    table.add_column(f"{_PERCENT} interval", justify="right")
+    table.add_column(f"{_percent(LEVEL)} interval", justify="right")
     table.add_column("n", justify="right")
     table.add_column("what it is")
     all_answered = not result.get("unanswered")
@@ -57,28 +108,60 @@ def render_result(result: dict[str, Any]) -> RenderableType:
     return Group(table, Text(f"{last}; {_legend()}" if last else _legend()), *_warnings(result))
 
 
-def render_comparison(comparison: dict[str, Any]) -> RenderableType:
+def render_comparison(comparison: dict[str, Any], known: Mapping[str, str] | None = None) -> RenderableType:
+    """`known`: what each folder is called, as `compare.names` gives it."""
     metric = next((m for m in METRICS[comparison["kind"]] if m.name == comparison["metric"]), None)
-    title = f"{comparison['task']}: {comparison['b']} against {comparison['a']}"
-    lines = [Text(title, style="bold")]
+    a, b = ((known or names([comparison]))[comparison[f"{side}_folder"]] for side in "ab")
+    lines = [Text(f"{comparison['task']}: {b} against {a}", style="bold")]
     rows = [(f"all {comparison['n']} items", comparison)]
     if comparison.get("both_answered"):
         rows.append((f"the {comparison['both_answered']['n']} items that both answered", comparison["both_answered"]))
     for label, row in rows:
         found = row["difference"]
         change = f"{figure(row['a_value'], metric)} -> {figure(row['b_value'], metric)}"
-        p_value = "-" if found["p"] is None else f"{found['p']:.2g}"
         change_by = figure(found["value"], metric, sign=True)
         limits = interval(found["low"], found["high"], metric, sign=True)
         lines.append(
             Text.assemble(
                 f"  {comparison['metric']} {_ARROWS[comparison['better']]} over {label}: {change}\n"
-                f"  difference {change_by} ({_PERCENT} interval {limits}), p {p_value}; "
-                f"{row['wins']} wins, {row['losses']} losses, {row['ties']} ties: ",
+                f"  difference {change_by} ({_percent(found['level'])} interval {limits}), "
+                f"{_chance(comparison, found)}; {row['wins']} wins, {row['losses']} losses, {row['ties']} ties: ",
                 (row["verdict"], _COLOURS.get(row["verdict"], "bold")),
             )
         )
-    return Group(*lines, Text(f"  difference: {comparison['sign']}", style="dim"), *_warnings(comparison))
+    lines.append(Text(f"  difference: {comparison['sign']}; {detectable(comparison, metric)}", style="dim"))
+    return Group(*lines, *_warnings(comparison))
+
+
+def _chance(comparison: dict[str, Any], found: dict[str, Any]) -> str:
+    together = f" (adjusted for {comparison['comparisons']} comparisons)" if comparison.get("correction") else ""
+    return f"p {found['p_adjusted']:.2g}{together}"
+
+
+def detectable(comparison: dict[str, Any], metric: Metric | None) -> str:
+    """What these items could have shown, and how many would show a given difference, in words."""
+    found, needed = comparison["detectable"], comparison.get("needed")
+    chance = f"with a chance of {100 * found['power']:.0f} %"
+    if found["value"] is None:
+        text = "what these items could detect is not known"
+        if found["method"] == "mcnemar exact":
+            text = "so few items detect no difference"
+    else:
+        text = f"these items detect {_size(found['value'], metric)} or more {chance}"
+    if needed is None:
+        return text
+    size = _size(abs(needed["difference"]), metric)
+    if needed["items"] is None:
+        return f"{text}; how many items would detect {size} is not known"
+    return f"{text}; {size} would take {needed['items']:,} items"
+
+
+def _size(value: float, metric: Metric | None) -> str:
+    return figure(value, metric, sign=True).removeprefix("+")
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:.4g} %"
 
 
 def figure(value: float | None, metric: Metric | None, *, sign: bool = False) -> str:

@@ -19,6 +19,7 @@ from halfbyte.config import TaskConfig
 from halfbyte.data.encode import Encoder
 from halfbyte.data.numbers import parse_number
 from halfbyte.data.records import Record
+from halfbyte.data.sides import asked_examples
 from halfbyte.data.template import Example, fill, load_examples
 from halfbyte.errors import DataError, nearest
 
@@ -76,7 +77,7 @@ def load_task_set(task: TaskConfig, *, seed: int = 0, limit: int | None = None) 
     Raises DataError for a missing or broken file, an empty test set, an item without a reference, an id that stands
     twice, a reference of a `number` task that is no number, and one of a `choice` task that is no option.
     """
-    examples = load_examples(task.data, task.template, split="test")
+    examples = asked_examples(task)
     items = _items(examples, task)
     if limit is not None and limit < len(items):
         kept = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[: max(1, limit)]
@@ -255,6 +256,8 @@ def _parts(task: TaskConfig, items: Sequence[Item], shots: Sequence[Example], fa
         "chat": task.chat,
         "shots": digest([[shot.prompt, shot.completion] for shot in shots]) if shots else None,
     }
+    if task.split.share is not None:
+        parts["split"] = asdict(task.split)
     if task.kind in ("number", "exact"):
         parts["decoding"] = asdict(task.decoding)
     if task.kind == "number":

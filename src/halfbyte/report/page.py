@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.report import sections
+from halfbyte.report.fill import fill
 from halfbyte.report.read import Evidence, Variant, as_number, gather
 from halfbyte.report.story import Row, Story, counted, cut, ranked, right_or_wrong, shown, spoken, verdict_kind
 from halfbyte.report.words import (
@@ -26,6 +27,7 @@ from halfbyte.report.words import (
     interval_text,
     is_number_metric,
     label,
+    level_text,
     metric_of,
     number_text,
     value_text,
@@ -44,17 +46,9 @@ def report(run: Path) -> Path:
 
 def render(evidence: Evidence) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["picture"] = Markup  # our own SVG: matplotlib has escaped its texts
     story = Story.of(evidence)
-    return environment.get_template("template.html").render(
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
+    return fill(
+        "template.html",
         title=_title(evidence),
         notes=[*_unfinished(evidence), *evidence.notes, *_differing(story)],
         summary=_summary(story),
@@ -135,7 +129,7 @@ def _difference_tile(story: Story, found: Mapping[str, Any] | None) -> Row:
         lines = ["no comparison yet: halfbyte compare A B"]
         return {"name": "Difference", "kind": "open", "tag": "", "value": "–", "lines": lines}
     interval = change_interval_text(found, story.unit)
-    lines = [f"95 % interval {interval}"] * bool(interval) + [counted(found)]
+    lines = [f"{level_text(found)} interval {interval}"] * bool(interval) + [counted(found)]
     value = change_text(str(found.get("metric")), as_number(found["difference"].get("value")), story.unit)
     kind, tag = verdict_kind(found), str(found.get("verdict", ""))
     return {"name": "Difference", "kind": kind, "tag": tag, "value": value, "lines": lines}

@@ -209,7 +209,7 @@ def before_after(points: Sequence[tuple[float, float]], label: str) -> str:
 
 @_picture
 def differences(rows: Sequence[tuple[str, float, float, float, str]], label: str, scale: float = 1) -> str:
-    """(name, difference, low, high, verdict) a row, with its 95 % interval, against zero, all times `scale`."""
+    """(name, difference, low, high, verdict) a row, with its interval, against zero, all times `scale`."""
     figure, axes = _figure(0.75 + 0.5 * len(rows))
     axes.axvline(0, color=INK, linewidth=1)
     for y, (_, value, low, high, verdict) in enumerate(rows):

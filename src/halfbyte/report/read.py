@@ -171,11 +171,12 @@ def _variants(folder: Path, notes: list[str]) -> Iterator[Variant]:
             if not (place / "result.json").exists():
                 notes.append(f"evaluations/{place.name} has no result.json: that evaluation did not end")
             continue
-        predictions = [_prediction(line) for line in _lines(place / "predictions.jsonl", notes)]
+        predictions = [prediction(line) for line in _lines(place / "predictions.jsonl", notes)]
         yield Variant(place.name, result, predictions)
 
 
-def _prediction(line: dict[str, Any]) -> Prediction:
+def prediction(line: dict[str, Any]) -> Prediction:
+    """A line of predictions.jsonl."""
     scores = line.get("scores")
     numbers = {key: as_number(value) for key, value in scores.items()} if isinstance(scores, dict) else {}
     return Prediction(

@@ -29,6 +29,7 @@ from halfbyte.report.words import (
     is_number_metric,
     item_error,
     label,
+    level_text,
     metric_of,
     number_text,
     value_text,
@@ -205,7 +206,10 @@ def differences(story: Story) -> Row:
         )
         better = {"lower": "left of zero is better", "higher": "right of zero is better"}
         svg = pictures.differences(points, f"difference in {label(name)}{unit}", 100 if percent else 1)
-        title = "Differences with 95 % intervals" + (f"; {better[metric.better]}" if metric else "")
+        levels = {level_text(item) for item in found if item.get("metric") == name}
+        title = f"Differences with {' or '.join(sorted(levels))} intervals" + (
+            f"; {better[metric.better]}" if metric else ""
+        )
         made.append({"svg": svg, "title": title})
     told = [f"{item['b']} against {item['a']}: {text}" for item in found for text in item.get("warnings") or []]
     return {"rows": rows, "pictures": made, "warnings": told}
@@ -229,13 +233,14 @@ def samples(story: Story) -> Row:
     heads = [v.name for v in (story.base, story.tuned) if v]
     groups, seen = [], set()
     for name, items in chosen:
-        rows = [_sample(story, p) for p in items if p.id not in seen]
+        rows = [sample(story, p) for p in items if p.id not in seen]
         seen |= {p.id for p in items}
         groups.append({"name": name, "rows": rows})
     return {"groups": [group for group in groups if group["rows"]], "rule": rule, "heads": heads}
 
 
-def _sample(story: Story, item: Prediction) -> Row:
+def sample(story: Story, item: Prediction) -> Row:
+    """An item with the answers of base and tuned model."""
     cells = []
     for variant in (story.base, story.tuned):
         if not variant:

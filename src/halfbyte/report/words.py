@@ -122,7 +122,7 @@ def change_text(name: str, value: float | None, unit: str = "") -> str:
 
 
 def change_interval_text(found: Mapping[str, Any], unit: str = "") -> str:
-    """The 95 % interval of a comparison's difference; "" where it has none."""
+    """The interval of a comparison's difference; "" where it has none."""
     low, high = interval_ends(found)
     if low is None or high is None:
         return ""
@@ -175,9 +175,15 @@ def difference_text(found: Mapping[str, Any] | None, unit: str = "") -> str:
         return ""
     text = change_text(str(found.get("metric")), as_number(found["difference"].get("value")), unit)
     interval = change_interval_text(found, unit)
-    p = as_number(found["difference"].get("p"))
+    p = as_number(found["difference"].get("p_adjusted", found["difference"].get("p")))
     chance = "" if p is None else f", p{_SPACE}<{_SPACE}0.001" if p < 0.001 else f", p{_SPACE}={_SPACE}{p:.3f}"
-    return text + (f" (95 % interval {interval}{chance})" if interval else "")
+    return text + (f" ({level_text(found)} interval {interval}{chance})" if interval else "")
+
+
+def level_text(found: Mapping[str, Any]) -> str:
+    """The level of a comparison's interval: 95 %, or more where several were compared."""
+    level = as_number(found["difference"].get("level"))
+    return f"{100 * (0.95 if level is None else level):.4g} %"
 
 
 def interval_ends(found: Mapping[str, Any]) -> tuple[float | None, float | None]:

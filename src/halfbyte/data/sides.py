@@ -1,0 +1,74 @@
+"""One file, two sides: which records of a task's data are for testing, and which may be trained on.
+
+A record's side is settled by a hash of its group, else its id, else its prompt, and by nothing else: it keeps its side
+when records join, leave or change places, and a group is never on both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from halfbyte.config import TaskConfig, load_task
+from halfbyte.data.records import Record, load_records
+from halfbyte.data.template import Example, to_examples
+from halfbyte.errors import ConfigError, DataError, nearest
+
+
+def asked_examples(task: TaskConfig) -> list[Example]:
+    """The examples that `task` is scored on: all of its data, or the testing side of it."""
+    if task.split.share is None:
+        return to_examples(load_records(task.data, split="test"), task.template)
+    return [example for example, test in _sides(task) if test]
+
+
+def training_examples(file: Path, template: dict[str, str] | None = None) -> list[Example]:
+    """The training side of the task in `file`, by `template`, else by the task's own.
+
+    Raises ConfigError for a task without a split.
+    """
+    task = load_task(file)
+    if task.split.share is None:
+        raise ConfigError("the task keeps all of its data for testing, so there is nothing to train on", where=file,
+                          do="split it: 'split: {share: 0.2}', or name training data of its own")  # fmt: skip
+    kept = [example for example, test in _sides(task) if not test]
+    return kept if template is None else to_examples([example.record for example in kept], template)
+
+
+def _sides(task: TaskConfig) -> list[tuple[Example, bool]]:
+    """(example, whether it is for testing), in the order of the data. Raises DataError where a side is empty."""
+    share, salt = task.split.share, task.split.salt
+    assert share is not None
+    examples = to_examples(load_records(task.data), task.template)
+    made = [(example, _rank(_key(example, task), salt) < share) for example in examples]
+    tests = sum(test for _, test in made)
+    if not 0 < tests < len(made):
+        side = "testing" if tests == 0 else "training"
+        raise DataError(f"the split leaves nothing for {side}", where=f"task {task.name}: split",
+                        found=f"{len(made)} records, share {share:g}, salt {salt}",
+                        do="change the share or the salt, or name more data")  # fmt: skip
+    return made
+
+
+def _key(example: Example, task: TaskConfig) -> str:
+    column = task.group or task.id
+    if column is None:
+        prompt = " ".join(f"{example.system or ''} {example.prompt}".split()).casefold()
+        return prompt or (example.completion or "")
+    return _value(example.record, column)
+
+
+def _value(record: Record, column: str) -> str:
+    if column not in record.values:
+        hint = nearest(column, map(str, record.values), "columns")
+        raise DataError(f"there is no column '{column}' to split by", where=record.origin, do=hint)
+    value = record.values[column]
+    if value is None or value == "" or isinstance(value, (list, dict)):
+        raise DataError(f"the column '{column}' holds nothing to split by", where=record.origin, found=repr(value))
+    return str(value)
+
+
+def _rank(key: str, salt: int) -> float:
+    """A number in [0, 1) that depends on the key and the salt alone."""
+    digest = hashlib.blake2b(f"{salt}\n{key}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

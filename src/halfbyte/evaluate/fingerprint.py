@@ -1,0 +1,75 @@
+"""Are two results of the same experiment? And if not, what differs.
+
+A result keeps the parts that its fingerprint is made of (`tasks.py` gathers them): small things as they are, the items
+and the examples before the prompts as hashes. Two results compare when all parts are equal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from halfbyte.errors import ConfigError
+from halfbyte.evaluate.results import Evaluation
+
+_HASHED = {
+    "data": "the items: ids, groups, prompts, references or options",
+    "shots": "the examples before the prompts",
+}
+_SHOWN = 3
+_LONGEST = 60  # characters of a value
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """A line for each field of the parts `a` and `b` that differs: its name, and both values."""
+    return [f"{name}: {_told(one)} against {_told(other)}" + _meaning(name) for name, one, other in _fields(a, b)]
+
+
+def require_same(one: Evaluation, other: Evaluation) -> None:
+    """Raises ConfigError, naming each field that differs with both values, unless both are of the same experiment."""
+    if one.result["fingerprint"] == other.result["fingerprint"]:
+        return
+    mine, theirs = one.result["fingerprint_parts"], other.result["fingerprint_parts"]
+    lines = differing(mine, theirs)
+    if mine.get("data") != theirs.get("data"):
+        lines += _items(one, other)
+    raise ConfigError("the two evaluations are not of the same experiment", where=f"{one.folder} and {other.folder}",
+                      found="\n         ".join(lines) or "other fingerprints",
+                      do="evaluate both with the same task file, data and limit")  # fmt: skip
+
+
+def _fields(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, a's value, b's value) of what differs, depth first."""
+    for key in dict.fromkeys([*a, *b]):
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _fields(one, other, f"{prefix}{key}.")
+        elif one != other:
+            yield f"{prefix}{key}", one, other
+
+
+def _told(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _meaning(name: str) -> str:
+    return f" ({_HASHED[name]})" if name in _HASHED else ""
+
+
+def _items(one: Evaluation, other: Evaluation) -> Iterator[str]:
+    """Which items differ, as far as the predictions show it."""
+    mine, theirs = ({line["id"]: line for line in found.predictions} for found in (one, other))
+    for found, lacks, where in ((mine, theirs, one.folder), (theirs, mine, other.folder)):
+        only = [name for name in found if name not in lacks]
+        if only:
+            yield f"{len(only)} items only in {where}: {_some(only)}"
+    for field in ("group", "reference", "prompt"):
+        changed = [name for name in mine if name in theirs and mine[name][field] != theirs[name][field]]
+        if changed:
+            yield f"{len(changed)} items with another {field}: {_some(changed)}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

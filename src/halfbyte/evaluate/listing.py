@@ -1,0 +1,85 @@
+"""What has been scored on a task so far: a line for each result, those of one experiment together.
+
+`FOLDER` is searched for evaluations; a TASK.yaml stands for the results of that task below `runs/`. Only what is
+complete counts; nothing of a model is loaded, and predictions are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from halfbyte.config import load_task
+from halfbyte.errors import DataError
+from halfbyte.evaluate.fingerprint import differing
+from halfbyte.evaluate.metrics import METRICS
+from halfbyte.evaluate.results import RESULT, SCHEMA
+from halfbyte.evaluate.tasks import load_task_set
+
+_COPIED = ("task", "kind", "fingerprint", "variant", "model", "weights", "adapter", "items", "unanswered", "peak_bytes",
+           "mapped_bytes", "seconds", "seed", "limit")  # fmt: skip
+
+
+def list_results(target: Path, *, runs: Path = Path("runs")) -> list[dict[str, Any]]:
+    """The results below `target`, a folder, or below `runs` those of the task in `target`, a TASK.yaml.
+
+    Each has `folder`, the keys of result.json that tell one from the other, `metric` {name, value, low, high, better}
+    (the first of the kind), and `differs`: what its experiment differs in from the first one's (of a TASK.yaml: from
+    what the task is now), empty where it compares. Those that compare come first, then by fingerprint, best first.
+
+    Raises DataError where there is none, ConfigError for a broken TASK.yaml.
+    """
+    if target.is_file():
+        task = load_task(target)
+        rows = [row for row in _found(runs) if row["task"] == task.name]
+        wanted = load_task_set(task).parts if rows else {}
+        where, nothing = runs, f"no result of the task '{task.name}'"
+    else:
+        rows, where, nothing = list(_found(target)), target, "no result.json of an evaluation"
+        wanted = rows[0]["fingerprint_parts"] if rows else {}
+    if not rows:
+        raise DataError("there is no result yet", where=where, found=nothing if where.is_dir() else "no such folder",
+                        do="halfbyte evaluate MODEL --task TASK.yaml")  # fmt: skip
+    for row in rows:
+        row["differs"] = differing(wanted, row.pop("fingerprint_parts"))
+    return sorted(rows, key=_place)
+
+
+def _found(folder: Path) -> Iterable[dict[str, Any]]:
+    for file in sorted(folder.glob(f"**/{RESULT}")):
+        result = _read(file)
+        if result is not None:
+            name, metric = _first_metric(result)
+            yield {
+                "folder": str(file.parent),
+                **{key: result.get(key) for key in _COPIED},
+                "metric": {"name": name, **{key: metric.get(key) for key in ("value", "low", "high", "better")}},
+                "fingerprint_parts": result["fingerprint_parts"],
+            }
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """A result of this schema; None for anything else that is called so."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = {"task", "fingerprint", "fingerprint_parts", "variant", "metrics"}
+    whole = isinstance(found, dict) and needed <= found.keys() and found.get("schema") == SCHEMA
+    return found if whole and isinstance(found["metrics"], dict) else None
+
+
+def _first_metric(result: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The metric that decides the comparisons of the result's kind."""
+    metrics = result["metrics"]
+    known = [metric.name for metric in METRICS.get(str(result["fingerprint_parts"].get("kind")), ())]
+    name = next((name for name in [*known, *metrics] if name in metrics), "")
+    return name, metrics.get(name) or {}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    value, lower = row["metric"]["value"], row["metric"]["better"] == "lower"
+    badness = float("inf") if value is None else value if lower else -value
+    return (bool(row["differs"]), str(row["task"]), str(row["fingerprint"]), badness, row["folder"])

@@ -1,0 +1,111 @@
+"""One metric on the same items of two results: the test, the interval, and what they could have shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from halfbyte.evaluate.metrics import Metric
+from halfbyte.evaluate.power import (
+    POWER,
+    detectable,
+    right_wrong_detectable,
+    right_wrong_needed,
+    units_needed,
+)
+from halfbyte.evaluate.results import Prediction, table_of, units_of
+from halfbyte.evaluate.several import Adjusted
+from halfbyte.evaluate.statistics import (
+    LEVEL,
+    Estimate,
+    Floats,
+    Resampled,
+    Test,
+    paired_test,
+    right_wrong_difference,
+    right_wrong_test,
+    verdict,
+)
+
+
+class Paired:
+    """`metric` of b against a; `a` and `b` are the predictions of the same items in the same order.
+
+    Right/wrong answers of independent items get McNemar's exact test and the interval of Agresti and Min; everything
+    else the BCa interval and the permutation test, which resample and swap the units (a group whole). `together` is the
+    number of comparisons that are corrected together: so small a p, and so high a level, must be possible.
+    """
+
+    def __init__(
+        self, metric: Metric, a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int, together: int = 1
+    ) -> None:
+        self.metric, self.n, self.seed = metric, len(a), seed
+        before, after, unit_of = table_of(a), table_of(b), units_of(a)
+        self.first, self.second = metric.statistic(before, unit_of), metric.statistic(after, unit_of)
+        self.units = self.first.units
+        counted = (metric.denominator(before) > 0) & (metric.denominator(after) > 0)
+        change = np.asarray(after[metric.item] - before[metric.item], dtype=np.float64)[counted]
+        gain: Floats = change if metric.item_better == "higher" else -change
+        self.wins, self.losses = int(np.count_nonzero(gain > 0)), int(np.count_nonzero(gain < 0))
+        self.ties = len(gain) - self.wins - self.losses
+        whole = metric.n(before) == metric.n(after) == self.n
+        self.test: Test
+        self._resampled: Resampled | None = None
+        if metric.share and whole and self.units == self.n:
+            self.test = right_wrong_test(*self._up_and_down)
+        else:
+            level = 1 - (1 - LEVEL) / together
+            self._resampled, self.test = paired_test(self.first, self.second, seed=seed, level=level)
+
+    @property
+    def _up_and_down(self) -> tuple[int, int]:
+        """Items on which only b's share counts, and those on which only a's does."""
+        return (self.wins, self.losses) if self.metric.better == "higher" else (self.losses, self.wins)
+
+    def difference(self, level: float) -> Estimate:
+        if self._resampled is None:
+            return right_wrong_difference(*self._up_and_down, self.n, level=level)[0]
+        return self._resampled.estimate(level)
+
+    def result(self, adjusted: Adjusted, detect: float | None) -> tuple[dict[str, Any], Estimate]:
+        """What comparison.json holds of this metric, and the difference behind it."""
+        found, every = self.difference(adjusted.level), np.ones((1, self.units))
+        difference = {
+            "value": found.value, "low": found.low, "high": found.high, "p": self.test.p, "p_adjusted": adjusted.p,
+            "level": adjusted.level, "method": found.method, "test": self.test.method,
+        }  # fmt: skip
+        made: dict[str, Any] = {
+            "n": self.n,
+            "units": self.units,
+            "a_value": float(self.first.value(every)[0]),
+            "b_value": float(self.second.value(every)[0]),
+            "difference": difference,
+            "wins": self.wins,
+            "losses": self.losses,
+            "ties": self.ties,
+            "verdict": verdict(found, adjusted.p, self.metric.better),
+            "detectable": self._detectable(adjusted.level),
+        }
+        if detect is not None:
+            made["needed"] = {"difference": detect, "items": self._needed(detect, adjusted.level)}
+        return made, found
+
+    def _detectable(self, level: float) -> dict[str, Any]:
+        """The smallest difference that these items detect; see `power`."""
+        if self._resampled is None:
+            value = right_wrong_detectable(self.n, (self.wins + self.losses) / self.n, level=level)
+            return {"value": value, "power": POWER, "level": level, "method": "mcnemar exact"}
+        error = self._resampled.error
+        value = detectable(error, self.units, level=level) if error else None
+        return {"value": value, "power": POWER, "level": level, "method": "standard error"}
+
+    def _needed(self, difference: float, level: float) -> int | None:
+        """Items that detect `difference`; groups as large as these are. None: unknown, or more than 10^9."""
+        if self._resampled is None:
+            return right_wrong_needed((self.wins + self.losses) / self.n, difference, level=level)
+        error = self._resampled.error
+        units = units_needed(error, self.units, difference, level=level) if error else None
+        return None if units is None else math.ceil(units * self.n / self.units)

@@ -1,0 +1,38 @@
+"""Several comparisons at once: the more are made, the likelier one of them looks real by chance.
+
+Holm's correction (1979, Scandinavian Journal of Statistics 6:65-70) keeps the chance of even one false alarm at 5 %,
+whatever the comparisons have to do with each other, and is never weaker than Bonferroni's. The smallest of m p-values
+must pass 5 % / m, the next one 5 % / (m - 1), and so on; the first one that fails ends it for all that follow.
+
+An interval is shown at the level of the step that decided its comparison, so that it leaves 0 out where that step's
+test says so. Together the intervals of what was found are no joint 95 % region: Holm's steps have none that tells much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from halfbyte.evaluate.statistics import LEVEL
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """`p` is to be compared with 1 - LEVEL, as ever; `level` is that of the interval."""
+
+    p: float
+    level: float
+
+
+def holm(p_values: Sequence[float], *, level: float = LEVEL) -> list[Adjusted]:
+    """The adjusted p and the interval's level of each comparison, in the order that they were given in."""
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    adjusted: dict[int, Adjusted] = {}
+    p, steps, ended = 0.0, len(order), False
+    for rank, at in enumerate(order):
+        left = len(order) - rank
+        p = max(p, min(1.0, left * p_values[at]))
+        steps = steps if ended else left
+        ended = ended or p >= 1 - level
+        adjusted[at] = Adjusted(p, 1 - (1 - level) / steps)
+    return [adjusted[at] for at in range(len(p_values))]

@@ -1,0 +1,21 @@
+"""Fill a template of this folder: one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def fill(template: str, **values: Any) -> str:
+    """The page as HTML. Everything is escaped except the style and what the filter `picture` is put on: our own SVG,
+    in which matplotlib has escaped the texts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["picture"] = Markup
+    style = Markup((here / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, **values)

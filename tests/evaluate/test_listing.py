@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from halfbyte.config import load_task
+from halfbyte.errors import DataError
+from halfbyte.evaluate.listing import list_results
+from halfbyte.evaluate.show import print_results
+from halfbyte.evaluate.tasks import load_task_set
+from tests.evaluate.test_compare import exact, numbers
+
+
+def edit(place: Path, **values: object) -> None:
+    file = place / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def printed(rows: list[dict[str, object]]) -> str:
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    print_results(rows, console)
+    return console.file.getvalue()
+
+
+def test_a_folder_is_listed_best_first(tmp_path: Path) -> None:
+    truth = [10.0, 20.0, 30.0]
+    base = numbers(tmp_path / "one" / "base-nf4", [18.0, 29.0, 45.0], truth)
+    tuned = numbers(tmp_path / "two" / "tuned", [11.0, 20.0, 31.0], truth)
+    edit(base, model="tiny", weights="nf4", adapter=None, seconds=1.25, peak_bytes=2 * 10**9, unanswered=0.0)
+    edit(tuned, model="tiny", weights="nf4", adapter={"rank": 8})
+    (tmp_path / "result.json").write_text("[]")  # something else of that name
+    rows = list_results(tmp_path)
+    assert [(row["variant"], row["metric"]["name"], row["items"]) for row in rows] == [
+        ("tuned", "mae", 3), ("base-nf4", "mae", 3)]  # fmt: skip
+    assert rows[0]["metric"]["value"] == pytest.approx(2 / 3) and rows[0]["metric"]["low"] is not None
+    assert all(row["differs"] == [] for row in rows) and rows[1]["folder"] == str(base)
+    text = printed(rows)
+    for told in ("t: mae with its 95 % interval", "tuned", "base-nf4", "mae ↓", "rank 8", "2.00 GB", "0.6667 (", "1.2"):
+        assert told in text
+    json.dumps(rows, allow_nan=False)
+
+
+def test_other_experiments_stand_apart_and_say_why(tmp_path: Path) -> None:
+    exact(tmp_path / "a", [True, False, True])
+    exact(tmp_path / "b", [True, True], decoding={"max_new_tokens": 3, "stop": []})
+    rows = list_results(tmp_path)
+    assert rows[0]["differs"] == [] and rows[1]["differs"][0] == "items: 3 against 2"
+    assert any(line.startswith("decoding: null against") for line in rows[1]["differs"])
+    text = printed(rows)
+    assert "another experiment, items: 3 against 2" in text and text.count("exact_match ↑") == 2
+
+
+def test_a_task_lists_its_own_results(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "x"}\n{"prompt": "b", "completion": "y"}\n')
+    (tmp_path / "t.yaml").write_text("data: test.jsonl\nkind: exact\n")
+    runs = tmp_path / "runs"
+    same, old = exact(runs / "t" / "evaluations" / "now", [True, False]), exact(runs / "r" / "then", [True])
+    edit(exact(runs / "other", [True]), task="another")
+    tasks = load_task_set(load_task(tmp_path / "t.yaml"))
+    edit(same, fingerprint=tasks.fingerprint, fingerprint_parts=tasks.parts)
+    rows = list_results(tmp_path / "t.yaml", runs=runs)
+    assert [row["folder"] for row in rows] == [str(same), str(old)]
+    assert rows[0]["differs"] == [] and any("items: 2 against 1" in line for line in rows[1]["differs"])
+
+
+def test_nothing_yet_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)no result yet.*halfbyte evaluate"):
+        list_results(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "x"}\n')
+    (tmp_path / "t.yaml").write_text("data: test.jsonl\n")
+    with pytest.raises(DataError, match="no such folder"):
+        list_results(tmp_path / "t.yaml", runs=tmp_path / "runs")
