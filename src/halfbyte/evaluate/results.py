@@ -63,7 +63,7 @@ def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[
     table, unit_of = table_of(predictions), units_of(predictions)
     units = int(unit_of.max()) + 1 if len(unit_of) else 0
     metrics: dict[str, Any] = {}
-    lopsided = []
+    lopsided: list[str] = []
     for metric in metrics_of(kind, table):
         if metric.share and units == len(predictions):
             counted = metric.denominator(table)
@@ -72,7 +72,8 @@ def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[
             found = estimate(metric.statistic(table, unit_of), seed=seed)
             if metric.share and found.value is not None and found.method == "no spread":  # none or all of them
                 found = share(round(found.value * units), units)
-        lopsided += [metric.name] * found.lopsided
+        if found.lopsided and not metric.share and metric.name.removesuffix("_answered") not in lopsided:
+            lopsided.append(metric.name)
         metrics[metric.name] = {
             "value": found.value,
             "low": found.low,

@@ -14,6 +14,7 @@ from halfbyte.evaluate.metrics import METRICS, Metric
 from halfbyte.evaluate.statistics import LEVEL
 
 _ARROWS = {"lower": "↓", "higher": "↑"}  # which way is better
+_LONGEST = 24  # characters of a model's name that are shown
 _COLOURS = {"better": "bold green", "worse": "bold red"}
 
 
@@ -65,7 +66,7 @@ def _render_experiment(rows: Sequence[dict[str, Any]]) -> RenderableType:
         limits = interval(found["low"], found["high"], metric)
         table.add_row(
             Text(row["variant"]),
-            Text(row["model"] or "-"),
+            Text((row["model"] or "-").rstrip("/").rpartition("/")[2][:_LONGEST]),
             row["weights"] or "-",
             f"rank {adapter['rank']}" if "rank" in adapter else "-",
             str(row["items"]),
