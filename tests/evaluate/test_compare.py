@@ -186,6 +186,8 @@ def test_a_difference_that_few_items_make_is_not_trusted(tmp_path: Path) -> None
     assert found["verdict"] == "no detectable difference"
     assert any("interval and test disagree" in warning for warning in found["warnings"])
     assert any("few items make up most of the difference" in warning for warning in found["warnings"])
+    told = json.loads((a / "result.json").read_text())["warnings"]
+    assert told[-1].startswith("few items make up most of mae, rmsle:")  # a share is never made of few items
 
 
 def test_none_or_all_of_a_grouped_share_is_not_certain(tmp_path: Path) -> None:
@@ -264,3 +266,14 @@ def test_ten_thousand_items_take_less_than_three_seconds(tmp_path: Path) -> None
     found = compare_folders(a, b)
     assert time.process_time() - began < 3
     assert found["verdict"] == "better" and "both_answered" in found
+
+
+def test_so_do_ten_thousand_right_and_wrong_answers(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    a = exact(tmp_path / "a", list(generator.random(10_000) < 0.6))
+    b = exact(tmp_path / "b", list(generator.random(10_000) < 0.63))
+    began = time.process_time()
+    (found,) = compare_several([a, b], detect=0.001)
+    assert time.process_time() - began < 3
+    assert found["verdict"] == "better" and found["difference"]["test"] == "mcnemar exact"
+    assert found["detectable"]["value"] < 0.03 and found["needed"]["items"] > 10**6

@@ -76,3 +76,6 @@ def test_needed_items_agree_with_connors_formula() -> None:
     connor = (a * math.sqrt(psi) + b * math.sqrt(psi - delta**2)) ** 2 / delta**2
     assert 1 < right_wrong_needed(psi, delta) / connor < 1.08
     assert right_wrong_needed(psi, delta, level=0.99) > 1.3 * connor
+    many, more = right_wrong_needed(0.3, 0.009), right_wrong_needed(0.3, 0.008)  # the exact power, and the formula
+    assert many * 0.3 < 10_000 < more * 0.3 and more / many == pytest.approx((9 / 8) ** 2, rel=0.02)
+    assert right_wrong_needed(0.3, 1e-6) is None and right_wrong_needed(0.3, 1.5) is None

@@ -7,6 +7,7 @@ when records join, leave or change places, and a group is never on both.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from halfbyte.config import TaskConfig, load_task
@@ -22,7 +23,7 @@ def asked_examples(task: TaskConfig) -> list[Example]:
     return [example for example, test in _sides(task) if test]
 
 
-def training_examples(file: Path, template: dict[str, str] | None = None) -> list[Example]:
+def training_examples(file: Path, template: Mapping[str, str] | None = None) -> list[Example]:
     """The training side of the task in `file`, by `template`, else by the task's own.
 
     Raises ConfigError for a task without a split.

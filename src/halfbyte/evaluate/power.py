@@ -24,6 +24,7 @@ from halfbyte.evaluate.statistics import LEVEL
 
 POWER = 0.8
 _MOST = 10**9  # items; more is "not by items alone"
+_MANY = 10_000  # discordant items; beyond, the normal approximation is as good
 _NEGLECTED = 1e-10  # probability beyond the numbers of discordant items that are counted
 
 
@@ -66,8 +67,16 @@ def right_wrong_needed(
     discordant: float, difference: float, *, level: float = LEVEL, power: float = POWER
 ) -> int | None:
     """How many items detect `difference`, a share; None: too many. Power rises in a saw-tooth: by a few items it may
-    be less again."""
-    return _smallest(lambda n: right_wrong_power(n, discordant, difference, level=level) >= power)
+    be less again. Where 10,000 items or more are discordant, Connor's formula (1987, Biometrics 43:207-211) says it."""
+    size = abs(difference)
+    share = max(discordant, size)
+    if size > 1:
+        return None
+    tails = stats.norm.ppf((1 + level) / 2) * math.sqrt(share) + stats.norm.ppf(power) * math.sqrt(share - size**2)
+    formula = float(tails / size) ** 2
+    if formula * share > _MANY:
+        return math.ceil(formula) if formula < _MOST else None
+    return _smallest(lambda n: right_wrong_power(n, discordant, size, level=level) >= power)
 
 
 def _smallest(enough: Callable[[int], bool], *, most: int = _MOST) -> int | None:

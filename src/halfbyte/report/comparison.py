@@ -186,8 +186,8 @@ def _changed(compared: Compared, at: int) -> Row:
 
 def _experiment(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What all of them share: the parts of the fingerprint."""
-    parts = dict(result["fingerprint_parts"])
+    parts: dict[str, Any] = result["fingerprint_parts"]
     rows = [("task", str(result["task"])), ("fingerprint", str(result["fingerprint"]))]
-    told = {_PARTS.get(key, key): value for key, value in parts.items() if value is not None}
+    told = {_PARTS.get(key) or key: value for key, value in parts.items() if value is not None}
     return rows + [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
                    for key, value in told.items()]  # fmt: skip
