@@ -7,7 +7,7 @@ interval has the level that goes with it. Items of one group are resampled and s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ class _Pair:
     b: Sequence[Prediction]
 
     @classmethod
-    def of(cls, one: Evaluation, other: Evaluation) -> _Pair:
-        require_same(one, other)
+    def of(cls, one: Evaluation, other: Evaluation, across: Collection[str] = ()) -> _Pair:
+        require_same(one, other, across)
         return cls(one, other, one.predictions, _same_order(one, other))
 
     def answered(self) -> tuple[list[Prediction], list[Prediction]]:
@@ -56,8 +56,13 @@ class _Pair:
         return [x for x, _ in kept], [y for _, y in kept]
 
 
-def compare_folders(a: Path, b: Path, *, metric: str | None = None, seed: int = 0) -> dict[str, Any]:
+def compare_folders(
+    a: Path, b: Path, *, metric: str | None = None, seed: int = 0, across: Collection[str] = ()
+) -> dict[str, Any]:
     """What comparison.json holds: b against a, by `metric` (by default the first one of the task's kind).
+
+    `across` names parts of the fingerprint that may differ because they are what is compared ("shots": the same items
+    asked with other examples before them).
 
     `wins` counts the items on which b is better, `losses` those on which a is. For numbers, `both_answered` holds the
     same figures over the items to which both gave one, so that a gain in format alone shows as that.
@@ -65,21 +70,26 @@ def compare_folders(a: Path, b: Path, *, metric: str | None = None, seed: int = 
     Raises DataError for a folder that holds no evaluation, ConfigError when the two are not the same experiment (naming
     what differs) or there is no such metric.
     """
-    return compare_several([a, b], metric=metric, seed=seed)[0]
+    return compare_several([a, b], metric=metric, seed=seed, across=across)[0]
 
 
 def compare_several(
-    folders: Sequence[Path], *, metric: str | None = None, seed: int = 0, detect: float | None = None
+    folders: Sequence[Path],
+    *,
+    metric: str | None = None,
+    seed: int = 0,
+    detect: float | None = None,
+    across: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Each of `folders` but the first one against the first one, their p-values adjusted together.
 
     `detect` is a difference (of shares: a share, so that 0.02 are two points): `needed` then says how many items would
-    detect it. Returns and raises as `compare_folders`; ConfigError for a `detect` of 0.
+    detect it. `across`, what is returned and what is raised are as with `compare_folders`; ConfigError for a `detect` of 0.
     """
     if detect is not None and not (np.isfinite(detect) and detect != 0):
         raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}")
     one = read_evaluation(folders[0])
-    pairs = [_Pair.of(one, read_evaluation(folder)) for folder in folders[1:]]
+    pairs = [_Pair.of(one, read_evaluation(folder), across) for folder in folders[1:]]
     chosen = [_metric(one.kind, pair, metric) for pair in pairs]
     made = [Paired(which, pair.a, pair.b, seed=seed, together=len(pairs))
             for pair, (which, _) in zip(pairs, chosen, strict=True)]  # fmt: skip

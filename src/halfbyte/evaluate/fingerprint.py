@@ -7,7 +7,7 @@ and the examples before the prompts as hashes. Two results compare when all part
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from halfbyte.errors import ConfigError
@@ -26,11 +26,17 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {_told(one)} against {_told(other)}" + _meaning(name) for name, one, other in _fields(a, b)]
 
 
-def require_same(one: Evaluation, other: Evaluation) -> None:
-    """Raises ConfigError, naming each field that differs with both values, unless both are of the same experiment."""
+def require_same(one: Evaluation, other: Evaluation, across: Collection[str] = ()) -> None:
+    """Raises ConfigError, naming each field that differs with both values, unless both are of the same experiment.
+
+    The parts that `across` names may differ: they are what is compared.
+    """
     if one.result["fingerprint"] == other.result["fingerprint"]:
         return
-    mine, theirs = one.result["fingerprint_parts"], other.result["fingerprint_parts"]
+    mine, theirs = ({key: value for key, value in found.result["fingerprint_parts"].items() if key not in across}
+                    for found in (one, other))  # fmt: skip
+    if across and mine == theirs:
+        return
     lines = differing(mine, theirs)
     if mine.get("data") != theirs.get("data"):
         lines += _items(one, other)
