@@ -220,6 +220,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     results.add_argument("--json", action="store_true", help="print JSON")
 
+    select = verb(
+        "select",
+        _select,
+        "which model? candidates scored on a task, beside what tuning them takes; what is finished is not done again",
+        "halfbyte select task.yaml --candidates ./Llama-3.2-1B,org/name --budget 12GB --weights nf4,int8 --shots 0,4",
+    )
+    select.add_argument("task", metavar="TASK.yaml", type=Path)
+    select.add_argument(
+        "--candidates",
+        required=True,
+        metavar="A,B,...|FILE",
+        help="local folders and hub ids (ID@REVISION), or a file with one a line; names of the catalogue are planned, "
+        "not scored",
+    )
+    select.add_argument(
+        "--budget",
+        help="what tuning may take, weights included, e.g. 12GB (default: what is free); exit code 3: nothing fits",
+    )
+    select.add_argument(
+        "--weights", metavar="W,W", help=f"formats to try: {', '.join(WEIGHTS)} (default: as packed already, else nf4)"
+    )
+    select.add_argument("--shots", metavar="N,N", help="examples before each prompt (default: the task's own)")
+    select.add_argument("--run", type=Path, metavar="RUN.yaml", help="how it would be tuned (default: RUN's defaults)")
+    select.add_argument("--probe", type=int, metavar="STEPS", help="tune the best for so many steps, and score again")
+    select.add_argument("--probe-best", type=int, metavar="K", help="candidates that are probed (default: 3)")
+    select.add_argument("--limit", type=int, help="only N of the items, always the same ones")
+    select.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    select.add_argument("--out", type=Path, help="folder (default: runs/<task name>/select)")
+    select.add_argument("--json", action="store_true", help="print select.json at the end, all else to standard error")
+
     report = verb("report", _report, "one self-contained HTML page about a run", "halfbyte report runs/demo")
     report.add_argument("run", metavar="RUN", type=Path, help="the folder that a run left, or its RUN.yaml")
 
@@ -352,6 +382,12 @@ def _results(options: argparse.Namespace) -> int:
 
     pipeline.results(options.target, options.runs, options.json, _console())
     return 0
+
+
+def _select(options: argparse.Namespace) -> int:
+    from halfbyte import selecting
+
+    return selecting.select(options, _console())
 
 
 def _report(options: argparse.Namespace) -> int:

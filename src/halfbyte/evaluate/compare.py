@@ -84,7 +84,8 @@ def compare_several(
     """Each of `folders` but the first one against the first one, their p-values adjusted together.
 
     `detect` is a difference (of shares: a share, so that 0.02 are two points): `needed` then says how many items would
-    detect it. `across`, what is returned and what is raised are as with `compare_folders`; ConfigError for a `detect` of 0.
+    detect it. `across`, what is returned and what is raised are as with `compare_folders`; ConfigError where `detect`
+    is 0.
     """
     if detect is not None and not (np.isfinite(detect) and detect != 0):
         raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}")

@@ -1,1 +1,1 @@
-"""A run's files -> one page: read (files), words (what they say), pictures (how they look), page (the whole)."""
+"""A run's files, or a selection -> one page: read (files), words, pictures, sections, page, selection (the whole)."""

@@ -34,6 +34,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"} | {
     colour: name.partition("_")[0] for name, colour in PARTS.items() if name not in ("all", "adapter")}  # fmt: skip
 _WIDTH = 400 / 72  # inches: 400 points
 MOST_POINTS = 600  # of a scatter
+_LOGARITHMIC = 20  # times the smallest: then an axis of score_memory is logarithmic
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a "$" is a dollar
@@ -223,6 +224,52 @@ def differences(rows: Sequence[tuple[str, float, float, float, str]], label: str
     axes.xaxis.set_major_formatter(lambda value, _: number_text(value))
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     return _svg(figure, "differences-" + re.sub(r"\W+", "-", label))
+
+
+@_picture
+def score_memory(
+    points: Sequence[tuple[str, float, float, float | None, float | None, str]],
+    label: str,
+    *,
+    scale: float = 1,
+    budget: float | None = None,
+    guess: float | None = None,
+) -> str:
+    """Scores against memory: (mark, bytes, value, low, high, kind) a point, with its interval where there is one.
+
+    `kind` is "base" or "tuned"; scores are drawn times `scale`, and an axis whose values differ much is logarithmic.
+    `budget` in bytes is a line where it is near enough, `guess` the score of the constant guess. The mark stands beside
+    its point.
+    """
+    figure, axes = _figure(3.6)
+    sizes = [size for _, size, *_ in points]
+    unit, by = _byte_unit(max(sizes))
+    if max(sizes) > _LOGARITHMIC * min(sizes):
+        axes.set_xscale("log")
+    for mark, size, value, low, high, kind in points:
+        colour = TUNED if kind == "tuned" else BASE
+        if low is not None and high is not None:
+            axes.plot((size, size), (scale * low, scale * high), color=colour, linewidth=1.8, solid_capstyle="round")
+        axes.plot(size, scale * value, "o", color=colour, markersize=7)
+        axes.annotate(mark, (size, scale * value), xytext=(6, 3), textcoords="offset points", color=INK, size=9)
+    ends = [end for _, _, *three, _ in points for end in three if end is not None] + ([guess] if guess else [])
+    if min(ends) > 0 and max(ends) > _LOGARITHMIC * min(ends):
+        axes.set_yscale("log")
+    axes.margins(x=0.2, y=0.12)
+    if budget is not None and budget <= 2 * max(sizes):
+        axes.axvline(budget, color=ADAPTER, linewidth=1.3, linestyle=(0, (5, 3)))
+        axes.annotate("budget", (budget, 1), xycoords=("data", "axes fraction"), xytext=(-3, -3), ha="right", va="top",
+                      textcoords="offset points", color=MUTED, size=9)  # fmt: skip
+    if guess is not None:
+        axes.axhline(scale * guess, color=GUESS, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
+        axes.annotate("always the median", (1, scale * guess), xycoords=("axes fraction", "data"), xytext=(-3, 3),
+                      textcoords="offset points", ha="right", color=MUTED, size=9)  # fmt: skip
+    _dress(axes, xlabel=f"memory to tune it ({unit})", ylabel=label, grid="both")
+    axes.xaxis.set_major_formatter(lambda value, _: number_text(value / by))
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.yaxis.set_major_formatter(lambda value, _: number_text(value))
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    return _svg(figure, "score-memory")
 
 
 def _figure(height: float, rows: int = 1, **grid: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Which model for this task: candidates (what is asked for) -> reading, evidence (what is known) -> ranking, words."""

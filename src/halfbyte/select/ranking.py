@@ -1,0 +1,112 @@
+"""Who is best, and who can't be told from the best: scores in order, and paired comparisons by item.
+
+The best by score is compared with each of the others, and the p-values are corrected for their number (Holm 1979,
+"A simple sequentially rejective multiple test procedure"). The best was found by the same items, so its own score is a
+little flattered; whether another is worse than it is judged by the paired comparison alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halfbyte.evaluate.compare import compare_folders
+from halfbyte.evaluate.metrics import METRICS, Metric
+from halfbyte.evaluate.statistics import LEVEL
+
+NEAR = 1.05  # times the least memory: as good as equal
+_NO_DIFFERENCE = "no detectable difference"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scored variant (or its probe): the evaluation's folder and what result.json holds."""
+
+    name: str
+    folder: Path
+    result: dict[str, Any]
+    memory: int | None  # bytes to tune it, mapped weights included
+
+
+@dataclass(frozen=True)
+class Against:
+    """Another one against the best: `verdict` says what the other is ("worse" or "no detectable difference")."""
+
+    other: str
+    difference: dict[str, Any]  # as in comparison.json: the other less the best
+    p_adjusted: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """`order` is best first; `tied` are the best and those that can't be told from it; `chosen` is one of these."""
+
+    metric: Metric
+    order: tuple[Entry, ...]
+    against: tuple[Against, ...]
+    tied: tuple[Entry, ...]
+    chosen: Entry
+
+    @property
+    def best(self) -> Entry:
+        return self.order[0]
+
+
+def metric_for(kind: str) -> Metric:
+    """The metric that decides: the kind's first, but bits a byte for `loss`, since tokenizers differ."""
+    known = {metric.name: metric for metric in METRICS[kind]}
+    return known["bits_per_byte"] if kind == "loss" else next(iter(known.values()))
+
+
+def value_of(result: dict[str, Any], metric: Metric) -> float | None:
+    found = result["metrics"].get(metric.name, {}).get("value")
+    return None if found is None else float(found)
+
+
+def rank(entries: Sequence[Entry], kind: str, *, seed: int) -> Ranking | None:
+    """The ranking of all entries that have a score; None where none has."""
+    metric = metric_for(kind)
+    scored = [entry for entry in entries if value_of(entry.result, metric) is not None]
+    if not scored:
+        return None
+    order = sorted(scored, key=lambda entry: (_loss(entry, metric), entry.memory or 2**63, entry.name))
+    against = _compared(order, metric, seed)
+    same = {one.other for one in against if one.verdict == _NO_DIFFERENCE}
+    tied = [order[0], *(entry for entry in order[1:] if entry.name in same)]
+    return Ranking(metric, tuple(order), tuple(against), tuple(tied), _choose(tied))
+
+
+def _loss(entry: Entry, metric: Metric) -> float:
+    value = value_of(entry.result, metric)
+    assert value is not None
+    return value if metric.better == "lower" else -value
+
+
+def _compared(order: Sequence[Entry], metric: Metric, seed: int) -> list[Against]:
+    best, others = order[0], order[1:]
+    made = [compare_folders(best.folder, other.folder, metric=metric.name, seed=seed, across=("shots",))
+            for other in others]  # fmt: skip
+    adjusted = holm([float(one["difference"]["p"]) for one in made])
+    return [Against(other.name, one["difference"], p, one["verdict"] if p < 1 - LEVEL else _NO_DIFFERENCE)
+            for other, one, p in zip(others, made, adjusted, strict=True)]  # fmt: skip
+
+
+def _choose(tied: Sequence[Entry]) -> Entry:
+    """The best score among those that take the least memory, or hardly more; `tied` is best first."""
+    known = [entry.memory for entry in tied if entry.memory is not None]
+    if not known:
+        return tied[0]
+    return next(entry for entry in tied if entry.memory is not None and entry.memory <= NEAR * min(known))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for being several, in their own order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = least
+    return adjusted

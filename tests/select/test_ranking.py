@@ -1,0 +1,116 @@
+"""Who is best, who can't be told from the best, and what is recommended of these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halfbyte.errors import ConfigError
+from halfbyte.evaluate.compare import compare_folders
+from halfbyte.select.candidates import Candidate
+from halfbyte.select.evidence import Evidence, Variant
+from halfbyte.select.ranking import Ranking, holm, rank
+from halfbyte.select.words import recommend
+from tests.select.folders import entry
+
+GOOD = [k % 10 != 0 for k in range(120)]  # 90 %
+CLOSE = [k % 10 != 1 and k % 40 != 2 for k in range(120)]  # 87.5 %
+BAD = [k % 2 == 0 for k in range(120)]
+
+
+def evidence_of(ranking: Ranking | None, *names: str) -> list[Evidence]:
+    every = [*(one.name for one in ranking.order), *names] if ranking else names
+    made = []
+    for name in every:
+        variant = Variant(name, "nf4", 0, status="failed" if name in names else "scored", reason="broken")
+        made.append(Evidence(Candidate(name, None, "folder", name), variants=[variant]))
+    return made
+
+
+def ranked(folder: Path, *entries: tuple[str, list[bool], int | None], **parts: Any) -> Ranking:
+    found = rank([entry(folder / name, right, memory, **parts) for name, right, memory in entries], "exact", seed=0)
+    assert found is not None
+    return found
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_a_clear_best(tmp_path: Path) -> None:
+    found = ranked(tmp_path, ("bad", BAD, 1), ("good", GOOD, 9 * 10**9))
+    assert found.best.name == found.chosen.name == "good" and [one.name for one in found.tied] == ["good"]
+    (against,) = found.against
+    assert (against.other, against.verdict) == ("bad", "worse") and against.p_adjusted < 1e-6
+    said = recommend(evidence_of(found), found, None)
+    assert said.variant == "good" and said.undecided == ()
+    assert "the other one is worse" in said.reasons[1]
+
+
+def test_of_those_that_are_tied_the_smallest_is_named_and_the_rest_is_said(tmp_path: Path) -> None:
+    found = ranked(tmp_path, ("large", GOOD, 9 * 10**9), ("small", CLOSE, 10**9), ("bad", BAD, 1))
+    assert found.best.name == "large" and found.chosen.name == "small"
+    said = recommend(evidence_of(found), found, None)
+    assert said.variant == "small" and said.undecided == ("large", "small")
+    text = " ".join(said.reasons)
+    assert "these two can't be told apart on 120 items" in text
+    assert "large has the best score but takes 9.00 GB" in text and "does rule out bad" in text
+    assert "--probe 200" in text and "licence is not known" in text
+
+
+def test_hardly_more_memory_does_not_cost_the_best_score(tmp_path: Path) -> None:
+    found = ranked(tmp_path, ("good", GOOD, 1_040), ("close", CLOSE, 1_000))
+    assert found.chosen.name == "good"
+    unknown = ranked(tmp_path / "unknown", ("good", GOOD, None), ("close", CLOSE, None))
+    assert unknown.chosen.name == "good"
+
+
+def test_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
+    """p is 0.016 alone; not after twenty comparisons."""
+    fewer = [hit and k not in range(1, 8) for k, hit in enumerate(GOOD)]
+    alone = ranked(tmp_path / "alone", ("good", GOOD, 1), ("fewer", fewer, 1))
+    assert [one.verdict for one in alone.against] == ["worse"]
+    others = [(f"other{k}", fewer, 1) for k in range(20)]
+    many = ranked(tmp_path / "many", ("good", GOOD, 1), *others)
+    assert {one.verdict for one in many.against} == {"no detectable difference"}
+    assert len(many.tied) == 21
+
+
+def test_shots_may_differ_and_nothing_else(tmp_path: Path) -> None:
+    a, b = entry(tmp_path / "a", GOOD), entry(tmp_path / "b", BAD, shots="four")
+    found = rank([a, b], "exact", seed=0)
+    assert found is not None and found.against[0].verdict == "worse"
+    with pytest.raises(ConfigError, match="examples before the prompts"):
+        compare_folders(a.folder, b.folder)
+    c = entry(tmp_path / "c", BAD, shots="four", data="others")
+    with pytest.raises(ConfigError, match="the items"):
+        rank([a, c], "exact", seed=0)
+
+
+def test_a_probe_decides_and_says_that_it_changed_the_order(tmp_path: Path) -> None:
+    base = ranked(tmp_path / "base", ("one", GOOD, 1), ("two", BAD, 1))
+    probed = ranked(tmp_path / "probed", ("one", BAD, 1), ("two", GOOD, 1))
+    said = recommend(evidence_of(base), base, probed, steps=200)
+    assert said.variant == "two" and "after a probe of 200 steps" in said.reasons[0]
+    assert any("Out of the box one was first" in reason for reason in said.reasons)
+
+
+def test_a_constant_answer_is_told(tmp_path: Path) -> None:
+    import json
+
+    found = ranked(tmp_path, ("one", GOOD, 1))
+    file = tmp_path / "one" / "predictions.jsonl"
+    lines = [json.loads(line) | {"parsed": "10"} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = recommend(evidence_of(found), found, None)
+    assert any("one answer, 10, to 100 % of the items" in reason for reason in said.reasons)
+    assert "the only one with a score" in said.reasons[1]
+
+
+def test_nothing_to_recommend() -> None:
+    assert rank([], "exact", seed=0) is None
+    said = recommend(evidence_of(None, "a", "b"), None, None)
+    assert said.variant is None and "Failed: a and b." in said.reasons
