@@ -8,8 +8,9 @@ The tokenizer is a byte-level BPE in which each digit is a token of its own, so 
 All pieces, each between `<|bos|>` and `<|eos|>`, make one stream that is cut into windows, so no token is padding; a
 window may begin within a piece and hold the end of another, which costs a little and keeps the script short.
 
-The defaults make the shipped model: 7.5 M parameters, 4,958 steps, 85 minutes on 2 cores. Same seed and same number of
-threads, same weights.
+The defaults make the shipped model: 7.5 M parameters, 4,958 steps, 85 minutes on 2 cores. `--size` names another size
+with the same tokenizer, data and steps; an option that is given counts, whatever the size says. Same seed and same
+number of threads, same weights.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -51,6 +53,13 @@ class Recipe:
     clip: float = 1.0
     hold_out: int = 200  # one piece in so many
     seed: int = 0
+
+
+SIZES: dict[str, dict[str, int]] = {  # what differs from the defaults
+    "small": {"hidden": 128, "mlp": 352, "layers": 6, "heads": 2},  # 1.7 M parameters
+    "base": {},  # 7.5 M, the shipped one
+    "large": {"hidden": 384, "mlp": 1056, "layers": 8, "heads": 6},  # 16 M
+}
 
 
 def book_pieces(file: Path, characters: int = 1800) -> Iterator[str]:
@@ -189,17 +198,23 @@ def make(books: Sequence[Path], problem_files: Sequence[Path], out: Path, recipe
     return out
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="books")
     parser.add_argument("--problems", type=Path, nargs="*", default=[], help="question and answer, JSONL")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--size", choices=SIZES, default="base", help="the size of the model (default: base)")
     for option in dataclasses.fields(Recipe):
-        kind = type(option.default)
-        parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
-    given = vars(parser.parse_args())
-    recipe = Recipe(**{option.name: given[option.name] for option in dataclasses.fields(Recipe)})
-    make(given["text"], given["problems"], given["out"], recipe)
+        parser.add_argument(f"--{option.name.replace('_', '-')}", type=type(option.default))
+    given = vars(parser.parse_args(arguments))
+    make(given["text"], given["problems"], given["out"], recipe_of(given["size"], given))
+
+
+def recipe_of(size: str, given: Mapping[str, Any]) -> Recipe:
+    """The recipe of a size, with those of its options that are `given` and not None."""
+    names = [option.name for option in dataclasses.fields(Recipe)]
+    chosen = {name: given[name] for name in names if given.get(name) is not None}
+    return Recipe(**{**SIZES[size], **chosen})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tools.train_tiny_base import Recipe, batches, book_pieces, make, problems, rate
+from tools.train_tiny_base import SIZES, Recipe, batches, book_pieces, main, make, problems, rate, recipe_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PARAGRAPH = """The kettle sang on the hob, and the cat
@@ -45,6 +45,15 @@ def test_three_steps_make_a_model_that_transformers_opens(text: Path, problem: P
     assert ids[0] == tokenizer.bos_token_id == 0
     assert tokenizer.decode(ids[-3:]) == "12."
     assert model(input_ids=torch.tensor([ids])).logits.shape == (1, len(ids), model.config.vocab_size)
+
+
+def test_a_size_is_a_recipe_and_an_option_goes_before_it(text: Path, tmp_path: Path) -> None:
+    assert recipe_of("base", {}) == Recipe()
+    assert recipe_of("small", {"steps": 7, "hidden": None}) == Recipe(**SIZES["small"], steps=7)
+    options = ["--text", str(text), "--out", str(tmp_path / "model"), "--size", "small", "--vocabulary", "300"]
+    main([*options, "--steps", "1", "--window", "16", "--batch", "2", "--layers", "2", "--hold-out", "3"])
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]) == (128, 352, 2)
 
 
 def test_it_learns_and_is_repeatable(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
