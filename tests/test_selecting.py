@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from halfbyte import selecting
 from halfbyte.checkpoint.pack import pack
 from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.cli import main
+from tests.checkpoint.rangehub import SHA, RangeHub, serving, use
 from tests.select.folders import task_file
 from tests.tiny import tiny_checkpoint
 
@@ -114,6 +116,33 @@ def test_what_does_not_fit_is_never_loaded(
     assert set(states(found).values()) == {"does not fit"} and found["recommendation"]["variant"] is None
     assert "20.0 MB are there" in said and "Too large: one-nf4 and llama-3.1-8b-nf4." in said
     assert (folder / "out" / "select.html").is_file()
+
+
+def test_a_hub_model_that_does_not_fit_is_not_downloaded(
+    models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in (models / "one").iterdir()}
+    arguments = ["select", str(task_file(folder)), "--candidates", "org/model", "--budget", "20MB"]
+    with serving(RangeHub(files)) as hub:
+        use(hub.url, monkeypatch, str(folder / "cache"))
+        assert main([*arguments, "--out", str(folder / "out")]) == 3
+    assert hub.log and all(asked.range for asked in hub.log if asked.file == "model.safetensors")
+    (one,) = read(folder / "out")["candidates"]
+    assert one["kind"] == "hub" and one["variants"][0]["plan"]["assumed"]
+
+
+def test_a_hub_model_is_scored_from_the_cache(models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use("http://127.0.0.1:1", monkeypatch, str(folder / "cache"))
+    place = folder / "cache" / "models--org--model"
+    shutil.copytree(models / "one", place / "snapshots" / SHA)
+    (place / "snapshots" / SHA / "README.md").write_text("---\nlicense: mit\n---\n")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(SHA)
+    arguments = ["select", str(task_file(folder)), "--candidates", "org/model,org/other"]
+    assert main([*arguments, "--out", str(folder / "out")]) == 0
+    found = read(folder / "out")
+    assert states(found) == {"model-nf4": "scored", "other-nf4": "failed"}
+    assert found["candidates"][0]["licence"] == {"value": "mit", "source": "README.md, metadata"}
 
 
 def test_nothing_but_failures_is_a_failure(models: Path, folder: Path) -> None:

@@ -44,7 +44,7 @@ def render(selection: Selection) -> str:
     reasons = list(found.reasons) if found is not None else []
     return environment.get_template("selection.html").render(
         style=Markup((here / "style.css").read_text(encoding="utf-8")),
-        title=next(iter(selection.look.tasks.values())).task.name,
+        title=selection.look.task_set.task.name,
         sentence=reasons[0] if reasons else "Nothing is recommended yet.",
         reasons=reasons[1:],
         undecided=bool(found and found.undecided),
@@ -139,7 +139,7 @@ def _against(ranking: Ranking, metric: Metric) -> list[Row]:
 
 def _facts(selection: Selection) -> list[tuple[str, str]]:
     look, budget = selection.look, selection.look.asked.budget
-    task = next(iter(look.tasks.values()))
+    task = look.task_set
     limit = f" of more, {selection.limit:,} asked for" if selection.limit is not None else ""
     free = look.device.memory_bytes
     return [

@@ -111,8 +111,13 @@ class Look:
     place: str = "auto"  # where models are loaded: auto, cpu, cuda or cuda:N
 
     @property
+    def task_set(self) -> TaskSet:
+        """The task with some number of shots: items and kind are the same with all of them."""
+        return next(iter(self.tasks.values()))
+
+    @property
     def kind(self) -> str:
-        return next(iter(self.tasks.values())).task.kind
+        return self.task_set.task.kind
 
 
 def said(error: HalfbyteError) -> str:
@@ -176,10 +181,9 @@ def _read(found: Evidence, look: Look) -> None:
     found.fingerprint, found.context = checkpoint.fingerprint, context_of(config)
     found.licence = licence_of(candidate.model, checkpoint.path)
     tokenizer = load_tokenizer(checkpoint, int(config.get("vocab_size") or 2**31))
-    any_task = next(iter(look.tasks.values()))
-    encoder = Encoder(tokenizer, any_task.task.chat)
+    encoder = Encoder(tokenizer, look.task_set.task.chat)
     found.notes.append(f"items are {encoder.reason}")
-    found.numbers = numbers_of(tokenizer, [item.reference for item in any_task.items])
+    found.numbers = numbers_of(tokenizer, [item.reference for item in look.task_set.items])
     if look.tuning.train is not None:
         data = look.tuning.config.data
         found.training = training_lengths(Encoder(tokenizer, data.chat), look.tuning.train, data, found.context)
@@ -212,7 +216,7 @@ def _plan(found: Evidence, look: Look, *, assumed: bool) -> None:
 def _planned(found: Evidence, weights: str, asked: int | None, look: Look) -> Planned:
     tuning, candidate, training = look.tuning, found.candidate, found.training
     longest = training.longest if training else asked or SEQUENCE
-    items = next(iter(look.tasks.values())).items if look.kind in GENERATED else None
+    items = look.task_set.items if look.kind in GENERATED else None
 
     def made(tokens: int, batch: int = 1) -> Plan:
         config = tuning.config

@@ -49,7 +49,7 @@ class Selection:
         return file
 
     def to_json(self, *, finished: bool) -> dict[str, Any]:
-        look, task = self.look, next(iter(self.look.tasks.values()))
+        look, task = self.look, self.look.task_set
         metric, tuning = metric_for(look.kind), look.tuning
         return {
             "schema": SCHEMA,

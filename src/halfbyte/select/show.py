@@ -165,7 +165,7 @@ def verdict_of(selection: Selection, name: str) -> str:
 def _table(selection: Selection, metric: Metric) -> Table:
     probing = any(variant.probe for variant in selection.variants)
     chosen = selection.recommendation.variant if selection.recommendation else None
-    title = f"{next(iter(selection.look.tasks.values())).task.name}: {metric.name} {_ARROWS[metric.better]}"
+    title = f"{selection.look.task_set.task.name}: {metric.name} {_ARROWS[metric.better]}"
     table = Table(title=Text(f"{title}, {metric.text}", style="bold"), title_justify="left", box=None, pad_edge=False)
     heads = [
         "",
