@@ -161,12 +161,14 @@ def _score(evaluation: dict[str, Any] | None, kind: str) -> str:
 
 
 def _beside(found: dict[str, Any], variant: dict[str, Any]) -> str:
-    for ranking in (found["probe_ranking"], found["ranking"]):
-        if ranking and variant["name"] in ranking["order"]:
-            if variant["name"] == ranking["order"][0]:
-                return "best"
-            return "tied" if variant["name"] in ranking["tied"] else "worse"
-    return str(variant["status"])
+    decisive = found["probe_ranking"] or found["ranking"]
+    if variant["evaluation"] is None or decisive is None:
+        return str(variant["status"])
+    if variant["name"] == decisive["order"][0]:
+        return "best"
+    if variant["name"] not in decisive["order"]:
+        return "not probed"
+    return "tied" if variant["name"] in decisive["tied"] else "worse"
 
 
 def _options(given: Sequence[str] | None) -> argparse.Namespace:

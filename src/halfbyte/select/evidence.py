@@ -33,7 +33,7 @@ from halfbyte.select.reading import (
 from halfbyte.select.tuning import Tuning
 
 Status = Literal["to score", "scored", "planned", "does not fit", "too long", "failed"]
-GENERATED = ("number", "exact", "contains", "json", "text", "python")  # kinds whose answers are generated
+LIKELIHOODS = ("choice", "loss")  # kinds whose answers are scored and not generated
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,9 @@ def _check_format(variant: Variant, packed: str | None) -> None:
 def _only_planned(found: Evidence, name: str) -> None:
     for variant in found.variants:
         if variant.status == "to score":
+            fits = f"{variant.planned.reason}; " if variant.planned else ""
             variant.status = "planned"
-            variant.reason = f"a name of the catalogue is planned, not scored: for a score, name the hub id {name}"
+            variant.reason = f"{fits}a name of the catalogue has no score: for one, name the hub id {name}"
 
 
 def _read(found: Evidence, look: Look) -> None:
@@ -216,7 +217,7 @@ def _plan(found: Evidence, look: Look, *, assumed: bool) -> None:
 def _planned(found: Evidence, weights: str, asked: int | None, look: Look) -> Planned:
     tuning, candidate, training = look.tuning, found.candidate, found.training
     longest = training.longest if training else asked or SEQUENCE
-    items = look.task_set.items if look.kind in GENERATED else None
+    items = None if look.kind in LIKELIHOODS else look.task_set.items
 
     def made(tokens: int, batch: int = 1) -> Plan:
         config = tuning.config

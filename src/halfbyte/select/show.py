@@ -151,15 +151,15 @@ def duration(seconds: float | None) -> str:
 
 
 def verdict_of(selection: Selection, name: str) -> str:
-    """Beside the best of the ranking that decides: "best", "tied" (can't be told apart) or "worse"; "" in neither."""
-    for ranking in (selection.probed, selection.base):
-        if ranking is None or name not in [entry.name for entry in ranking.order]:
-            continue
-        if name == ranking.best.name:
-            return "best"
-        found = next(one for one in ranking.against if one.other == name)
-        return "worse" if found.verdict == "worse" else "tied"
-    return ""
+    """Beside the best of the ranking that decides: "best", "tied" (can't be told apart), "worse", or "not probed"; ""
+    for what has no score."""
+    decisive = selection.probed or selection.base
+    if decisive is None or name not in places(selection):
+        return ""
+    if name == decisive.best.name:
+        return "best"
+    found = next((one for one in decisive.against if one.other == name), None)
+    return "not probed" if found is None else "worse" if found.verdict == "worse" else "tied"
 
 
 def _table(selection: Selection, metric: Metric) -> Table:
