@@ -47,7 +47,9 @@ def test_a_clear_best(tmp_path: Path) -> None:
     assert (against.other, against.verdict) == ("bad", "worse") and against.p_adjusted < 1e-6
     said = recommend(evidence_of(found), found, None)
     assert said.variant == "good" and said.undecided == ()
-    assert "the other one is worse" in said.reasons[1]
+    assert said.reasons[0].startswith("Recommended: good") and "the other one is worse" in said.reasons[1]
+    assert not any("at random" in reason for reason in recommend(evidence_of(found), found, None, chance=0.5).reasons)
+    assert any("at random" in reason for reason in recommend(evidence_of(found), found, None, chance=0.9).reasons)
 
 
 def test_of_those_that_are_tied_the_smallest_is_named_and_the_rest_is_said(tmp_path: Path) -> None:
@@ -56,6 +58,7 @@ def test_of_those_that_are_tied_the_smallest_is_named_and_the_rest_is_said(tmp_p
     said = recommend(evidence_of(found), found, None)
     assert said.variant == "small" and said.undecided == ("large", "small")
     text = " ".join(said.reasons)
+    assert said.reasons[0].startswith("Recommended for its memory, not for its score: small")
     assert "these two can't be told apart on 120 items" in text
     assert "large has the best score but takes 9.00 GB" in text and "does rule out bad" in text
     assert "--probe 200" in text and "licence is not known" in text

@@ -34,11 +34,13 @@ def recommend(
     *,
     guess: dict[str, Any] | None = None,
     beaten: bool | None = None,
+    chance: float | None = None,
     steps: int | None = None,
 ) -> Recommendation:
     """The recommendation by the probes (of `steps` steps), where there are some, else by the scores out of the box.
 
-    `guess` is the result of always answering the training median, `beaten` whether the chosen one is better than it.
+    `guess` is the result of always answering the training median, `beaten` whether the chosen one is better than it;
+    `chance` is the share of right answers that choosing at random gives.
     """
     if base is None:
         return Recommendation(None, (), tuple(_nothing(evidence)))
@@ -48,6 +50,8 @@ def recommend(
     reasons = [_leader(decisive, when), *_decided(decisive)]
     if guess is not None and beaten is not None:
         reasons.append(_beside_guess(guess, decisive, beaten, when))
+    if chance is not None:
+        reasons += _beside_chance(chance, decisive)
     reasons += _cautions(evidence, base, probed, chosen)
     undecided = tuple(entry.name for entry in decisive.tied) if len(decisive.tied) > 1 else ()
     return Recommendation(chosen.name, undecided, tuple(reasons))
@@ -61,9 +65,11 @@ def score_text(entry: Entry, ranking: Ranking) -> str:
 
 
 def _leader(ranking: Ranking, when: str) -> str:
-    chosen = ranking.chosen
+    chosen, how = ranking.chosen, "Recommended"
+    if len(ranking.tied) > 1:
+        how += ", though not shown to be the best" if chosen is ranking.best else " for its memory, not for its score"
     items = f"{chosen.result['items']:,} items"
-    return f"Recommended: {chosen.name}, with {score_text(chosen, ranking)} on {items} {when}."
+    return f"{how}: {chosen.name}, with {score_text(chosen, ranking)} on {items} {when}."
 
 
 def _decided(ranking: Ranking) -> list[str]:
@@ -96,6 +102,14 @@ def _beside_guess(guess: dict[str, Any], ranking: Ranking, beaten: bool, when: s
     if beaten:
         return f"{scores}; {ranking.chosen.name} beats it."
     return f"{scores}; {when} {ranking.chosen.name} does not detectably beat that."
+
+
+def _beside_chance(chance: float, ranking: Ranking) -> list[str]:
+    low = ranking.chosen.result["metrics"][ranking.metric.name].get("low")
+    if low is not None and low > chance:
+        return []
+    return [f"Choosing at random scores {figure(chance, ranking.metric)}: {ranking.chosen.name} can't be shown to do "
+            "better."]  # fmt: skip
 
 
 def _cautions(evidence: Sequence[Evidence], base: Ranking, probed: Ranking | None, chosen: Entry) -> list[str]:
