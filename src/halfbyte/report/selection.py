@@ -1,4 +1,4 @@
-"""The page of a selection: select.html, one file that needs nothing else; jinja2 escapes every text in it.
+"""The page of a selection: select.html, one file that needs nothing else.
 
 It says what select.json says and the terminal prints: the recommendation first, then the picture, the table, what was
 found of each candidate, and the paired comparisons.
@@ -12,6 +12,7 @@ from typing import Any
 from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.show import figure, interval
 from halfbyte.report import pictures
+from halfbyte.report.fill import fill
 from halfbyte.report.words import label
 from halfbyte.select import show
 from halfbyte.select.evidence import Evidence
@@ -31,19 +32,11 @@ def write_page(selection: Selection) -> Path:
 
 def render(selection: Selection) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["picture"] = Markup  # our own SVG: matplotlib has escaped its texts
     metric = metric_for(selection.look.kind)
     found = selection.recommendation
     reasons = list(found.reasons) if found is not None else []
-    return environment.get_template("selection.html").render(
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
+    return fill(
+        "selection.html",
         title=selection.look.task_set.task.name,
         sentence=reasons[0] if reasons else "Nothing is recommended yet.",
         reasons=reasons[1:],
@@ -130,6 +123,7 @@ def _against(ranking: Ranking, metric: Metric) -> list[Row]:
             "name": one.other,
             "difference": figure(one.difference["value"], metric, sign=True),
             "interval": interval(one.difference["low"], one.difference["high"], metric, sign=True),
+            "level": f"{100 * one.difference['level']:.4g} %",
             "p": f"{one.p_adjusted:.2g}",
             "verdict": one.verdict,
         }

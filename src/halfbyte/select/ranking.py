@@ -1,8 +1,8 @@
 """Who is best, and who can't be told from the best: scores in order, and paired comparisons by item.
 
-The best by score is compared with each of the others, and the p-values are corrected for their number (Holm 1979,
-"A simple sequentially rejective multiple test procedure"). The best was found by the same items, so its own score is a
-little flattered; whether another is worse than it is judged by the paired comparison alone.
+The best by score is compared with each of the others, and the p-values are corrected for their number. The best was
+found by the same items, so its own score is a little flattered; whether another is worse than it is judged by the
+paired comparison alone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfbyte.evaluate.compare import compare_folders
+from halfbyte.evaluate.compare import compare_several
 from halfbyte.evaluate.metrics import METRICS, Metric
-from halfbyte.evaluate.statistics import LEVEL
 
 NEAR = 1.05  # times the least memory: as good as equal
 _NO_DIFFERENCE = "no detectable difference"
@@ -36,8 +35,12 @@ class Against:
 
     other: str
     difference: dict[str, Any]  # as in comparison.json: the other less the best
-    p_adjusted: float
     verdict: str
+    detectable: float | None  # the smallest difference that the items detect
+
+    @property
+    def p_adjusted(self) -> float:
+        return float(self.difference["p_adjusted"])
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,13 @@ def _loss(entry: Entry, metric: Metric) -> float:
 
 
 def _compared(order: Sequence[Entry], metric: Metric, seed: int) -> list[Against]:
-    best, others = order[0], order[1:]
-    made = [compare_folders(best.folder, other.folder, metric=metric.name, seed=seed, across=("shots",))
-            for other in others]  # fmt: skip
-    adjusted = holm([float(one["difference"]["p"]) for one in made])
-    return [Against(other.name, one["difference"], p, one["verdict"] if p < 1 - LEVEL else _NO_DIFFERENCE)
-            for other, one, p in zip(others, made, adjusted, strict=True)]  # fmt: skip
+    others = order[1:]
+    if not others:
+        return []
+    folders = [entry.folder for entry in order]
+    made = compare_several(folders, metric=metric.name, seed=seed, across=("shots",))
+    return [Against(other.name, one["difference"], one["verdict"], one["detectable"]["value"])
+            for other, one in zip(others, made, strict=True)]  # fmt: skip
 
 
 def _choose(tied: Sequence[Entry]) -> Entry:
@@ -100,13 +104,3 @@ def _choose(tied: Sequence[Entry]) -> Entry:
     if not known:
         return tied[0]
     return next(entry for entry in tied if entry.memory is not None and entry.memory <= NEAR * min(known))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for being several, in their own order."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, least = [1.0] * len(p_values), 0.0
-    for place, index in enumerate(order):
-        least = max(least, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = least
-    return adjusted

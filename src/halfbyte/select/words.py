@@ -86,6 +86,7 @@ def _decided(ranking: Ranking) -> list[str]:
     count = {2: "two", 3: "three", 4: "four", 5: "five"}.get(len(tied), str(len(tied)))
     said = [f"The evidence does not decide: these {count} can't be told apart on {chosen.result['items']:,} items: "
             f"{names}."]  # fmt: skip
+    said += _could_detect(ranking)
     if chosen.memory is not None:
         said.append(f"Of these, {chosen.name} is named since none takes clearly less memory to tune "
                     f"({gb(chosen.memory)})" + ("" if chosen is ranking.best else
@@ -94,6 +95,16 @@ def _decided(ranking: Ranking) -> list[str]:
         out = _listed([one.other for one in worse]) if len(worse) <= _NAMED else f"the other {len(worse)}"
         said.append(f"The evidence does rule out {out}: worse than the best.")
     return said
+
+
+def _could_detect(ranking: Ranking) -> list[str]:
+    """What these items could have shown of those that are tied."""
+    tied = {entry.name for entry in ranking.tied}
+    sizes = [one.detectable for one in ranking.against if one.other in tied and one.detectable is not None]
+    if not sizes:
+        return []
+    return [f"Of these, only a difference of {figure(max(sizes), ranking.metric, sign=True).lstrip('+')} or more would "
+            "have been detected for certain enough (4 times in 5): more items would tell smaller ones."]  # fmt: skip
 
 
 def _beside_guess(guess: dict[str, Any], ranking: Ranking, beaten: bool, when: str) -> str:
