@@ -7,9 +7,14 @@ some columns, so that the activations of long ones stay small, and then one toke
 goes through the output head. A row that ended leaves the batch at once, and the last row moves into its place.
 
 An answer ends at an end token, before the first stop string (matched on decoded text, since a stop may lie across or
-within tokens), or at `max_new_tokens`. Answers do not depend on batch size, padding or order up to rounding: in fp32
-none changes; in bf16 near-ties can fall either way, as they do in every library, since matrix products round
-differently in different shapes.
+within tokens), or at `max_new_tokens`.
+
+Answers do not depend on batch size, padding or order. In fp32 none changes. In bf16 the sums of a product come out
+differently in different shapes, so where two tokens are nearly as likely, either can win: on the demo's task 5 % of the
+base's answers changed with the batch, as they do in every library. So a near tie is decided apart (`settle`): the row
+alone, without padding or cache, goes through the model again. That costs a prompt's time for each; of the demo's tokens
+6 % are near ties. `benchmarks/invariance.py` measures what is left. Rejected: kernels that give the same bits for any
+number of rows; those for few rows are fast because they scale sums, not weights.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from halfbyte.model.build import Model
 
 Progress = Callable[[int, int], None]  # prompts done, prompts in all
+_NEAR = 2.0**-7  # of the largest logit, a unit or two in bf16's last place: two logits so near are nearly a tie
 _BY_LENGTH = {"dynamic", "longrope"}  # position embeddings that depend on the longest position of a forward
 
 
@@ -59,12 +65,14 @@ def generate(
     *,
     batch: int | str = "auto",
     ends: Collection[int] | None = None,
+    settle: bool = True,
     progress: Progress | None = None,
 ) -> Generated:
     """Greedy answers to `prompts` (token ids). `batch`: rows at once; "auto": as many as the token budget holds.
 
-    `ends`: tokens that end an answer, by default `end_tokens(model)`. Raises DataError for an empty prompt and one that
-    does not fit into the model's context together with its answer; CheckpointError when logits are not finite.
+    `settle`: decide near ties apart, so that answers do not depend on the batch. `ends`: tokens that end an answer, by
+    default `end_tokens(model)`. Raises DataError for an empty prompt and one that does not fit into the model's context
+    together with its answer; CheckpointError when logits are not finite.
     """
     check_lengths(model, [len(prompt) + decoding.max_new_tokens for prompt in prompts], what="prompt and answer")
     if any(not prompt for prompt in prompts):
@@ -75,7 +83,8 @@ def generate(
     began, decoded, decode_seconds, done = time.perf_counter(), 0, 0.0, 0
     with torch.inference_mode():
         for rows in batches([len(prompt) for prompt in prompts], decoding.max_new_tokens, batch, model):
-            answers, seconds = _decode_batch(model, [prompts[row] for row in rows], decoding, ends, stops)
+            asked = [prompts[row] for row in rows]
+            answers, seconds = _decode_batch(model, asked, decoding, ends, stops, settle=settle)
             decode_seconds += seconds
             for row, (new, why) in zip(rows, answers, strict=True):
                 ids[row], ended[row], texts[row] = new, why, stops.cut(new)
@@ -155,7 +164,13 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
 
 
 def _decode_batch(
-    model: Model, prompts: Sequence[Sequence[int]], decoding: DecodingConfig, ends: Collection[int], stops: _Stops
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    decoding: DecodingConfig,
+    ends: Collection[int],
+    stops: _Stops,
+    *,
+    settle: bool,
 ) -> tuple[list[tuple[list[int], str]], float]:
     """(new tokens, why it ended) of each prompt, and the seconds after the prefill."""
     from halfbyte.model.cache import keep_rows
@@ -168,14 +183,17 @@ def _decode_batch(
     ids, mask, positions = pad_left(prompts, model.device)
     mask = F.pad(mask, (0, decoding.max_new_tokens), value=1)
     padded = any(len(prompt) < width for prompt in prompts)
-    tokens = _next_tokens(model, prefill(model, ids, mask if padded else None, positions, cache))
+    settle = settle and model.dtype.itemsize < 4
+    tokens = _next_tokens(model, prefill(model, ids, mask if padded else None, positions, cache),
+                          prompts if settle else None)  # fmt: skip
     positions = positions[:, -1:]
     began = time.perf_counter()
     for step in range(decoding.max_new_tokens):
         if step:
             positions = positions + 1
             seen = mask[:, : width + step] if padded else None
-            tokens = _next_tokens(model, model.hidden(tokens[:, None], seen, positions, cache)[:, -1])
+            so_far = [[*prompts[row], *new[row]] for row in rows] if settle else None
+            tokens = _next_tokens(model, model.hidden(tokens[:, None], seen, positions, cache)[:, -1], so_far)
         going = []
         for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if token in ends:
@@ -232,12 +250,27 @@ def _moved_up(going: Sequence[int]) -> list[int]:
     return [place if place in staying else behind.pop() for place in range(len(going))]
 
 
-def _next_tokens(model: Model, hidden: Tensor) -> Tensor:
-    """The likeliest next token [B] after hidden states [B, H]."""
-    best, tokens = _largest(model.logits(hidden))
+def _next_tokens(model: Model, hidden: Tensor, so_far: Sequence[Sequence[int]] | None) -> Tensor:
+    """The likeliest next token [B] after hidden states [B, H]. With the rows' tokens `so_far`, near ties are decided
+    apart."""
+    logits = model.logits(hidden)
+    best, tokens = _largest(logits)
     if not bool(torch.isfinite(best).all()):
         raise not_finite(model)
+    if so_far is None:
+        return tokens
+    second, _ = _largest(logits.scatter(1, tokens[:, None], -torch.inf))
+    near = best.float() - second.float() <= _NEAR * best.float().abs()
+    for row in near.nonzero()[:, 0].tolist():
+        tokens[row] = _alone(model, so_far[row])
     return tokens
+
+
+def _alone(model: Model, ids: Sequence[int]) -> int:
+    """The likeliest next token after `ids`, computed in the same shapes whatever else is asked."""
+    inputs, _, positions = pad_left([ids], model.device)
+    hidden = prefill(model, inputs, None, positions, model.new_cache(len(ids)))
+    return int(_largest(model.logits(hidden))[1])
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
