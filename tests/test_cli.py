@@ -342,3 +342,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     for what in (command, f"{sys.executable} -m halfbyte plan llama-3.2-1b"):
         done = subprocess.run(["bash", "-c", f"{what} | head -n 1"], capture_output=True, text=True)
         assert "Traceback" not in done.stderr and len(done.stdout.splitlines()) == 1
+
+
+def test_a_tasks_own_code_runs_only_with_its_flag(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_file = task_files(folder, model)
+    (folder / "task.yaml").write_text(
+        "kind: python\ndata: test.jsonl\nscorer: scorer.py:score\ndecoding: {max_new_tokens: 4}\n"
+    )
+    trace = folder / "it-ran"
+    code = f"open({str(trace)!r}, 'w')\ndef score(answer, reference, record):\n    return record['n'] / 10\n"
+    (folder / "scorer.py").write_text(code)
+    evaluate = ["evaluate", str(model), "--task", str(folder / "task.yaml"), "--out", str(folder / "out")]
+    for refused in (evaluate, ["tune", str(run_file)]):
+        assert main(refused) == 2
+        said = capsys.readouterr().err
+        assert "runs Python code" in said and f"--scorer {folder}/scorer.py:score" in said
+    assert not trace.exists()
+    assert main([*evaluate, "--scorer", f"{folder}/scorer.py:score"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert trace.exists() and "score ↑" in said and "2.45" in said and "worst items" in said

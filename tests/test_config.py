@@ -166,3 +166,50 @@ def test_the_limits_of_an_option_hold_for_the_command_line_too() -> None:
     check_option(AdapterConfig, "rank", 4096, "--lora-rank")
     with pytest.raises(ConfigError, match="--lora-rank must be at least 1 and at most 4096; it is 4097"):
         check_option(AdapterConfig, "rank", 4097, "--lora-rank")
+
+
+def test_long_answers_have_their_own_decoding_unless_it_is_set(folder: Path) -> None:
+    for kind, tokens, stop in (("json", 256, []), ("text", 256, []), ("exact", 16, ["\n"])):
+        task = load_task(write(folder, f"data: d.csv\nkind: {kind}\n", "t.yaml"))
+        assert (task.decoding.max_new_tokens, task.decoding.stop) == (tokens, stop)
+    task = load_task(write(folder, "data: d.csv\nkind: json\ndecoding: {stop: [END]}\n", "t.yaml"))
+    assert (task.decoding.max_new_tokens, task.decoding.stop) == (256, ["END"])
+    with pytest.raises(ConfigError, match="'decoding' must be a mapping"):
+        load_task(write(folder, "data: d.csv\nkind: json\ndecoding: 5\n", "t.yaml"))
+
+
+def test_what_the_kinds_have_no_use_for(folder: Path) -> None:
+    (folder / "s.json").write_text("{}")
+    for text, said in (
+        ("kind: exact\nschema: s.json\n", "'schema' is for kind 'json'"),
+        ("kind: exact\nscorer: s.py:score\n", "'scorer' is for kind 'python'"),
+        ("kind: choice\noptions: [a, b]\nanswer: generated\nnormalise: bytes\n", "no likelihood to normalise"),
+        ("kind: choice\noptions: [a, b]\nnormalise: words\n", "must be one of none, tokens, bytes"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_task(write(folder, f"data: d.csv\n{text}", "t.yaml"))
+    task = load_task(write(folder, "data: d.csv\nkind: json\nschema: s.json\n", "t.yaml"))
+    assert task.schema == str(folder / "s.json") and task.generates
+    assert not load_task(write(folder, "data: d.csv\nkind: choice\noptions: [a, b]\n", "t.yaml")).generates
+
+
+def test_a_scoring_function_runs_only_if_the_command_line_names_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "tasks").mkdir()
+    monkeypatch.chdir(folder)
+    file = write(folder / "tasks", "data: d.csv\nkind: python\nscorer: scorer.py:score\n", "t.yaml")
+    absolute = f"{folder}/tasks/scorer.py:score"
+    with pytest.raises(ConfigError, match=r"(?s)runs Python code.*do: read it, then add --scorer .*score"):
+        load_task(file)
+    for other in ("scorer.py:score", "tasks/scorer.py:other"):  # relative to the current folder
+        with pytest.raises(ConfigError, match="another scoring function than the task"):
+            load_task(file, other)
+    assert load_task(file, "tasks/scorer.py:score").scorer == load_task(file, absolute).scorer == absolute
+    assert load_task(file, runs=False).scorer == absolute
+    bare = write(folder, "data: d.csv\nkind: python\n", "bare.yaml")
+    assert load_task(bare, "tasks/scorer.py:score").scorer == absolute
+    with pytest.raises(ConfigError, match=r"(?s)names no function.*scorer.py:score"):
+        load_task(bare, "tasks/scorer.py")
+    with pytest.raises(ConfigError, match="--scorer is for a task of kind 'python'"):
+        load_task(write(folder, "data: d.csv\n", "exact.yaml"), "tasks/scorer.py:score")

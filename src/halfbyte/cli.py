@@ -98,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     def weights(made: argparse.ArgumentParser, default: str) -> None:
         made.add_argument("--weights", choices=WEIGHTS, help=f"format of the linear layers (default: {default})")
 
+    def scorer(made: argparse.ArgumentParser) -> None:
+        text = "the scoring function that a task of kind python may run; without it such a task is refused"
+        made.add_argument("--scorer", metavar="FILE.py:FUNCTION", help=text)
+
     plan = verb(
         "plan",
         _plan,
@@ -158,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--variant", help="name of the result's folder (default: base-WEIGHTS or tuned)")
     evaluate.add_argument("--limit", type=int, help="only N of the items, always the same ones")
     evaluate.add_argument("--out", type=Path, help="folder (default: runs/<task name>/evaluations/<variant>)")
+    scorer(evaluate)
 
     tune = verb(
         "tune",
@@ -169,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an option of the file")
     tune.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     tune.add_argument("--force", action="store_true", help="start even if the plan says that it does not fit")
+    scorer(tune)
     tune.add_argument("--options", action=_Options, help="list every option with its default, unit and meaning")
 
     sweep = verb(
@@ -334,6 +340,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         limit=options.limit,
         out=options.out,
         console=_console(),
+        scorer=options.scorer,
     )
     return 0
 
@@ -343,7 +350,9 @@ def _tune(options: argparse.Namespace) -> int:
     from halfbyte.config import load_run
 
     config = load_run(options.run, options.set)
-    return experiment.tune(config, resume=options.resume, force=options.force, console=_console())
+    return experiment.tune(
+        config, resume=options.resume, force=options.force, console=_console(), scorer=options.scorer
+    )
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -176,8 +176,12 @@ class RunConfig:
 class DecodingConfig:
     """Greedy decoding."""
 
-    max_new_tokens: int = option(16, "longest answer", unit="tokens", check=_between(1))
-    stop: list[str] = option(["\n"], "an answer ends before the first of these")
+    max_new_tokens: int = option(
+        16, "longest answer; of json, text and python 256 unless it is set", unit="tokens", check=_between(1)
+    )
+    stop: list[str] = option(
+        ["\n"], "an answer ends before the first of these; of json, text and python none unless it is set"
+    )
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,19 @@ class SplitConfig:
     salt: int = option(0, "another number is another split")
 
 
+@dataclass(frozen=True)
+class ContainsConfig:
+    """What `contains` takes for the same text. Unicode is normalised (NFKC) in any case."""
+
+    case: bool = option(False, "contains: whether upper and lower case differ")
+    space: bool = option(False, "contains: whether white space counts as written; else runs of it are one space")
+    words: bool = option(False, "contains: whether letters and digits may not touch the reference: no 5 in 15")
+
+
 RESERVED = ("merged", "exported")  # variants that are no model beside an adapter: the names of what `export` writes
-KINDS = ("number", "choice", "exact", "loss")
+KINDS = ("number", "choice", "exact", "contains", "json", "text", "python", "loss")
+_LONG_ANSWERS = ("json", "text", "python")
+_LONG_DECODING = {"max_new_tokens": 256, "stop": []}  # what these kinds start from where the file says nothing
 
 
 @dataclass(frozen=True)
@@ -210,6 +225,21 @@ class TaskConfig:
     template: dict[str, str] | None = option(None, "as data.template of a run")
     kind: str = option("exact", "what an answer is", check=_one_of(*KINDS))
     options: list[str] | str | None = option(None, "choice: the list of options, or the column that holds it")
+    answer: str = option(
+        "likelihood",
+        "choice: the option of the largest likelihood, or the one that the generated answer names",
+        check=_one_of("likelihood", "generated"),
+    )
+    normalise: str = option(
+        "none",
+        "choice: the likelihood that decides: none, of the whole option; tokens or bytes, of one of them",
+        check=_one_of("none", "tokens", "bytes"),
+    )
+    contains: ContainsConfig = option(ContainsConfig, "contains: what counts as the same text")
+    schema: str | None = option(None, "json: a file with the JSON Schema that answers are checked against", path=True)
+    scorer: str | None = option(
+        None, "python: file.py:function that scores an answer; runs only if --scorer names it, too"
+    )
     decoding: DecodingConfig = option(DecodingConfig, "how answers are generated (greedy)")
     tolerance: ToleranceConfig = option(ToleranceConfig, "number: what counts as a hit")
     fallback: float | None = option(
@@ -224,6 +254,11 @@ class TaskConfig:
     group: str | None = option(None, "column; items of a group are not independent")
     shots: int = option(0, "examples from `train` put before each prompt", check=_between(0, 64))
     chat: str = option("auto", "as data.chat of a run", check=_one_of("auto", "off"))
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated, not scored by their likelihood."""
+        return self.kind != "loss" and not (self.kind == "choice" and self.answer == "likelihood")
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -243,11 +278,18 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return run
 
 
-def load_task(path: str | Path) -> TaskConfig:
-    """Read TASK.yaml; raises ConfigError as `load_run` does."""
+def load_task(path: str | Path, scorer: str | None = None, *, runs: bool = True) -> TaskConfig:
+    """Read TASK.yaml; raises ConfigError as `load_run` does.
+
+    `scorer` is what the command line allows a task of kind `python` to run (`file.py:function`, relative to the current
+    folder). A task that names another one, or any while the command line names none, is refused, unless `runs` says
+    that nothing of the task is going to run.
+    """
     file = Path(path)
     values = read_yaml(file)
     resolve_paths(TaskConfig, values, file.resolve().parent)
+    if values.get("kind") in _LONG_ANSWERS and isinstance(values.get("decoding", {}), dict | None):
+        values["decoding"] = _LONG_DECODING | (values.get("decoding") or {})
     task = build(TaskConfig, values, str(file))
     if not task.data:
         raise ConfigError("no test data is named", where=file, do="add 'data: test.jsonl'")
@@ -262,11 +304,55 @@ def load_task(path: str | Path) -> TaskConfig:
             found=repr(task.name),
             do="use letters, digits, '.', '_' and '-'",
         )
+    _check_kind(task, file)
+    return _with_scorer(task, scorer, file, runs)
+
+
+def _check_kind(task: TaskConfig, file: Path) -> None:
+    """Raises ConfigError for an option that the task's kind needs and lacks, or has no use for."""
     if task.kind == "choice" and not task.options:
         raise ConfigError(
             "kind 'choice' needs options", where=file, do="add 'options: [yes, no]' or the name of a column"
         )
-    return task
+    if task.answer == "generated" and task.normalise != "none":
+        do = "leave it out, or set answer: likelihood"
+        raise ConfigError(
+            "a generated answer has no likelihood to normalise",
+            where=file,
+            found=f"normalise: {task.normalise}",
+            do=do,
+        )
+    for key, kind in (("schema", "json"), ("scorer", "python")):
+        if getattr(task, key) is not None and task.kind != kind:
+            raise ConfigError(f"'{key}' is for kind '{kind}'", where=file, found=f"kind: {task.kind}",
+                              do=f"set kind: {kind}, or leave it out")  # fmt: skip
+
+
+def _with_scorer(task: TaskConfig, allowed: str | None, file: Path, runs: bool) -> TaskConfig:
+    """The task with the absolute path of its scoring function, which the command line has to name as well."""
+    if task.kind != "python":
+        if allowed is not None:
+            raise ConfigError("--scorer is for a task of kind 'python'", where=file, found=f"kind: {task.kind}")
+        return task
+    own = None if task.scorer is None else _scorer(task.scorer, file.resolve().parent, f"{file}: scorer")
+    named = None if allowed is None else _scorer(allowed, Path.cwd(), "--scorer")
+    if runs and named is None:
+        raise ConfigError("the task runs Python code, and that is done only when the command line names it", where=file,
+                          found=f"scorer: {own or 'none'}",
+                          do=f"read it, then add --scorer {own or 'file.py:function'}")  # fmt: skip
+    if named is not None and own is not None and named != own:
+        found = f"scorer: {own}; --scorer {named}"
+        raise ConfigError("the command line names another scoring function than the task", where=file, found=found,
+                          do="name the same one, or take it out of the task")  # fmt: skip
+    return dataclasses.replace(task, scorer=named or own)
+
+
+def _scorer(text: str, base: Path, where: str) -> str:
+    """`file.py:function` with the absolute path of the file."""
+    name, colon, function = text.rpartition(":")
+    if not colon or not name or not function.isidentifier():
+        raise ConfigError("this names no function", where=where, found=repr(text), do="write e.g. scorer.py:score")
+    return f"{(base / Path(name).expanduser()).resolve()}:{function}"
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

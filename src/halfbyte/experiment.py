@@ -31,9 +31,18 @@ if TYPE_CHECKING:
 DEMO = Path(__file__).parent / "demo"
 
 
-def tune(config: RunConfig, *, resume: bool, force: bool, console: Console, watch: Watch | None = None) -> int:
+def tune(
+    config: RunConfig,
+    *,
+    resume: bool,
+    force: bool,
+    console: Console,
+    watch: Watch | None = None,
+    scorer: str | None = None,
+) -> int:
     """`halfbyte tune`: plan, evaluate the base, train, evaluate the tuned model, compare, report.
 
+    `scorer`: the scoring function that a task of kind `python` may run (see `config.load_task`).
     Returns 0, or 130 when the run was stopped (by a signal, or by `watch`: see `run_training`); raises DoesNotFit
     (exit 3) before anything is loaded. Whatever is wrong with options, data or model is raised before the run's folder
     is made.
@@ -48,7 +57,7 @@ def tune(config: RunConfig, *, resume: bool, force: bool, console: Console, watc
 
     no_short_name(config.model)
     choose_device(config.device)
-    task = load_task(Path(config.task)) if config.task else None
+    task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
     load_examples(config.data.train, config.data.template)  # its faults are cheap to find before the model is loaded

@@ -122,21 +122,25 @@ def evaluate_model(
     limit: int | None,
     out: Path | None,
     console: Console,
+    scorer: str | None = None,
 ) -> None:
     """`halfbyte evaluate`."""
     from halfbyte.evaluate.show import print_result
+    from halfbyte.evaluate.show_details import print_details
+    from halfbyte.evaluate.tasks import load_task_set
 
     if limit is not None and limit < 1:
         raise ConfigError("--limit must be at least 1", found=str(limit), do="leave it away for all items")
     if variant in RESERVED:
         raise ConfigError("the variant's name is reserved for what an export writes", where="--variant",
                           found=variant, do="choose another name")  # fmt: skip
-    task = load_task(task_file)
+    task = load_task(task_file, scorer)
     what = resolve(target, adapter, weights, revision, compute=compute)
     seed = 0
     if what.run:  # the run's own seed and training data, so that the result compares with those that the run left
         config = load_run(what.run / "run.yaml")
         task, seed = with_training_median(task, config), config.seed
+    load_task_set(task, seed=seed, limit=limit)  # its faults are cheap to find before the model is loaded
     model = load(what, device, console)
     say_compute(model, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
@@ -144,6 +148,7 @@ def evaluate_model(
     _spare_others(folder, task, seed, limit)
     result = evaluate(model, task, folder, name, console, limit=limit, seed=seed)
     print_result(result, console)
+    print_details(result, console)
     console.print(f"written to {folder}", markup=False)
 
 
@@ -243,7 +248,7 @@ def generate_text(options: argparse.Namespace, prompt: str, console: Console) ->
     encoder = Encoder(model.tokenizer, chat)
     ids = encoder.prompt(Example.of_prompt(prompt))
     decoding = DecodingConfig(max_new_tokens=options.max_new_tokens, stop=options.stop)
-    made = generate(model, [ids], decoding, ends=encoder.stops | end_tokens(model))
+    made = generate(model, [ids], decoding, ends=encoder.stops | end_tokens(model), settle=False)
     speed = f", {made.tokens_per_second:.1f} tokens/s" if made.tokens_per_second else ""
     console.print(f"{len(made.ids[0])} tokens in {made.seconds:.2f} s{speed}", style="dim")
     return made.texts[0]

@@ -193,7 +193,7 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
     found["length"] = Length(max(1, data.items), data.validation_items, options.epochs, options.batch,
                              options.max_steps, options.validate_every)  # fmt: skip
     try:
-        task = load_task(Path(config.task)) if config.task else None
+        task = load_task(Path(config.task), runs=False) if config.task else None
         asked = task_lengths(task, folder) if task is not None and _is_local(task.data) else None
     except HalfbyteError:
         asked = None

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from halfbyte.config import DecodingConfig, TaskConfig
+from halfbyte.config import KINDS, DecodingConfig, TaskConfig, load_task
 from halfbyte.data.encode import Encoder
 from halfbyte.data.template import Example
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
-from halfbyte.evaluate import evaluate as module
 from halfbyte.evaluate.evaluate import constant_folder, evaluate_task, largest_batch
 from halfbyte.evaluate.generate import Generated
+from halfbyte.evaluate.metrics import METRICS
 from halfbyte.evaluate.results import read_evaluation
 from halfbyte.evaluate.tasks import load_task_set
 from tests.evaluate.models import plain_model
@@ -283,7 +283,81 @@ def test_folders_that_are_no_evaluation(prices: TaskConfig, tmp_path: Path) -> N
         shutil.rmtree(broken)
 
 
-def test_every_kind_can_be_asked() -> None:
-    from halfbyte.config import KINDS
+SCORER = """
+def score(answer, reference, record):
+    return len(record["prompt"]) / 100
+"""
 
-    assert set(module._ASK) == set(KINDS)
+
+@pytest.mark.parametrize("kind", [*KINDS, "choice generated"])
+def test_every_kind_goes_from_its_file_to_its_result(kind: str, tmp_path: Path) -> None:
+    kind, _, generated = kind.partition(" ")
+    references = {"number": "{k}.5", "json": '{{"n": {k}, "s": {{"deep": "x"}}}}', "choice": "{k}"}
+    reference = references.get(kind, "say {k} now")
+    rows = [{"prompt": f"item {k} is", "completion": " " + reference.format(k=k % 3)} for k in range(9)]
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    (tmp_path / "scorer.py").write_text(SCORER)
+    own = {"choice": "options: ['0', '1', '2']\nanswer: " + (generated or "likelihood"), "json": "schema: schema.json",
+           "python": "scorer: scorer.py:score"}  # fmt: skip
+    write(tmp_path / "t.jsonl", rows)
+    (tmp_path / "task.yaml").write_text(f"data: t.jsonl\nkind: {kind}\n{own.get(kind, '')}\n")
+    task = load_task(tmp_path / "task.yaml", f"{tmp_path}/scorer.py:score" if kind == "python" else None)
+    task = replace(task, decoding=replace(task.decoding, max_new_tokens=4))
+    result = evaluate_task(plain_model(), task, tmp_path / "out", variant="x")
+    lines = read_evaluation(tmp_path / "out").predictions
+    names = {metric.name for metric in METRICS[kind]}
+    if kind == "choice":
+        names -= {"accuracy_sum"} | ({"accuracy_per_token", "accuracy_per_byte"} if generated else {"unanswered"})
+    assert set(result["metrics"]) == names and len(lines) == 9
+    assert all(found["n"] is not None and found["better"] for found in result["metrics"].values())
+    assert len(result["details"]["worst"]) <= 9 and (largest_batch(plain_model(), task) is None) != task.generates
+    more = {"number": "calibration", "choice": "classes", "exact": "classes", "json": "fields"}
+    assert set(result["details"]) >= {"worst", *({more[kind]} if kind in more else ())}
+    if kind == "python":
+        assert result["metrics"]["score"]["value"] == pytest.approx(0.09)
+    if kind == "json":
+        assert {row["field"] for row in result["details"]["fields"]} == {"n", "s.deep"}
+        assert result["fingerprint_parts"]["schema"]
+
+
+def test_a_generated_choice_is_read_from_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"m {k}", "intent": intent} for k, intent in enumerate(["lost card", "card", "top up", "card"])]
+    template = {"prompt": "{text}", "completion": " {intent}"}
+    task = TaskConfig(name="x", data=write(tmp_path / "t.jsonl", rows), kind="choice", answer="generated",
+                      options=["card", "lost card", "top up"], template=template)  # fmt: skip
+    answering(monkeypatch, [" It is the lost card.", "CARD", "card or top up", "cards"])
+    result = evaluate_task(plain_model(), task, tmp_path / "out", variant="x")
+    assert result["metrics"]["accuracy"]["value"] == 0.5 and result["unanswered"] == 0.5
+    assert "decoding" in result["fingerprint_parts"] and result["fingerprint_parts"]["answer"] == "generated"
+    lines = read_evaluation(tmp_path / "out").predictions
+    assert [line["parsed"] for line in lines] == ["lost card", "card", None, None]
+    assert [line["option"] for line in lines] == [" lost card", " card", "", ""]
+    # card: 1 of 2 found, nothing else called so; lost card 1 of 1; top up none
+    assert result["metrics"]["macro_f1"]["value"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def test_a_choice_by_its_rule(tmp_path: Path) -> None:
+    rows = [{"prompt": f"m {k}", "completion": ("castle", "price of ten dollars")[k % 2]} for k in range(6)]
+    task = TaskConfig(
+        name="x", data=write(tmp_path / "t.jsonl", rows), kind="choice", options=["castle", "price of ten dollars"]
+    )
+    model, by = plain_model(), {}
+    for rule in ("none", "tokens", "bytes"):
+        evaluate_task(model, replace(task, normalise=rule), tmp_path / rule, variant="x")
+        by[rule] = read_evaluation(tmp_path / rule)
+    names = {"none": "accuracy_sum", "tokens": "accuracy_per_token", "bytes": "accuracy_per_byte"}
+    for rule, name in names.items():
+        for other in set(names) - {rule}:
+            assert by[other].result["metrics"][name]["value"] == by[rule].result["metrics"]["accuracy"]["value"]
+    assert len({found.result["fingerprint"] for found in by.values()}) == 3
+
+
+def test_a_scorer_that_fails_names_the_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(tmp_path / "t.jsonl", [{"prompt": str(k), "completion": "x"} for k in range(3)])
+    (tmp_path / "scorer.py").write_text("def score(answer, reference, record):\n    return 1 / int(record['prompt'])\n")
+    task = TaskConfig(name="x", data=data, kind="python", scorer=f"{tmp_path}/scorer.py:score")
+    answering(monkeypatch, ["a", "b", "c"])
+    with pytest.raises(HalfbyteError) as error:
+        evaluate_task(plain_model(), task, tmp_path / "out", variant="x")
+    assert "t.jsonl:1" in str(error.value) and "scorer.py:2" in str(error.value) and "ZeroDivision" in str(error.value)
+    assert not (tmp_path / "out" / "result.json").exists()

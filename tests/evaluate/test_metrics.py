@@ -5,16 +5,20 @@ import math
 import numpy as np
 import pytest
 
-from halfbyte.config import KINDS, ToleranceConfig
+from halfbyte.config import KINDS, ContainsConfig, ToleranceConfig
 from halfbyte.evaluate.metrics import (
     METRICS,
     choice_scores,
+    contains_scores,
     exact_scores,
+    json_scores,
     loss_scores,
     metrics_of,
     normalise,
     number_scores,
 )
+from halfbyte.evaluate.statistics import MacroF1
+from halfbyte.evaluate.structured import MISSING
 
 TWENTY = ToleranceConfig(relative=0.2)
 
@@ -85,12 +89,16 @@ def test_without_rmsle_where_a_reference_is_negative() -> None:
     assert "rmsle" not in names and "rmsle_answered" not in names and "mae" in names
 
 
-def test_choice_chooses_by_the_sum_and_beside_it_by_byte() -> None:
-    chosen, scores = choice_scores([-4.0, -6.0, -9.0], [2, 12, 3], reference=0)
-    assert chosen == 0 and scores == {"accuracy": 1.0, "accuracy_per_byte": 0.0}
-    chosen, scores = choice_scores([-4.0, -6.0, -9.0], [2, 12, 3], reference=1)
-    assert chosen == 0 and scores == {"accuracy": 0.0, "accuracy_per_byte": 1.0}
-    assert choice_scores([-1.0, -1.0], [1, 1], 0)[0] == 0  # the first among equals
+@pytest.mark.parametrize(("normalise", "chosen"), [("none", 0), ("tokens", 2), ("bytes", 1)])
+def test_choice_chooses_by_its_rule_and_the_others_stand_beside(normalise: str, chosen: int) -> None:
+    names = {"none": "accuracy_sum", "tokens": "accuracy_per_token", "bytes": "accuracy_per_byte"}
+    for reference in range(3):
+        found, scores = choice_scores([-4.0, -6.0, -9.0], [1, 2, 4], [2, 12, 8], reference, normalise)
+        assert found == chosen
+        by_rule = {"accuracy_sum": 0, "accuracy_per_token": 2, "accuracy_per_byte": 1}
+        beside = {name: float(place == reference) for name, place in by_rule.items() if name != names[normalise]}
+        assert scores == {"accuracy": float(chosen == reference)} | beside
+    assert choice_scores([-1.0, -1.0], [1, 1], [1, 1], 0, normalise)[0] == 0  # the first among equals
 
 
 def test_choice_metrics_by_hand() -> None:
@@ -103,6 +111,30 @@ def test_choice_metrics_by_hand() -> None:
     assert value("choice", "accuracy", table) == 0.75
     assert value("choice", "accuracy_per_byte", table) == 0.5
     assert value("choice", "macro_f1", table) == pytest.approx((2 * 1 / 3 + 2 * 2 / 5) / 2)
+
+
+def choices(references: list[str], answers: list[str]) -> MacroF1:
+    columns = {"reference": np.array(references), "answer": np.array(answers), "accuracy": np.zeros(len(answers))}
+    found = METRICS["choice"][1].statistic(columns, np.arange(len(answers)))
+    assert isinstance(found, MacroF1)
+    return found
+
+
+def test_macro_f1_of_two_models_that_answer_other_classes() -> None:
+    references = ["b", "b", "c", "c"]
+    a, b = choices(references, ["a", "b", "c", "c"]), choices(references, ["b", "b", "d", "c"])  # a and b number apart
+    none, all_ = a.swapped(b, np.array([[0.0] * 4, [1.0] * 4]))
+    every = np.ones((1, 4))
+    assert none == pytest.approx(float(b.value(every)[0] - a.value(every)[0])) and all_ == pytest.approx(-none)
+    half = float(a.swapped(b, np.array([[1.0, 0, 0, 0]]))[0])
+    swapped = [choices(references, said).value(every)[0] for said in (["b", "b", "c", "c"], ["a", "b", "d", "c"])]
+    assert half == pytest.approx(float(swapped[1] - swapped[0]))
+
+
+def test_no_answer_is_no_class() -> None:
+    every = np.ones((1, 3))
+    assert choices(["a", "b", "b"], ["a", "b", ""]).value(every)[0] == pytest.approx((1 + 2 / 3) / 2)
+    assert choices(["a", "b", "b"], ["a", "", ""]).value(every)[0] == pytest.approx(0.5)
 
 
 def test_loss_metrics_by_hand() -> None:
@@ -140,3 +172,43 @@ def test_exact_keeps_what_means_something(answer: str, reference: str) -> None:
 
 def test_an_empty_answer_is_none() -> None:
     assert exact_scores(" \n", "x") == {"exact_match": 0.0, "answered": 0.0}
+
+
+def contains(answer: str, reference: str, **rule: bool) -> bool:
+    return contains_scores(answer, reference, ContainsConfig(**rule))["contains"] == 1.0
+
+
+def test_contains_and_its_options() -> None:
+    assert contains("It is in NEW\n  York.", " new york ") and not contains("It is in Boston.", "New York")
+    assert contains("ｐａｒｉｓ", "Paris")  # full width: NFKC
+    assert not contains("in NEW YORK", "New York", case=True) and contains("in New  York", "New York", case=True)
+    assert not contains("New  York", "New York", space=True) and contains("New  York", "New  York", space=True)
+    assert contains("15 of them", "5") and not contains("15 of them", "5", words=True)
+    assert contains("(5)", "5", words=True) and contains("uses C++ only", "C++", words=True)
+    assert contains("a.c", "a.c") and not contains("abc", "a.c")  # no pattern
+    assert contains_scores(" ", "x", ContainsConfig()) == {"contains": 0.0, "answered": 0.0}
+
+
+def test_json_scores_count_the_fields_of_the_reference() -> None:
+    reference = {"name": "Fire Truck", "size": {"pieces": 300, "boxed": True}, "tags": ["city", "fire"]}
+    found = {"name": "Fire truck", "size": {"pieces": 300.0, "boxed": True}, "more": 1, "tags": ["city", "fire"]}
+    scores, right = json_scores("{...}", found, reference, None)
+    assert right == {"name": False, "size.pieces": True, "size.boxed": True, "tags": True}
+    assert scores == {"field_accuracy": 0.75, "right_fields": 3.0, "fields": 4.0, "object_match": 0.0, "valid": 1.0,
+                      "answered": 1.0}  # fmt: skip
+    assert json_scores("x", reference, reference, True)[0] | {"answered": 1.0} == {
+        "field_accuracy": 1.0, "right_fields": 4.0, "fields": 4.0, "object_match": 1.0, "valid": 1.0, "answered": 1.0,
+        "schema_valid": 1.0}  # fmt: skip
+    for nothing in (MISSING, [1], None):
+        scores, right = json_scores("", nothing, reference, False)
+        assert not any(right.values()) and scores["valid"] == float(nothing is not MISSING)
+        assert scores["answered"] == scores["schema_valid"] == scores["field_accuracy"] == 0.0
+
+
+def test_json_metrics_by_hand() -> None:
+    rows = [json_scores("x", {"a": 1}, wanted, None)[0] for wanted in ({"a": 1, "b": 2, "c": 3}, {"a": 1})]
+    table = {key: [row[key] for row in rows] for key in rows[0]}
+    assert value("json", "field_accuracy", table) == 2 / 4  # of all fields, not the mean of the items'
+    assert value("json", "object_match", table) == 0.5 and value("json", "valid", table) == 1
+    columns = {key: np.asarray(column) for key, column in table.items()}
+    assert "schema_valid" not in [m.name for m in metrics_of("json", columns)]

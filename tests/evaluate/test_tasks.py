@@ -9,7 +9,8 @@ import pytest
 
 from halfbyte.config import DecodingConfig, TaskConfig, ToleranceConfig
 from halfbyte.data.encode import Encoder
-from halfbyte.errors import DataError
+from halfbyte.errors import ConfigError, DataError, MissingDependency
+from halfbyte.evaluate.structured import load_schema
 from halfbyte.evaluate.tasks import load_task_set
 from tests.tiny import tiny_tokenizer
 
@@ -162,3 +163,66 @@ def test_shots_come_before_the_prompt(prices: TaskConfig) -> None:
         load_task_set(replace(task, shots=4))
     with pytest.raises(DataError, match="too few training examples"):
         load_task_set(replace(task, train=task.data))  # never an item of the test set
+
+
+def json_task(folder: Path, *completions: str, **options: Any) -> TaskConfig:
+    rows = [{"prompt": f"p{k}", "completion": text} for k, text in enumerate(completions)]
+    return TaskConfig(name="x", data=write(folder / "t.jsonl", rows), kind="json", **options)
+
+
+def test_a_json_reference_is_an_object_with_fields(tmp_path: Path) -> None:
+    (item,) = load_task_set(json_task(tmp_path, '{"a": {"b": 1}}')).items
+    assert item.fields == {"a": {"b": 1}}
+    with pytest.raises(DataError, match=r"3 of 3 items(?s:.*)t.jsonl:1: the reference is no JSON object with fields"):
+        load_task_set(json_task(tmp_path, "[1]", "{}", "{"))
+
+
+def test_the_fingerprint_knows_how_answers_are_judged(tmp_path: Path) -> None:
+    schema = tmp_path / "s.json"
+    schema.write_text('{"type": "object"}')
+    task = json_task(tmp_path, '{"a": 1}', schema=str(schema))
+    first = load_task_set(task)
+    load_schema.cache_clear()
+    schema.write_text('{"type":   "object"}')  # the same schema
+    assert load_task_set(task).fingerprint == first.fingerprint
+    load_schema.cache_clear()
+    schema.write_text('{"type": "array"}')
+    assert load_task_set(task).fingerprint != first.fingerprint
+    assert load_task_set(replace(task, schema=None)).fingerprint != first.fingerprint
+    plain = replace(task, kind="contains", schema=None)
+    words = replace(plain, contains=replace(plain.contains, words=True))
+    assert load_task_set(plain).fingerprint != load_task_set(words).fingerprint
+
+
+def test_the_fingerprint_knows_the_scoring_function_and_what_it_sees(tmp_path: Path) -> None:
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text("raise SystemExit('it is not run')")
+    rows = [{"prompt": "a", "completion": "b", "weight": 1}]
+    task = TaskConfig(name="x", data=write(tmp_path / "t.jsonl", rows), kind="python", scorer=f"{scorer}:score")
+    first = load_task_set(task)
+    assert first.parts["scorer"]["function"] == "score"
+    scorer.write_text("raise SystemExit('nor is this')")
+    assert load_task_set(task).fingerprint != first.fingerprint
+    scorer.write_text("raise SystemExit('it is not run')")
+    write(tmp_path / "t.jsonl", [rows[0] | {"weight": 2}])
+    assert load_task_set(task).fingerprint != first.fingerprint
+    with pytest.raises(ConfigError, match="needs a scoring function"):
+        load_task_set(replace(task, scorer=None))
+
+
+def test_a_choice_by_default_keeps_its_fingerprint(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b"}]
+    task = TaskConfig(name="x", data=write(tmp_path / "t.jsonl", rows), kind="choice", options=["b", "c"])
+    assert not {"normalise", "answer", "decoding"} & set(load_task_set(task).parts)
+    generated = load_task_set(replace(task, answer="generated")).parts
+    assert generated["answer"] == "generated" and "decoding" in generated
+    assert load_task_set(replace(task, normalise="bytes")).parts["normalise"] == "bytes"
+
+
+def test_a_missing_library_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingDependency("kind 'text' needs the library sacrebleu for chrF")
+
+    monkeypatch.setattr("halfbyte.evaluate.tasks.check_chrf", missing)
+    with pytest.raises(MissingDependency):
+        load_task_set(TaskConfig(name="x", data=str(tmp_path / "nowhere.jsonl"), kind="text"))

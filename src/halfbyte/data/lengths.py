@@ -98,7 +98,7 @@ def _encoded(train: list[Example], validation: list[Example], encoder: Encoder, 
 
 def task_lengths(task: TaskConfig, folder: Path | None) -> Asked | None:
     """What `task` asks of the model in `folder`; None for a kind without generated answers. Raises DataError."""
-    if task.kind not in ("number", "exact"):
+    if not task.generates:
         return None
     asked = asked_examples(task)
     encoder, new = _encoder_of(folder, task.chat), task.decoding.max_new_tokens

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from halfbyte.config import TaskConfig, ToleranceConfig
 from halfbyte.data.encode import Encoder
-from halfbyte.data.numbers import parse_number
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, DataError
-from halfbyte.evaluate.metrics import Scores, choice_scores, exact_scores, loss_scores, number_scores
+from halfbyte.evaluate.details import details
+from halfbyte.evaluate.judge import judge_of, prediction
+from halfbyte.evaluate.metrics import choice_scores, loss_scores, number_scores
 from halfbyte.evaluate.results import (
     SCHEMA,
     Evaluation,
@@ -22,6 +23,7 @@ from halfbyte.evaluate.results import (
     Result,
     read_evaluation,
     summarise,
+    units_of,
     write_evaluation,
 )
 from halfbyte.evaluate.tasks import Item, TaskSet, load_task_set
@@ -62,7 +64,7 @@ def evaluate_task(
         began = time.perf_counter()
         tasks = load_task_set(task, seed=seed, limit=limit)
         model.net.eval()
-        asked = _ASK[task.kind](model, tasks, batch, progress)
+        asked = _ask(task)(model, tasks, batch, progress)
         _show_what_was_asked(model, tasks, asked.predictions)
         metrics, warnings = summarise(task.kind, asked.predictions, seed)
         seconds = time.perf_counter() - began
@@ -74,6 +76,7 @@ def evaluate_task(
         "items": len(asked.predictions),
         "unanswered": _unanswered(asked.predictions),
         "metrics": metrics,
+        "details": details(task.kind, asked.predictions, units_of(asked.predictions), seed),
         "seconds": seconds,
         "tokens_per_second": asked.tokens_per_second,
         "peak_bytes": meter.peak_bytes,
@@ -115,23 +118,11 @@ def _unanswered(predictions: Sequence[Prediction]) -> float:
     return sum(1.0 - float(line["scores"].get("answered", 1.0)) for line in predictions) / len(predictions)
 
 
-def _prediction(item: Item, answer: str | None, parsed: Any, scores: Scores, **more: Any) -> Prediction:
-    return {
-        "id": item.id,
-        "group": item.group,
-        "prompt": item.example.prompt,
-        "answer": answer,
-        "reference": item.reference,
-        "parsed": parsed,
-        "scores": scores,
-        **more,
-    }
-
-
 def _ask_generated(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
-    """Kinds `number` and `exact`: greedy answers."""
+    """Greedy answers, judged as the kind has it."""
     from halfbyte.evaluate.generate import check_lengths, end_tokens, generate
 
+    judge = judge_of(tasks)
     encoder = Encoder(model.tokenizer, tasks.task.chat)
     prompts = encoder.prompts(tasks.asked(encoder))
     ends = end_tokens(model) | encoder.stops
@@ -139,30 +130,12 @@ def _ask_generated(model: Model, tasks: TaskSet, batch: int | str, progress: Pro
     longest = tasks.task.decoding.max_new_tokens
     check_lengths(model, [len(prompt) + longest for prompt in prompts], origins, what="prompt and answer")
     found = generate(model, prompts, tasks.task.decoding, batch=batch, ends=ends, progress=progress)
-    judge = _judge_numbers if tasks.task.kind == "number" else _judge_texts
-    return _Asked(judge(tasks, found.texts), found.tokens_per_second)
-
-
-def _judge_numbers(tasks: TaskSet, answers: Sequence[str]) -> list[Prediction]:
-    fallback, tolerance = tasks.fallback, tasks.task.tolerance
-    numbers = [item.number for item in tasks.items if item.number is not None]
-    assert fallback is not None and len(numbers) == len(tasks.items)
-    logarithmic = min(numbers) >= 0
-    lines = []
-    for item, number, answer in zip(tasks.items, numbers, answers, strict=True):
-        parsed = parse_number(answer)
-        scores = number_scores(parsed, number, fallback, tolerance, logarithmic=logarithmic)
-        lines.append(_prediction(item, answer, parsed, scores, reference_parsed=number))
-    return lines
-
-
-def _judge_texts(tasks: TaskSet, answers: Sequence[str]) -> list[Prediction]:
-    pairs = zip(tasks.items, answers, strict=True)
-    return [_prediction(i, answer, answer.strip() or None, exact_scores(answer, i.reference)) for i, answer in pairs]
+    lines = [judge(item, answer) for item, answer in zip(tasks.items, found.texts, strict=True)]
+    return _Asked(lines, found.tokens_per_second)
 
 
 def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
-    """Kind `choice`: the likelihood of each option after the prompt.
+    """Kind `choice` by the likelihood of each option after the prompt.
 
     The end of the answer is left out, as in the literature, with one exception: where the tokens of one option begin
     another's ("insurance", "insurance change") the shorter one would always win, so there the end counts for all.
@@ -186,10 +159,11 @@ def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progr
     seconds = time.perf_counter() - began
     read = sum(map(len, prompts)) + sum(len(option) for choices in options for option in choices)
     lines = []
-    for item, found in zip(tasks.items, nats, strict=True):
+    for item, found, own in zip(tasks.items, nats, options, strict=True):
         assert item.right is not None
-        chosen, scores = choice_scores(found, [len(option.strip().encode()) for option in item.options], item.right)
-        line = _prediction(item, item.options[chosen], item.options[chosen].strip(), scores)
+        sizes = [len(option.strip().encode()) for option in item.options]
+        chosen, scores = choice_scores(found, list(map(len, own)), sizes, item.right, tasks.task.normalise)
+        line = prediction(item, item.options[chosen], item.options[chosen].strip(), scores)
         lines.append(line | {"log_likelihoods": dict(zip(item.options, found, strict=True))})
     return _Asked(lines, read / seconds)
 
@@ -221,7 +195,7 @@ def _ask_loss(model: Model, tasks: TaskSet, batch: int | str, progress: Progress
     lines = []
     for item, row, found in zip(tasks.items, encoded, nats, strict=True):
         scores = loss_scores(-found, row.learned_tokens, len(_learned_text(item).encode()))
-        lines.append(_prediction(item, None, None, scores))
+        lines.append(prediction(item, None, None, scores))
     return _Asked(lines, sum(len(row.ids) for row in encoded) / seconds)
 
 
@@ -238,7 +212,7 @@ def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, i
     None for kinds without generated answers. Raises DataError as `load_task_set` does."""
     from halfbyte.evaluate.generate import batches
 
-    if task.kind not in ("number", "exact"):
+    if not task.generates:
         return None
     tasks, encoder = load_task_set(task, seed=seed), Encoder(model.tokenizer, task.chat)
     lengths, new = [len(ids) for ids in encoder.prompts(tasks.asked(encoder))], task.decoding.max_new_tokens
@@ -246,7 +220,8 @@ def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, i
     return max(((len(rows), max(lengths[row] for row in rows) + new) for rows in cut), key=lambda one: one[0] * one[1])
 
 
-_ASK = {"number": _ask_generated, "exact": _ask_generated, "choice": _ask_options, "loss": _ask_loss}
+def _ask(task: TaskConfig) -> Callable[[Model, TaskSet, int | str, Progress | None], _Asked]:
+    return _ask_generated if task.generates else {"choice": _ask_options, "loss": _ask_loss}[task.kind]
 
 
 def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> Result:
@@ -271,6 +246,7 @@ def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> 
     metrics, warnings = summarise("number", predictions, seed)
     nothing = ("model", "weights", "adapter", "seconds", "tokens_per_second", "peak_bytes", "mapped_bytes")
     own = {"variant": variant, "unanswered": 0.0, "metrics": metrics, "warnings": warnings}
+    own["details"] = details("number", predictions, units_of(predictions), seed)
     nowhere = dict.fromkeys([*nothing, "cuda_peak_bytes", "device"])
     result = source.result | nowhere | own | environment()
     write_evaluation(out, result, predictions)

@@ -5,14 +5,16 @@ and a comparison needs no model. Lower is better for errors and losses, higher f
 
 `number`: an answer without a number is never taken as zero. It counts as the task's fallback (the training median), in
 every metric; the share of such answers and the metrics over the answered alone stand beside.
-`choice`, `exact`: right or wrong. `loss`: nats of the reference's tokens, the end of the answer (EOS) included, as in
-the validation loss of a run; bits per byte divide the same sum by the reference's UTF-8 bytes, so that models with
-different tokenizers compare.
+`choice`, `exact`, `contains`: right or wrong. `json`: right fields of the reference's. `text`: likeness from 0 to 1
+(ROUGE-L) or 100 (chrF), the mean of the items'. `python`: what the user's function says. `loss`: nats of the
+reference's tokens, the end of the answer (EOS) included, as in the validation loss of a run; bits per byte divide the
+same sum by the reference's UTF-8 bytes, so that models with different tokenizers compare.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.config import ToleranceConfig
+from halfbyte.config import ContainsConfig, ToleranceConfig
 from halfbyte.evaluate.statistics import Floats, MacroF1, Ratio, Statistic
+from halfbyte.evaluate.structured import MISSING, Fields, leaves, same
 
 Scores = dict[str, float]  # of an item
 Table = Mapping[str, NDArray[Any]]  # the scores of all items, a column a score; "answer" and "reference" hold texts
@@ -58,7 +61,7 @@ class Metric:
             texts = np.concatenate([table["reference"], table["answer"]])
             names, numbers = np.unique(texts, return_inverse=True)
             half = len(texts) // 2
-            return MacroF1(numbers[:half], numbers[half:], unit_of, len(names))
+            return MacroF1(numbers[:half], numbers[half:], unit_of, len(names), names)
         units = int(unit_of.max()) + 1 if len(unit_of) else 0
         above = np.bincount(unit_of, self.numerator(table), units).astype(np.float64)
         below = np.bincount(unit_of, self.denominator(table), units).astype(np.float64)
@@ -100,13 +103,36 @@ METRICS: dict[str, tuple[Metric, ...]] = {  # the first one of a kind decides it
                _answered("within"), _column("answered"), share=True),
     ),
     "choice": (
-        _mean("accuracy", "share of right choices, by the likelihood of each option", "higher", share=True),
+        _mean("accuracy", "share of right choices", "higher", share=True),
         Metric("macro_f1", "mean F1 of the classes", "higher", "accuracy", _column("accuracy"), _ones, f1=True),
-        _mean("accuracy_per_byte", "share of right choices, by the likelihood a byte of each option", "higher",
-              share=True),
+        _mean("accuracy_sum", "the same by the likelihood of each whole option", "higher", share=True),
+        _mean("accuracy_per_token", "the same by the likelihood a token of each option", "higher", share=True),
+        _mean("accuracy_per_byte", "the same by the likelihood a byte of each option", "higher", share=True),
+        _UNANSWERED,
     ),
     "exact": (
         _mean("exact_match", "share of answers that equal the reference, both normalised", "higher", share=True),
+        _UNANSWERED,
+    ),
+    "contains": (
+        _mean("contains", "share of answers in which the reference occurs", "higher", share=True),
+        _UNANSWERED,
+    ),
+    "json": (
+        Metric("field_accuracy", "share of the references' fields that are right", "higher", "field_accuracy",
+               _column("right_fields"), _column("fields")),
+        _mean("object_match", "share of answers that are the reference object", "higher", share=True),
+        _mean("valid", "share of answers that are JSON", "higher", share=True),
+        _mean("schema_valid", "share of answers that the schema allows", "higher", share=True),
+        _UNANSWERED,
+    ),
+    "text": (
+        _mean("chrf", "chrF2 by sacrebleu, 0 to 100: character n-grams; the mean of the items'", "higher"),
+        _mean("rouge_l", "ROUGE-L F1, 0 to 1: the longest common subsequence of words", "higher"),
+        _UNANSWERED,
+    ),
+    "python": (
+        _mean("score", "mean of the user's function", "higher"),
         _UNANSWERED,
     ),
     "loss": (
@@ -144,15 +170,24 @@ def number_scores(
     return scores
 
 
-def choice_scores(nats: Sequence[float], sizes: Sequence[int], reference: int) -> tuple[int, Scores]:
-    """The chosen option and its scores. `nats`: log-likelihood of each option; `sizes`: its bytes.
+_RULES = {"none": "accuracy_sum", "tokens": "accuracy_per_token", "bytes": "accuracy_per_byte"}
 
-    The option with the largest sum of log-probabilities is chosen (`acc` of the literature); `accuracy_per_byte` (its
-    `acc_norm`) chooses by the sum a byte. Among equals the first one counts.
+
+def choice_scores(
+    nats: Sequence[float], tokens: Sequence[int], sizes: Sequence[int], reference: int, normalise: str = "none"
+) -> tuple[int, Scores]:
+    """The chosen option and its scores. `nats`: log-likelihood of each option; `tokens`, `sizes`: its tokens and bytes.
+
+    `accuracy` is of the option with the largest sum of log-probabilities (`acc` of the literature), or, as `normalise`
+    says, with the largest sum a token or a byte (its `acc_norm`). The two rules that do not decide stand beside it.
+    Among equals the first option counts.
     """
-    chosen = max(range(len(nats)), key=lambda i: (nats[i], -i))
-    per_byte = max(range(len(nats)), key=lambda i: (nats[i] / max(1, sizes[i]), -i))
-    return chosen, {"accuracy": float(chosen == reference), "accuracy_per_byte": float(per_byte == reference)}
+    lengths = {"none": [1] * len(nats), "tokens": tokens, "bytes": sizes}
+    chosen = {
+        rule: max(range(len(nats)), key=lambda i: (nats[i] / max(1, each[i]), -i)) for rule, each in lengths.items()
+    }
+    beside = {_RULES[rule]: float(place == reference) for rule, place in chosen.items() if rule != normalise}
+    return chosen[normalise], {"accuracy": float(chosen[normalise] == reference)} | beside
 
 
 def exact_scores(answer: str, reference: str) -> Scores:
@@ -161,6 +196,40 @@ def exact_scores(answer: str, reference: str) -> Scores:
         "exact_match": float(normalise(answer) == normalise(reference)),
         "answered": float(bool(answer.strip())),
     }
+
+
+def contains_scores(answer: str, reference: str, rule: ContainsConfig) -> Scores:
+    """Whether the reference occurs in the answer, both written as `rule` has it."""
+    text, wanted = _comparable(answer, rule), _comparable(reference, rule)
+    pattern = re.escape(wanted)
+    if rule.words:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    return {"contains": float(re.search(pattern, text) is not None), "answered": float(bool(answer.strip()))}
+
+
+def _comparable(text: str, rule: ContainsConfig) -> str:
+    text = unicodedata.normalize("NFKC", text)
+    if not rule.case:
+        text = text.casefold()
+    return text if rule.space else " ".join(text.split())
+
+
+def json_scores(answer: str, found: Any, reference: Mapping[str, Any], allowed: bool | None) -> tuple[Scores, Fields]:
+    """Scores of the JSON value `found` in `answer` (MISSING: none), and whether each field of `reference` is right.
+
+    `allowed`: whether the schema allows it; None: there is no schema.
+    """
+    wanted, given = leaves(reference), leaves(found) if isinstance(found, dict) else {}
+    right = {path: path in given and same(given[path], value) for path, value in wanted.items()}
+    scores = {
+        "field_accuracy": sum(right.values()) / len(right),
+        "right_fields": float(sum(right.values())),
+        "fields": float(len(right)),
+        "object_match": float(found is not MISSING and same(found, dict(reference))),
+        "valid": float(found is not MISSING),
+        "answered": float(bool(answer.strip())),
+    }
+    return scores | ({} if allowed is None else {"schema_valid": float(allowed)}), right
 
 
 def loss_scores(nats: float, tokens: int, size: int) -> Scores:

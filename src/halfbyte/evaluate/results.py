@@ -41,13 +41,16 @@ class Evaluation:
 
 
 def table_of(predictions: Sequence[Prediction]) -> Table:
-    """The scores as columns [items]; "answer" and "reference" hold the texts."""
+    """The scores as columns [items]; "answer" and "reference" hold the texts (of a generated choice: the option that
+    the answer names, or "")."""
     names = list(predictions[0]["scores"]) if predictions else []
     table: dict[str, NDArray[Any]] = {
         name: np.array([line["scores"][name] for line in predictions], dtype=np.float64) for name in names
     }
-    for name in ("answer", "reference"):
-        table[name] = np.array([line[name] or "" for line in predictions], dtype=object).astype(str)
+    texts = {"answer": [line.get("option", line["answer"]) for line in predictions],
+             "reference": [line["reference"] for line in predictions]}  # fmt: skip
+    for name, column in texts.items():
+        table[name] = np.array([text or "" for text in column], dtype=object).astype(str)
     return table
 
 

@@ -91,16 +91,23 @@ class Ratio:
 class MacroF1:
     """The mean F1 of the classes that occur among references or answers.
 
-    `references` and `answers` are class numbers [items] below `classes`; `unit_of` is the unit of each item.
+    `references` and `answers` are class numbers [items] below `classes`; `unit_of` is the unit of each item. `names`
+    [classes], sorted, are what two statistics that number their classes apart are brought together by; the class ""
+    is no answer, which costs the class that it should have named but is none itself.
     """
 
-    def __init__(self, references: NDArray[Any], answers: NDArray[Any], unit_of: NDArray[Any], classes: int) -> None:
+    def __init__(
+        self, references: NDArray[Any], answers: NDArray[Any], unit_of: NDArray[Any], classes: int,
+        names: NDArray[Any] | None = None,
+    ) -> None:  # fmt: skip
         self.references, self.answers, self.unit_of, self.classes = references, answers, unit_of, classes
         self.units = int(unit_of.max()) + 1 if len(unit_of) else 0
+        self.names = np.arange(classes).astype(str) if names is None else names
+        self._counted = self.names != ""
 
     def _f1(self, hits: Floats, seen: Floats) -> float:
         """`hits` [classes] right answers; `seen` [classes] references and answers together: F1 = 2 hits / seen."""
-        there = seen > 0.5  # weights are whole numbers
+        there = self._counted & (seen > 0.5)  # weights are whole numbers
         return float(np.mean(2 * hits[there] / seen[there])) if there.any() else math.nan
 
     def _counts(self, weight: Floats, answers: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -126,7 +133,15 @@ class MacroF1:
             values.append(self._f1(less_hits, less_seen))
         return np.array(values)
 
+    def _renumbered(self, names: NDArray[Any]) -> MacroF1:
+        """The same by the places of its classes in `names`, which holds them all."""
+        place = np.searchsorted(names, self.names)
+        return MacroF1(place[self.references], place[self.answers], self.unit_of, len(names), names)
+
     def swapped(self, other: MacroF1, swap: Floats) -> Floats:
+        if not np.array_equal(self.names, other.names):
+            names = np.union1d(self.names, other.names)
+            return self._renumbered(names).swapped(other._renumbered(names), swap)
         ones, values = np.ones(len(self.references)), []
         for row in swap:
             change = row[self.unit_of] > 0.5

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,14 +21,18 @@ from halfbyte.data.numbers import parse_number
 from halfbyte.data.records import Record
 from halfbyte.data.sides import asked_examples
 from halfbyte.data.template import Example, fill, load_examples
-from halfbyte.errors import DataError, nearest
+from halfbyte.errors import ConfigError, DataError, nearest
+from halfbyte.evaluate.likeness import check_chrf
+from halfbyte.evaluate.scorer import describe_scorer
+from halfbyte.evaluate.structured import load_schema, read_json
 
 _SHOWN = 5  # faults that one error spells out
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `number` is the reference of kind `number`; `right` the place of the reference among `options`."""
+    """One question. `number` is the reference of kind `number`, `fields` the object that a `json` task's is; `right` is
+    the place of the reference among `options`."""
 
     id: str
     group: str | None
@@ -37,6 +41,7 @@ class Item:
     number: float | None = None
     options: tuple[str, ...] = ()  # as the completion would be written
     right: int | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -75,8 +80,11 @@ def load_task_set(task: TaskConfig, *, seed: int = 0, limit: int | None = None) 
     hashes, so that it depends neither on the order of the file nor on a seed.
 
     Raises DataError for a missing or broken file, an empty test set, an item without a reference, an id that stands
-    twice, a reference of a `number` task that is no number, and one of a `choice` task that is no option.
+    twice, a reference of a `number` task that is no number, of a `choice` task that is no option, and of a `json` task
+    that is no object; MissingDependency for a library that the kind needs; ConfigError for a scoring function's file
+    that can't be read.
     """
+    _needs(task)
     examples = asked_examples(task)
     items = _items(examples, task)
     if limit is not None and limit < len(items):
@@ -87,6 +95,17 @@ def load_task_set(task: TaskConfig, *, seed: int = 0, limit: int | None = None) 
     shots = _shots(task, train, items, seed)
     fallback, source, warnings = _fallback(task, train, items) if task.kind == "number" else (None, None, [])
     return TaskSet(task, items, shots, fallback, source, _parts(task, items, shots, fallback), warnings)
+
+
+def _needs(task: TaskConfig) -> None:
+    """What the kind needs beside the data, looked for before any model is loaded."""
+    if task.kind == "text":
+        check_chrf()
+    if task.kind == "json" and task.schema is not None:
+        load_schema(task.schema)
+    if task.kind == "python" and task.scorer is None:
+        raise ConfigError("kind 'python' needs a scoring function", where=f"task {task.name}",
+                          do="add 'scorer: scorer.py:score'")  # fmt: skip
 
 
 def _items(examples: Sequence[Example], task: TaskConfig) -> list[Item]:
@@ -146,6 +165,11 @@ def _with_kind(item: Item, task: TaskConfig) -> Item:
             raise DataError("the reference is none of the options",
                             found=f"{item.reference!r}; options: {', '.join(map(repr, rendered[:10]))}")  # fmt: skip
         return replace(item, options=rendered, right=rendered.index(item.reference))
+    if task.kind == "json":
+        fields = read_json(item.reference)
+        if not isinstance(fields, dict) or not fields:
+            raise DataError("the reference is no JSON object with fields", found=repr(item.reference[:80]))
+        return replace(item, fields=fields)
     return item
 
 
@@ -258,8 +282,24 @@ def _parts(task: TaskConfig, items: Sequence[Item], shots: Sequence[Example], fa
     }
     if task.split.share is not None:
         parts["split"] = asdict(task.split)
-    if task.kind in ("number", "exact"):
+    if task.generates:
         parts["decoding"] = asdict(task.decoding)
+    return parts | _kind_parts(task, items, fallback)
+
+
+def _kind_parts(task: TaskConfig, items: Sequence[Item], fallback: float | None) -> dict[str, Any]:
+    """How answers of this kind are judged."""
     if task.kind == "number":
-        parts |= {"tolerance": asdict(task.tolerance), "fallback": fallback}
-    return parts
+        return {"tolerance": asdict(task.tolerance), "fallback": fallback}
+    if task.kind == "choice":  # the defaults are left out, so that results from before there was a choice compare
+        own = {"answer": task.answer, "normalise": task.normalise}
+        return {key: value for key, value in own.items() if value not in ("likelihood", "none")}
+    if task.kind == "contains":
+        return {"contains": asdict(task.contains)}
+    if task.kind == "json":
+        return {"schema": None if task.schema is None else digest(load_schema(task.schema))}
+    if task.kind == "python":  # the function sees every column
+        assert task.scorer is not None
+        columns = digest([{str(key): str(value) for key, value in i.example.record.values.items()} for i in items])
+        return {"scorer": describe_scorer(task.scorer), "columns": columns}
+    return {}

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from halfbyte.evaluate.judge import named_option
+
+OPTIONS = ["insurance", "insurance change", "lost card", "C++"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [
+        ("insurance", 0),
+        (" Insurance Change. ", 1),
+        ("**Lost card**", 2),
+        ("It is about an insurance change, I think", 1),  # "insurance" within it does not count
+        ("The intent is insurance.", 0),
+        ("they use C++ here", 3),
+        ("lost card or insurance", None),
+        ("insurances", None),
+        ("", None),
+        ("?", None),
+    ],
+)
+def test_the_option_that_an_answer_names(answer: str, place: int | None) -> None:
+    assert named_option(answer, OPTIONS) == place
