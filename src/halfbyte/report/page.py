@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.report import sections
+from halfbyte.report.details import details
 from halfbyte.report.fill import fill
 from halfbyte.report.read import Evidence, Variant, as_number, gather
 from halfbyte.report.story import Row, Story, counted, cut, ranked, right_or_wrong, shown, spoken, verdict_kind
@@ -57,6 +58,7 @@ def render(evidence: Evidence) -> str:
         memory=sections.memory(story),
         training=sections.training(evidence),
         answers=sections.answers(story),
+        details=details(story),
         differences=sections.differences(story),
         samples=sections.samples(story),
         facts=sections.facts(evidence),
@@ -207,7 +209,10 @@ def _wrong(story: Story) -> Row:
     order, answers = ranked(variant, story.metric), right_or_wrong(story.metric)
     worst, confusions = [], []
     if answers:
-        wrong = Counter((p.reference, shown(p, 60)) for error, p in order if error > -1)
+        read = variant.result.get("kind") == "choice"  # the option that the answer names, however it is worded
+        wrong = Counter(
+            (p.reference, cut(str(p.parsed or ""), 60) if read else shown(p, 60)) for error, p in order if error > -1
+        )
         confusions = [
             {"true": cut(true, 60), "answer": answer, "count": count}
             for (true, answer), count in sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:6]

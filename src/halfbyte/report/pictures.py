@@ -195,6 +195,26 @@ def scatter(
 
 
 @_picture
+def calibration(points: Sequence[tuple[float, float]], *, kind: str, unit: str = "", quantity: str = "answer") -> str:
+    """Mean answer (x) against mean true value (y) of each bin, and the diagonal."""
+    colour = TUNED if kind == "tuned" else BASE
+    x, y = _columns(points)
+    logarithmic = min(*x, *y) > 0 and max(*x, *y) > 20 * min(*x, *y)
+    figure, axes = _figure(3.6)
+    if logarithmic:
+        axes.set(xscale="log", yscale="log")
+    ends = (min(*x, *y), max(*x, *y))
+    axes.plot(ends, ends, color=MUTED, linewidth=1, zorder=1)
+    axes.plot(x, y, "o-", color=colour, markersize=5, linewidth=1.4, zorder=2)
+    in_unit = f" ({unit})" if unit else ""
+    _dress(axes, xlabel=f"mean {quantity}{in_unit}", ylabel=f"mean true value{in_unit}", grid="both")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: number_text(value))
+        axis.set_minor_formatter(lambda value, _: "")
+    return _svg(figure, f"calibration-{kind}")
+
+
+@_picture
 def before_after(points: Sequence[tuple[float, float]], label: str) -> str:
     """Each item's score before (x) and after (y): below the diagonal it fell."""
     values = [value for point in points for value in point]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from halfbyte.evaluate.details import most_changed
 from halfbyte.report import pictures
 from halfbyte.report.memory import compared_phases, exact_facts, phase_facts
 from halfbyte.report.read import Evidence, Prediction, Variant, as_number
@@ -223,10 +224,12 @@ def samples(story: Story) -> Row:
     order = [p for _, p in ranked(variant, story.metric)] or variant.predictions
     drawn = sorted(order, key=lambda p: lot(p.id))[:SAMPLES]
     best, worst = order[:SAMPLES], order[::-1][:SAMPLES]
-    chosen = [("Drawn by lot", drawn), ("Worst", worst), ("Best", best)]
+    chosen = [("Drawn by lot", drawn), *_changed(story), ("Worst", worst), ("Best", best)]
     rule = (
         f"The {SAMPLES} worst and best by the item's own {label(story.metric)} of {variant.name} (of equals, and for "
     )
+    if story.base and story.tuned:
+        rule += f"the {SAMPLES} in which that improved or worsened most, and for "
     rule += (
         f"the {SAMPLES} drawn by lot: the smallest SHA-256 of the item's id). Answers stand as the models gave them."
     )
@@ -237,6 +240,19 @@ def samples(story: Story) -> Row:
         seen |= {p.id for p in items}
         groups.append({"name": name, "rows": rows})
     return {"groups": [group for group in groups if group["rows"]], "rule": rule, "heads": heads}
+
+
+def _changed(story: Story) -> list[tuple[str, list[Prediction]]]:
+    """The items that changed most from base to tuned."""
+    if not story.base or not story.tuned or not story.metric:
+        return []
+    before, after = (
+        {p.id: error for p in variant.predictions if (error := item_error(p, story.metric)) is not None}
+        for variant in (story.base, story.tuned)
+    )
+    found = most_changed(before, after, better="lower", count=SAMPLES)
+    names = ("Improved most", "Worsened most")
+    return [(name, [story.tuned.by_id[at] for at, _ in rows]) for name, rows in zip(names, found, strict=True)]
 
 
 def sample(story: Story, item: Prediction) -> Row:

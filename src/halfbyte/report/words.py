@@ -22,7 +22,12 @@ _LABELS = {
     "within": "within the tolerance",
     "within_answered": "within the tolerance, of the answered",
     "unanswered": "without an answer",
+    "accuracy_sum": "accuracy, likelihood of the whole",
+    "accuracy_per_token": "accuracy, likelihood a token",
     "accuracy_per_byte": "accuracy, likelihood a byte",
+    "contains": "reference in the answer",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
     "macro_f1": "macro F1",
     "loss": "loss in nats a token",
 }
