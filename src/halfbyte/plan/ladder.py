@@ -117,6 +117,11 @@ class Plan:
                  "optimiser_bytes": self.optimiser_bytes}  # fmt: skip
         return {"schema": 1, **fields, **exact, **late}
 
+    def _repr_html_(self) -> str:
+        from halfbyte.plan.show import plan_html
+
+        return plan_html(self.to_json())
+
 
 def plan_model(
     name_or_path: str,

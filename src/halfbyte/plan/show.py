@@ -7,10 +7,25 @@ from typing import Any
 
 from rich.console import Console
 
+from halfbyte.notebook import table
 from halfbyte.plan.budget import amount
 from halfbyte.plan.devices import machine_words
 from halfbyte.plan.machine import this_machine
 from halfbyte.plan.prose import prose
+
+
+def plan_html(plan: Mapping[str, Any]) -> str:
+    """What a notebook shows of `Plan.to_json()`: weights, adapter, the peak of each phase, and whether it fits."""
+    rows = [(name, _bytes(size)) for name, size in plan["weights_bytes"].items()]
+    rows += [(f"constants of {name}", _bytes(size)) for name, size in plan["constants_bytes"].items()]
+    rows += [("adapter", _bytes(plan["adapter_bytes"]))]
+    rows += [(f"peak of {name}", _bytes(phase["peak_bytes"])) for name, phase in plan["phases"].items()]
+    fits = {True: "fits", False: "does not fit", None: "whether it fits is unknown"}[plan["fits"]]
+    return table(f"{plan['model']}: {fits}", ("what", "bytes"), rows, plan["reasons"])
+
+
+def _bytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size:,}"
 
 
 def render_answers(answers: Mapping[str, Any], console: Console) -> None:

@@ -75,6 +75,17 @@ class Outcome:
             return f"nothing was left to train: {words}, all in earlier sessions"
         return words + (f", {self.before} of them in earlier sessions" if self.before else "")
 
+    def _repr_html_(self) -> str:
+        from halfbyte.notebook import table
+        from halfbyte.plan.budget import amount
+
+        sizes = {"peak memory": self.peak_bytes, "mapped": self.mapped_bytes, "on the GPU": self.cuda_peak_bytes}
+        rows = [("optimiser steps", self.steps), ("time", f"{self.seconds:.0f} s")]
+        rows += [] if self.best_loss is None else [("best validation loss", f"{self.best_loss:.4g}")]
+        rows += [(name, amount(size)) for name, size in sizes.items() if size is not None]
+        state = "finished" if self.finished else "not finished: go on with resume"
+        return table(f"{self.folder}: {state}", (), rows)
+
 
 def prepare_folder(config: RunConfig, resume: bool) -> RunConfig:
     """Check that `config` may begin in the run's folder, or go on in it; returns the options to use.
