@@ -1,0 +1,290 @@
+"""Do the intervals cover what they say, and how often is chance called a difference? By simulation.
+
+    python benchmarks/coverage.py                                   # everything: about half an hour
+    python benchmarks/coverage.py --only normal --items 100         # a part; its rows replace those in the file
+    python benchmarks/coverage.py --render               # the table of docs/statistics.md, of the file alone
+
+Each repetition draws a test set whose truth is known and asks `evaluate/statistics.py` as `evaluate` and `compare` do.
+A row is one kind of figure on one kind of data: how often its 95 % interval holds the truth, how often it lies wholly
+below or above it, how often two models of equal skill are told apart (false alarms), and how often the user is warned.
+The bootstrap draws 1,999 resamples, the fewest that halfbyte ever draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+if __name__ == "__main__":  # not this folder: its modules would pass for packages of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from benchmarks.common import RESULTS, ROOT, say
+from halfbyte.evaluate import statistics
+from halfbyte.evaluate.several import holm
+from halfbyte.evaluate.statistics import (
+    ENOUGH_UNITS,
+    Estimate,
+    Ratio,
+    estimate,
+    paired_difference,
+    paired_test,
+    right_wrong_difference,
+    share,
+    verdict,
+)
+
+FILE = RESULTS / "coverage" / "coverage.csv"
+PAGE = ROOT / "docs" / "statistics.md"
+BEGIN, END = "<!-- coverage: written by benchmarks/coverage.py -->", "<!-- end of coverage -->"
+SEED = 0
+GROUP = 4  # items of a group
+FAMILY = 3  # models compared with one
+NOTHING = "no detectable difference"
+Floats = NDArray[np.float64]
+Generator = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Data:
+    """A distribution of an item's score, and its mean."""
+
+    draw: Callable[[Generator, int], Floats]
+    mean: float
+
+
+# by how much their tails weigh; the second moment of the last one is infinite
+DATA = {
+    "normal": Data(lambda g, n: g.normal(size=n), 0.0),
+    "exponential": Data(lambda g, n: g.exponential(size=n), 1.0),
+    "lognormal 1": Data(lambda g, n: g.lognormal(sigma=1, size=n), math.exp(0.5)),
+    "lognormal 2": Data(lambda g, n: g.lognormal(sigma=2, size=n), math.exp(2)),
+    "student 2": Data(lambda g, n: g.standard_t(2, size=n), 0.0),
+    "pareto 1.5": Data(lambda g, n: 1 + g.pareto(1.5, size=n), 3.0),
+}
+SIZES = (20, 50, 100, 300, 1000)  # independent items, or groups
+SHARES = (0.1, 0.3, 0.5)
+DISCORDANT = (0.05, 0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Shares of the repetitions; None where the figure has no such thing. `units` are the groups, or the items."""
+
+    distribution: str
+    figure: str
+    items: int
+    units: int
+    repetitions: int
+    coverage: float | None
+    below: float | None
+    above: float | None
+    false_alarms: float | None
+    warned: float | None
+
+
+@dataclass
+class Count:
+    """What became of the repetitions of one row."""
+
+    truth: float
+    repetitions: int = 0
+    below: int = 0
+    above: int = 0
+    alarms: int = 0
+    warned: int = 0
+
+    def add(self, found: Estimate, units: int, alarm: bool = False) -> None:
+        assert found.low is not None and found.high is not None
+        self.repetitions += 1
+        self.below += found.high < self.truth
+        self.above += found.low > self.truth
+        self.alarms += alarm
+        self.warned += found.lopsided or units < ENOUGH_UNITS or found.method == "no spread"
+
+    def row(self, distribution: str, figure: str, items: int, units: int, *, compared: bool) -> Row:
+        n = self.repetitions
+        return Row(distribution, figure, items, units, n, 1 - (self.below + self.above) / n, self.below / n,
+                   self.above / n, self.alarms / n if compared else None, self.warned / n)  # fmt: skip
+
+
+def mean(values: Floats, groups: int | None = None) -> Ratio:
+    """The mean of `values`; of so many groups of equal size, item after item."""
+    if groups is None:
+        return Ratio(values, np.ones(len(values)))
+    return Ratio(values.reshape(groups, -1).sum(1), np.full(groups, len(values) / groups))
+
+
+def compared(a: Ratio, b: Ratio, seed: int) -> tuple[Estimate, int, bool]:
+    """The difference, its units, and whether it is called one."""
+    found, test = paired_difference(a, b, seed=seed)
+    return found, a.units, verdict(found, test.p, "higher") != NOTHING
+
+
+def drawn(name: str, units: int, repetitions: int) -> Iterator[tuple[int, Generator]]:
+    """(seed, generator) of each repetition, whatever their number; of large sets there are fewer."""
+    for seed in range(max(1, repetitions * 100 // max(units, 100))):
+        yield seed, np.random.default_rng([SEED, zlib.crc32(name.encode()), units, seed])
+
+
+def of_means(name: str, n: int, repetitions: int) -> Iterator[Row]:
+    """A mean; the difference of two models with the same scores but for chance; and a lopsided difference: one model
+    is as good as the other on average, by few items on which it is much better (or worse)."""
+    data, symmetric = DATA[name], name in ("normal", "student 2")
+    alone, pair, lopsided = Count(data.mean), Count(0.0), Count(0.0)
+    for seed, generator in drawn(name, n, repetitions):
+        a, b, c = (data.draw(generator, n) for _ in range(3))
+        alone.add(estimate(mean(a), seed=seed), n)
+        pair.add(*compared(mean(a), mean(b), seed))
+        if not symmetric:
+            lopsided.add(*compared(mean(np.zeros(n)), mean(c - data.mean), seed))
+    yield alone.row(name, "mean", n, n, compared=False)
+    yield pair.row(name, "difference", n, n, compared=True)
+    if not symmetric:
+        yield lopsided.row(name, "lopsided difference", n, n, compared=True)
+
+
+def of_shares(name: str, n: int, repetitions: int) -> Iterator[Row]:
+    """Right and wrong: a share, and the difference of two models that are right equally often."""
+    generator = np.random.default_rng([SEED, zlib.crc32(name.encode()), n])
+    repetitions *= 5  # these are cheap
+    for p in SHARES:
+        alone, one = Count(p), cache(lambda hits: share(hits, n))
+        for hits in generator.binomial(n, p, size=repetitions):
+            alone.add(one(int(hits)), n)
+        yield alone.row(name, f"share of {p:g}", n, n, compared=False)
+    for discordant in DISCORDANT:
+        pair, two = Count(0.0), cache(lambda wins, losses: right_wrong_difference(wins, losses, n))
+        chances = [discordant / 2, discordant / 2, 1 - discordant]
+        for wins, losses, _ in generator.multinomial(n, chances, size=repetitions):
+            found, test = two(int(wins), int(losses))
+            pair.add(found, n, verdict(found, test.p, "higher") != NOTHING)
+        yield pair.row(name, f"difference, {100 * discordant:g} % differ", n, n, compared=True)
+
+
+def of_groups(name: str, groups: int, repetitions: int) -> Iterator[Row]:
+    """Groups of items that share half of their variance (or are right and wrong together more often than not)."""
+    alone, pair, right = Count(0.0), Count(0.0), Count(0.0)
+    for seed, generator in drawn(name, groups, repetitions):
+        a, b = (_in_groups(generator, groups) for _ in range(2))
+        alone.add(estimate(mean(a, groups), seed=seed), groups)
+        pair.add(*compared(mean(a, groups), mean(b, groups), seed))
+        hits = [mean((scores > 0.5).astype(float), groups) for scores in (a, b)]
+        right.add(*compared(hits[0], hits[1], seed))
+    for figure, count in (("mean", alone), ("difference", pair), ("difference of shares", right)):
+        yield count.row(name, figure, groups * GROUP, groups, compared=figure != "mean")
+
+
+def _in_groups(generator: Generator, groups: int) -> Floats:
+    common = np.repeat(generator.normal(size=groups), GROUP)
+    return np.asarray((common + generator.normal(size=groups * GROUP)) / math.sqrt(2))
+
+
+def of_several(name: str, n: int, repetitions: int) -> Iterator[Row]:
+    """Three models of equal skill against a fourth: how often is even one of them called better or worse?"""
+    alarms, done = {"with Holm's correction": 0, "without": 0}, 0
+    for seed, generator in drawn(name, n, repetitions):
+        a, *others = (mean(generator.normal(size=n)) for _ in range(1 + FAMILY))
+        p = [paired_test(a, b, seed=seed, level=1 - 0.05 / FAMILY)[1].p for b in others]
+        alarms["without"] += min(p) < 0.05
+        alarms["with Holm's correction"] += min(one.p for one in holm(p)) < 0.05
+        done += 1
+    for told, count in alarms.items():
+        yield Row(name, f"any of {FAMILY} differences, {told}", n, n, done, None, None, None, count / done, None)
+
+
+CASES: dict[str, Callable[[str, int, int], Iterator[Row]]] = {
+    **dict.fromkeys(DATA, of_means), "binary": of_shares, "groups of 4": of_groups, "several": of_several,
+}  # fmt: skip
+
+
+def run(names: Iterable[str], sizes: Iterable[int], repetitions: int, file: Path) -> None:
+    """Simulate the cases `names` with so many units and put their rows in the place of those that are in `file`."""
+    for name, units in product(names, sizes):
+        made = list(CASES[name](name, units, repetitions))
+        for row in made:
+            cover = "" if row.coverage is None else f"covers {100 * row.coverage:.1f} %"
+            alarms = "" if row.false_alarms is None else f"false alarms {100 * row.false_alarms:.1f} %"
+            say(f"{name:12} {row.figure:40} {row.items:6} {cover:16} {alarms}")
+        kept = [row for row in read(file) if (row.distribution, row.units) != (name, units)] + made
+        kept.sort(key=lambda row: (list(CASES).index(row.distribution), row.units))
+        write(kept, file)
+
+
+def write(rows: Sequence[Row], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    names = [item.name for item in fields(Row)]
+    versions = json.dumps({"numpy": np.__version__, "scipy": scipy.__version__})
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow([*names, "seed", "versions"])
+        for row in rows:
+            cells = [getattr(row, name) for name in names]
+            told = ["" if cell is None else f"{cell:.5g}" if isinstance(cell, float) else cell for cell in cells]
+            writer.writerow([*told, SEED, versions])
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of `file`; none where there is no such file."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return [_row(cells) for cells in csv.DictReader(lines)]
+
+
+def _row(cells: dict[str, str]) -> Row:
+    figures = ("coverage", "below", "above", "false_alarms", "warned")
+    known = {name: float(cells[name]) if cells[name] else None for name in figures}
+    return Row(cells["distribution"], cells["figure"], int(cells["items"]), int(cells["units"]),
+               int(cells["repetitions"]), **known)  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    head = ("data", "figure", "items", "groups", "interval covers", "too low", "too high", "false alarms", "warned",
+            "repetitions")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        shares = [row.coverage, row.below, row.above, row.false_alarms, row.warned]
+        told = ["" if value is None else f"{100 * value:.1f} %" for value in shares]
+        groups = str(row.units) if row.units != row.items else ""
+        cells = [row.distribution, row.figure, f"{row.items:,}", groups, *told, f"{row.repetitions:,}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rendered(page: str, rows: Sequence[Row]) -> str:
+    """`page` with the table of `rows` in its place."""
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    return f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}"
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=list(CASES), help="this case (may be given several times)")
+    parser.add_argument("--items", action="append", type=int, choices=SIZES, help="so many items, or groups")
+    parser.add_argument("--repetitions", type=int, default=4000, help="with 100 items or fewer (%(default)s)")
+    parser.add_argument("--file", type=Path, default=FILE, help="CSV (%(default)s)")
+    parser.add_argument("--render", action="store_true", help="simulate nothing, write the page")
+    options = parser.parse_args(given)
+    if not options.render:
+        statistics._WORK = 1  # 1,999 resamples
+        run(options.only or CASES, options.items or SIZES, options.repetitions, options.file)
+    if options.file == FILE:
+        PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), read(FILE)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
