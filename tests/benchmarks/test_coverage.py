@@ -30,8 +30,12 @@ def test_intervals_cover_and_false_alarms_are_rare(row: coverage.Row) -> None:
 
 
 def test_what_does_not_hold_is_warned_of() -> None:
+    """Lopsided data nearly always; data whose tails are heavy on both sides show that less often."""
     rows = [row for row in coverage.read(coverage.FILE) if row.coverage is not None and row.coverage < 0.90]
-    assert all(row.warned is not None and row.warned > 0.5 for row in rows)
+    assert len({row.distribution for row in rows}) >= 4
+    for row in rows:
+        symmetric = row.figure == "difference" or row.distribution == "student 2"
+        assert row.warned is not None and row.warned > (0.2 if symmetric else 0.9), row
 
 
 def test_a_part_takes_the_place_of_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
