@@ -449,21 +449,24 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, overridden: Seque
     gave (`overridden`) are blamed on it, not on the file `where`."""
     faults: list[tuple[str, str]] = []
     made = _build(cls, values, "", faults)
-    raise_faults(faults, where)
+    givers = [next((f"--set {given}" for given in overridden if _touches(given, key)), "") for key, _ in faults]
+    texts = [text + f" (by {giver})" * bool(giver) for (_, text), giver in zip(faults, givers, strict=True)]
+    if len(faults) == 1:
+        texts = [faults[0][1]]
+    only = givers[0] if givers and givers[0] and len(set(givers)) == 1 else where
+    lists = "halfbyte tune --options lists every option" if cls is RunConfig else "docs/files.md lists every key"
+    raise_faults(texts, only, lists)
     return typing.cast(T, made)
 
 
-def raise_faults(faults: Sequence[str], where: str) -> None:
-    """Raises one ConfigError that names all `faults` of the file `where`; does nothing where there are none."""
+def raise_faults(faults: Sequence[str], where: str, hint: str) -> None:
+    """Raises one ConfigError that names all `faults` of `where`, with a `hint`; does nothing where there are none."""
     if faults:
-        givers = [next((f"--set {given}" for given in overridden if _touches(given, key)), "") for key, _ in faults]
-        texts = [text + f" (by {giver})" * bool(giver) for (_, text), giver in zip(faults, givers, strict=True)]
-        lists = "halfbyte tune --options lists every option" if cls is RunConfig else "docs/files.md lists every key"
         raise ConfigError(
-            faults[0][1] if len(faults) == 1 else f"{len(faults)} faults in the options",
-            where=givers[0] if givers[0] and len(set(givers)) == 1 else where,
-            found=None if len(faults) == 1 else "\n         " + "\n         ".join(texts),
-            do=f"put {'it' if len(faults) == 1 else 'them'} right; {lists}",
+            faults[0] if len(faults) == 1 else f"{len(faults)} faults in the options",
+            where=where,
+            found=None if len(faults) == 1 else "\n         " + "\n         ".join(faults),
+            do=f"put {'it' if len(faults) == 1 else 'them'} right; {hint}",
         )
 
 

@@ -133,7 +133,7 @@ def load_space(path: str | Path, config: RunConfig) -> Space:
     file = Path(path)
     faults: list[str] = []
     knobs = [_knob(str(key), value, config, faults) for key, value in read_yaml(file).items()]
-    raise_faults(faults, str(file))
+    raise_faults(faults, str(file), "docs/files.md says what a space holds")
     if not knobs:
         raise ConfigError("the space names no option", where=file, do="write e.g. 'adapter.rank: [8, 16, 32]'")
     return Space(tuple(knob for knob in knobs if knob is not None))
