@@ -363,3 +363,25 @@ def test_a_tasks_own_code_runs_only_with_its_flag(
     assert main([*evaluate, "--scorer", f"{folder}/scorer.py:score"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert trace.exists() and "score ↑" in said and "2.45" in said and "worst items" in said
+
+
+def test_benchmarks_of_the_harness(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval")
+    lines = [{"text": f"Item {k} is", "right": k % 2} for k in range(12)]
+    (folder / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "t.yaml").write_text(
+        f"task: colours\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/t.jsonl}}, cache_dir: "
+        f"{folder}/cache}}\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{{{text}}}}'\n"
+        "doc_to_choice: [red, green]\ndoc_to_target: right\nmetric_list: [{metric: acc}]\n"
+    )
+    for weights in ("nf4", "bf16"):
+        own = ["--harness", "colours", "--harness-path", str(folder), "--limit", "9"]
+        assert main(["evaluate", str(model), *own, "--weights", weights, "--out", str(folder / weights)]) == 0
+    said = capsys.readouterr().out
+    assert "colours: base-nf4, 9 items" in said and "acc" in said
+    assert main(["compare", str(folder / "nf4" / "colours"), str(folder / "bf16" / "colours"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metric"] == "acc"
+    assert main(["evaluate", str(model), "--task", "x.yaml", "--shots", "2"]) == 2
+    assert "belong to --harness" in capsys.readouterr().err
+    assert main(["evaluate", str(model), "--harness", "colours", "--scorer", "x.py:score"]) == 2
+    assert "--scorer belongs to --task" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 
 from halfbyte import compare_folders, evaluate_task, plan_model
 from halfbyte.config import TaskConfig
+from halfbyte.evaluate.compare import compare_several
 from halfbyte.notebook import table
 from halfbyte.tune.run import Outcome
 from tests.evaluate.models import plain_model
@@ -69,6 +70,9 @@ def test_a_comparison(folders: list[Path]) -> None:
     assert rows["verdict"] == made["verdict"] and rows["<b>b"].endswith(" %") and rows["difference"].endswith(" pp")
     assert rows["wins, losses, ties"] == f"{made['wins']}, {made['losses']}, {made['ties']}"
     assert json.loads(json.dumps(made)) == made
+    one, _ = compare_several([folders[0], folders[1], folders[1]])
+    rows = dict(row for row in Reader(one._repr_html_()).rows if len(row) == 2)
+    assert "97.5 % interval" in rows and rows["p"].endswith("(adjusted for 2 comparisons)")
 
 
 def test_a_plan() -> None:

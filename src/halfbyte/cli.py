@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte import __version__
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.formats import COMPUTE, WEIGHTS
 
 if TYPE_CHECKING:
@@ -153,7 +153,13 @@ def _parser() -> argparse.ArgumentParser:
         "halfbyte evaluate ./Llama-3.2-1B --task task.yaml --weights nf4",
     )
     evaluate.add_argument("model", metavar="MODEL|RUN", help="a local folder, a hub id, or the folder of a run")
-    evaluate.add_argument("--task", required=True, type=Path, metavar="TASK.yaml")
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", type=Path, metavar="TASK.yaml", help="a task of your own")
+    what.add_argument(
+        "--harness", metavar="TASKS", help="tasks of EleutherAI's lm-evaluation-harness, e.g. gsm8k,arc_easy"
+    )
+    evaluate.add_argument("--harness-path", type=Path, metavar="DIR", help="with --harness: a folder with more of them")
+    evaluate.add_argument("--shots", type=int, metavar="N", help="with --harness: examples before each prompt")
     evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format")
     weights(evaluate, "as stored, else nf4")
     evaluate.add_argument("--revision", help="branch, tag or commit of a hub model")
@@ -161,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     compute(evaluate)
     evaluate.add_argument("--variant", help="name of the result's folder (default: base-WEIGHTS or tuned)")
     evaluate.add_argument("--limit", type=int, help="only N of the items, always the same ones")
-    evaluate.add_argument("--out", type=Path, help="folder (default: runs/<task name>/evaluations/<variant>)")
+    evaluate.add_argument(
+        "--out", type=Path, help="folder (default: runs/<task name>/evaluations/<variant>); --harness: one a task in it"
+    )
     scorer(evaluate)
 
     tune = verb(
@@ -328,20 +336,19 @@ def _pack(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from halfbyte import pipeline
 
-    pipeline.evaluate_model(
-        options.model,
-        options.task,
-        adapter=options.adapter,
-        weights=options.weights,
-        revision=options.revision,
-        device=options.device,
-        compute=options.compute,
-        variant=options.variant,
-        limit=options.limit,
-        out=options.out,
-        console=_console(),
-        scorer=options.scorer,
-    )
+    common = {
+        name: getattr(options, name)
+        for name in ("adapter", "weights", "revision", "device", "compute", "variant", "limit", "out")
+    }
+    if options.harness is not None:
+        if options.scorer is not None:
+            raise ConfigError("--scorer belongs to --task", do="leave it out: the harness judges its own tasks")
+        pipeline.evaluate_harness(options.model, options.harness, path=options.harness_path, shots=options.shots,
+                                  console=_console(), **common)  # fmt: skip
+    elif options.harness_path is not None or options.shots is not None:
+        raise ConfigError("--harness-path and --shots belong to --harness", do="a task has its own data and shots")
+    else:
+        pipeline.evaluate_model(options.model, options.task, console=_console(), scorer=options.scorer, **common)
     return 0
 
 

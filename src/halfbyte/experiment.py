@@ -14,16 +14,7 @@ from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_
 from halfbyte.errors import CheckpointError, ConfigError, DataError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.ledger import Ledger
-from halfbyte.pipeline import (
-    Target,
-    evaluate,
-    load,
-    no_short_name,
-    prepare,
-    say_compute,
-    stored_fingerprint,
-    with_training_median,
-)
+from halfbyte.pipeline import Target, evaluate, load, no_short_name, prepare, say_compute, with_training_median
 
 if TYPE_CHECKING:
     from halfbyte.tune.run import Watch
@@ -170,6 +161,7 @@ def _evaluate_once(
     model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int
 ) -> dict[str, Any]:
     """Evaluate, unless the very result is there already (after an interruption); returns the result."""
+    from halfbyte.evaluate.results import stored_fingerprint
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.tasks import load_task_set
 

@@ -129,11 +129,8 @@ def evaluate_model(
     from halfbyte.evaluate.show_details import print_details
     from halfbyte.evaluate.tasks import load_task_set
 
-    if limit is not None and limit < 1:
-        raise ConfigError("--limit must be at least 1", found=str(limit), do="leave it away for all items")
-    if variant in RESERVED:
-        raise ConfigError("the variant's name is reserved for what an export writes", where="--variant",
-                          found=variant, do="choose another name")  # fmt: skip
+    _check_count("--limit", limit, 1, "leave it away for all items")
+    _check_variant(variant)
     task = load_task(task_file, scorer)
     what = resolve(target, adapter, weights, revision, compute=compute)
     seed = 0
@@ -152,8 +149,62 @@ def evaluate_model(
     console.print(f"written to {folder}", markup=False)
 
 
+def evaluate_harness(
+    target: str,
+    named: str,
+    *,
+    path: Path | None,
+    shots: int | None,
+    adapter: Path | None,
+    weights: Weights | None,
+    revision: str | None,
+    device: str,
+    compute: str | None,
+    variant: str | None,
+    limit: int | None,
+    out: Path | None,
+    console: Console,
+) -> None:
+    """`halfbyte evaluate --harness`: a folder for each task of EleutherAI's harness, written as soon as it is done."""
+    from halfbyte.evaluate.harness import evaluate_harness_task
+    from halfbyte.evaluate.harness_tasks import load_harness_tasks
+    from halfbyte.evaluate.show import print_result
+    from halfbyte.memory import give_back
+
+    _check_count("--limit", limit, 1, "leave it away for all items")
+    _check_count("--shots", shots, 0, "leave it away for the task's own number")
+    _check_variant(variant)
+    tasks = load_harness_tasks(named, path, shots)
+    what = resolve(target, adapter, weights, revision, compute=compute)
+    seed = load_run(what.run / "run.yaml").seed if what.run else 0
+    model = load(what, device, console)
+    say_compute(model, console)
+    variant = variant or ("tuned" if what.adapter else f"base-{model.weights}")
+    for name, task in tasks.items():
+        home = what.run / "harness" / name if what.run else Path("runs") / name / "evaluations"
+        folder = out / name if out else home / variant
+        give_back()
+        with _items_bar(console, f"{name} {variant}") as progress:
+            result = evaluate_harness_task(model, name, task, folder, variant=variant, seed=seed, limit=limit,
+                                           progress=progress)  # fmt: skip
+        print_result(result, console)
+        console.print(f"written to {folder}", markup=False)
+
+
+def _check_count(name: str, value: int | None, least: int, do: str) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name} must be at least {least}", found=str(value), do=do)
+
+
+def _check_variant(name: str | None) -> None:
+    if name in RESERVED:
+        raise ConfigError("the variant's name is reserved for what an export writes", where="--variant", found=name,
+                          do="choose another name")  # fmt: skip
+
+
 def _spare_others(folder: Path, task: TaskConfig, seed: int, limit: int | None) -> None:
     """Raises ConfigError when `folder` holds the result of another experiment: it is not overwritten."""
+    from halfbyte.evaluate.results import stored_fingerprint
     from halfbyte.evaluate.tasks import load_task_set
 
     there = stored_fingerprint(folder)
@@ -163,15 +214,6 @@ def _spare_others(folder: Path, task: TaskConfig, seed: int, limit: int | None) 
             where=folder,
             do="choose another: --out FOLDER or --variant NAME",
         )
-
-
-def stored_fingerprint(folder: Path) -> str | None:
-    """Of the evaluation in `folder`; None where there is none."""
-    try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(found)
 
 
 def with_training_median(task: TaskConfig, config: RunConfig) -> TaskConfig:
@@ -307,20 +349,21 @@ def evaluate(
     from halfbyte.memory import give_back
 
     give_back()
-    columns = (
-        TextColumn(f"evaluate {variant}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    with _items_bar(console, f"evaluate {variant}") as progress:
+        return evaluate_task(model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress)
+
+
+@contextmanager
+def _items_bar(console: Console, text: str) -> Iterator[Any]:
+    """A progress callback (items done, items in all) that shows a bar."""
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         line = bar.add_task("evaluate", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(line, completed=done, total=total)
 
-        return evaluate_task(model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress)
+        yield progress
 
 
 @contextmanager

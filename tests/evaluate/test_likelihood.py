@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from halfbyte.evaluate import likelihood
-from halfbyte.evaluate.likelihood import learned_log_likelihoods, option_log_likelihoods
+from halfbyte.evaluate.likelihood import learned_log_likelihoods, option_likelihoods, option_log_likelihoods
 from tests.evaluate.models import plain_model
 
 
@@ -55,3 +55,23 @@ def test_learned_tokens_equal_transformers_own_loss(family: str) -> None:
         loss = model.net(torch.tensor([row]), labels=labels).loss
         assert -value / sum(flags) == pytest.approx(float(loss), rel=1e-5)
     assert seen[-1] == (3, 3)
+
+
+def test_an_option_is_greedy_where_every_token_is_the_likeliest() -> None:
+    model = plain_model()
+    greedy = model.net.generate(torch.tensor([PROMPTS[2]]), max_new_tokens=3, do_sample=False)[0, -3:].tolist()
+    options = [greedy[:1], greedy, [*greedy[:2], (greedy[2] + 1) % 300], [(greedy[0] + 1) % 300, *greedy[1:]]]
+    (found,) = option_likelihoods(model, [PROMPTS[2]], [options])
+    assert [one.greedy for one in found] == [True, True, False, False]
+
+
+def test_a_text_may_fill_the_context_and_one_token_more() -> None:
+    """Positions of GPT-2 end where its context does; nothing is predicted from the last token."""
+    model = plain_model("gpt2", n_positions=8)
+    (found,) = learned_log_likelihoods(model, [[0, *range(30, 38)]], [[False] + [True] * 8])
+    assert found == pytest.approx(naive(model, [0], list(range(30, 37))) + last(model), abs=1e-4)
+
+
+def last(model) -> float:
+    logp = model.net(torch.tensor([[0, *range(30, 37)]])).logits[0, -1].double().log_softmax(-1)
+    return float(logp[37])

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import ConfigError, DataError, nearest
+from halfbyte.evaluate.declared import metrics_for
 from halfbyte.evaluate.fingerprint import require_same
-from halfbyte.evaluate.metrics import Metric, metrics_of
+from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.paired import Paired
 from halfbyte.evaluate.results import (
     SCHEMA,
@@ -30,6 +31,7 @@ from halfbyte.evaluate.results import (
     table_of,
 )
 from halfbyte.evaluate.several import holm
+from halfbyte.evaluate.show import ShownComparison
 from halfbyte.evaluate.statistics import LEVEL, Estimate
 
 _SHOWN = 5
@@ -91,7 +93,7 @@ def compare_several(
         raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}")
     one = read_evaluation(folders[0])
     pairs = [_Pair.of(one, read_evaluation(folder), across) for folder in folders[1:]]
-    chosen = [_metric(one.kind, pair, metric) for pair in pairs]
+    chosen = [_metric(pair, metric) for pair in pairs]
     made = [Paired(which, pair.a, pair.b, seed=seed, together=len(pairs))
             for pair, (which, _) in zip(pairs, chosen, strict=True)]  # fmt: skip
     frames = [_frame(pair, which, len(pairs), seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
@@ -100,17 +102,7 @@ def compare_several(
         frame["warnings"] = [*told, *few_units(paired.units), *_doubts(row["difference"], found)]
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
-    return [dict(plain(frame)) for frame in frames]
-
-
-def names(comparisons: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What each folder is called: its variant, or, where two have the same one, as much of its path as differs."""
-    variants = {row[f"{side}_folder"]: row[side] for row in comparisons for side in "ab"}
-    taken = list(variants.values())
-    alike = [Path(folder) for folder, name in variants.items() if taken.count(name) > 1]
-    first = next((at for at, parts in enumerate(zip(*(path.parts for path in alike))) if len({*parts}) > 1), 0)  # noqa: B905
-    return {folder: str(Path(*Path(folder).parts[first:])) if Path(folder) in alike else name
-            for folder, name in variants.items()}  # fmt: skip
+    return [ShownComparison(plain(frame)) for frame in frames]
 
 
 def _judged(made: Sequence[Paired], detect: float | None) -> list[tuple[dict[str, Any], Estimate]]:
@@ -154,10 +146,10 @@ def _same_order(one: Evaluation, other: Evaluation) -> list[Prediction]:
     return [by_id[line["id"]] for line in one.predictions]
 
 
-def _metric(kind: str, pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
+def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
     """The metric that decides, and what to say about it."""
-    table = table_of(pair.a)
-    known = {metric.name: metric for metric in metrics_of(kind, table)}
+    kind, table = pair.one.kind, table_of(pair.a)
+    known = {metric.name: metric for metric in metrics_for(kind, table, pair.one.declared)}
     if asked is not None and asked not in known:
         raise ConfigError("there is no such metric", where=f"a task of kind '{kind}'", found=repr(asked),
                           do=nearest(asked, known, "metrics"))  # fmt: skip
@@ -226,7 +218,7 @@ class Change:
 def changes(a: Path, b: Path, *, metric: str | None = None, count: int = 10) -> tuple[list[Change], list[Change]]:
     """The `count` items that improved most from a to b, and those that worsened most; errors as `compare_folders`."""
     pair = _Pair.of(read_evaluation(a), read_evaluation(b))
-    chosen, _ = _metric(pair.one.kind, pair, metric)
+    chosen, _ = _metric(pair, metric)
     sign = 1.0 if chosen.item_better == "higher" else -1.0
     rows = []
     for x, y in zip(pair.a, pair.b, strict=True):

@@ -26,6 +26,7 @@ from halfbyte.evaluate.results import (
     units_of,
     write_evaluation,
 )
+from halfbyte.evaluate.show import ShownResult
 from halfbyte.evaluate.tasks import Item, TaskSet, load_task_set
 from halfbyte.memory import MemoryMeter
 
@@ -70,9 +71,7 @@ def evaluate_task(
         seconds = time.perf_counter() - began
     result = {
         **_frame(tasks, variant, seed),
-        "model": model.name,
-        "weights": model.weights,
-        "adapter": asdict(model.adapter) if model.adapter is not None else None,
+        **described(model),
         "items": len(asked.predictions),
         "unanswered": _unanswered(asked.predictions),
         "metrics": metrics,
@@ -82,15 +81,24 @@ def evaluate_task(
         "peak_bytes": meter.peak_bytes,
         "mapped_bytes": meter.mapped_bytes,
         "cuda_peak_bytes": meter.cuda_peak_bytes,
-        "device": str(model.device),
-        "compute": model.compute,
         **environment(),
         "seed": seed,
         "limit": limit,
         "warnings": tasks.warnings + warnings,
     }
     write_evaluation(out, result, asked.predictions)
-    return result
+    return ShownResult(result)
+
+
+def described(model: Model) -> Result:
+    """What a result says of the model."""
+    return {
+        "model": model.name,
+        "weights": model.weights,
+        "adapter": asdict(model.adapter) if model.adapter is not None else None,
+        "device": str(model.device),
+        "compute": model.compute,
+    }
 
 
 def _frame(tasks: TaskSet, variant: str, seed: int) -> Result:

@@ -8,6 +8,7 @@ time and in fp32 through the softmax, so that tokens x vocabulary is never mater
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 _LOGITS = 2**25  # logits in fp32 at once: 128 MiB
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """Of one option after its prompt."""
+
+    nats: float  # sum of the log-probabilities of its tokens
+    greedy: bool  # whether greedy decoding would say just that: each of its tokens is the likeliest (a tie counts)
+
+
 def option_log_likelihoods(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -36,12 +45,24 @@ def option_log_likelihoods(
     *,
     progress: Progress | None = None,
 ) -> list[list[float]]:
-    """Sum of the log-probabilities (nats) of each option's tokens after its prompt.
+    """`nats` of `option_likelihoods`."""
+    found = option_likelihoods(model, prompts, options, progress=progress)
+    return [[one.nats for one in choices] for choices in found]
+
+
+def option_likelihoods(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    *,
+    progress: Progress | None = None,
+) -> list[list[Likelihood]]:
+    """How likely each option is after its prompt.
 
     `options[i]` are the options of `prompts[i]`, each at least one token. Raises CheckpointError where the result is
     not finite.
     """
-    found: list[list[float]] = [[] for _ in prompts]
+    found: list[list[Likelihood]] = [[] for _ in prompts]
     pairs = zip(prompts, options, strict=True)
     tokens = [len(choices) * (len(prompt) + max(map(len, choices))) for prompt, choices in pairs]
     done = 0
@@ -58,7 +79,7 @@ def option_log_likelihoods(
 
 def _score_options(
     model: Model, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
-) -> list[list[float]]:
+) -> list[list[Likelihood]]:
     from halfbyte.model.cache import chosen_rows
 
     ids, mask, positions = pad_left(prompts, model.device)
@@ -72,7 +93,8 @@ def _score_options(
     for chunk in _chunks(longer, rows, ids.shape[1], token_budget(model)):
         own = chosen_rows(cache, items[chunk])
         sums[chunk] += _rest(model, [rows[row][1] for row in chunk], mask[items[chunk]], positions[items[chunk]], own)
-    flat = iter(sums.tolist())
+    pairs = zip(rows, sums.tolist(), strict=True)
+    flat = iter([Likelihood(nats, hits == len(option)) for (_, option), (nats, hits) in pairs])
     return [[next(flat) for _ in choices] for choices in options]
 
 
@@ -87,7 +109,7 @@ def _chunks(
 
 
 def _rest(model: Model, options: Sequence[Sequence[int]], mask: Tensor, positions: Tensor, cache: object) -> Tensor:
-    """Summed log-probabilities [B] of all but the first token of each option, after a cache with a row for each."""
+    """Sums [B, 2] of `_log_probabilities` over all but the first token of each option; the cache has a row for each."""
     width = max(map(len, options)) - 1
     padded = torch.tensor([[*option, *[0] * (width + 1 - len(option))] for option in options], device=model.device)
     there = torch.tensor([[place < len(option) - 1 for place in range(width)] for option in options])
@@ -98,7 +120,7 @@ def _rest(model: Model, options: Sequence[Sequence[int]], mask: Tensor, position
     rows, columns = there.nonzero(as_tuple=True)
     flat = rows * width + columns
     scores = _log_probabilities(model, hidden.reshape(-1, hidden.shape[-1]), flat, padded[rows, columns + 1])
-    return scores.new_zeros(len(options)).index_add_(0, rows, scores)
+    return scores.new_zeros(len(options), 2).index_add_(0, rows, scores)
 
 
 def learned_log_likelihoods(
@@ -120,10 +142,14 @@ def learned_log_likelihoods(
             width = max(len(ids[item]) for item in group)
             padded = torch.tensor([[*ids[item], *[0] * (width - len(ids[item]))] for item in group])
             counted = [[*learned[item], *[False] * (width - len(ids[item]))] for item in group]
-            hidden = model.hidden(padded.to(model.device))  # no mask: what is padded on the right is seen by no token
+            # No mask: what is padded on the right is seen by no token. Nothing is predicted from the last column, and a
+            # text that fills the context and one token more has no position for it.
+            seen = padded[:, : max(1, width - 1)]
+            hidden = model.hidden(seen.to(model.device))
             rows, columns = torch.tensor(counted)[:, 1:].nonzero(as_tuple=True)
-            flat, targets = (rows * width + columns).to(model.device), padded[rows, columns + 1].to(model.device)
-            scores = _log_probabilities(model, hidden.reshape(-1, hidden.shape[-1]), flat, targets)
+            flat, targets = rows * seen.shape[1] + columns, padded[rows, columns + 1].to(model.device)
+            flat = flat.to(model.device)
+            scores = _log_probabilities(model, hidden.reshape(-1, hidden.shape[-1]), flat, targets)[:, 0]
             sums = torch.zeros(len(group), dtype=scores.dtype).index_add_(0, rows, scores.cpu())
             for item, total in zip(group, sums.tolist(), strict=True):
                 found[item] = total
@@ -134,14 +160,16 @@ def learned_log_likelihoods(
 
 
 def _log_probabilities(model: Model, hidden: Tensor, chosen: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability [N] (fp64) of `targets` [N] after the hidden states `hidden[chosen]` of [P, H]."""
+    """[N, 2] (fp64) of `targets` [N] after the hidden states `hidden[chosen]` of [P, H]: the log-probability, and 1
+    where no token is likelier."""
     vocabulary = model.net.config.get_text_config().vocab_size
     step, parts = max(1, _LOGITS // vocabulary), []
     for start in range(0, len(chosen), step):
         logits = model.logits(hidden[chosen[start : start + step]]).float()
         picked = logits.gather(1, targets[start : start + step, None])[:, 0]
-        parts.append((picked - logits.logsumexp(dim=1)).double())
-    scores = torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float64)
+        nats = (picked - logits.logsumexp(dim=1)).double()
+        parts.append(torch.stack([nats, (picked >= logits.amax(dim=1)).double()], dim=1))
+    scores = torch.cat(parts) if parts else hidden.new_zeros(0, 2, dtype=torch.float64)
     if not bool(torch.isfinite(scores).all()):
         raise not_finite(model)
     return scores

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import DataError, HalfbyteError
-from halfbyte.evaluate.metrics import Table, metrics_of
+from halfbyte.evaluate.declared import Declared, metrics_for
+from halfbyte.evaluate.metrics import Table
 from halfbyte.evaluate.statistics import ENOUGH_UNITS, estimate, share
 
 SCHEMA = 1
@@ -38,6 +39,12 @@ class Evaluation:
     @property
     def kind(self) -> str:
         return str(self.result["fingerprint_parts"]["kind"])
+
+    @property
+    def declared(self) -> Declared | None:
+        """The metrics that the result declares itself; None: they are those of its kind."""
+        found: Declared | None = self.result["fingerprint_parts"].get("metrics")
+        return found
 
 
 def table_of(predictions: Sequence[Prediction]) -> Table:
@@ -61,13 +68,15 @@ def units_of(predictions: Sequence[Prediction]) -> NDArray[Any]:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def summarise(kind: str, predictions: Sequence[Prediction], seed: int) -> tuple[dict[str, Any], list[str]]:
+def summarise(
+    kind: str, predictions: Sequence[Prediction], seed: int, declared: Declared | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The metrics {name: {value, low, high, n, better, unit, method}} with their 95 % intervals, and warnings."""
     table, unit_of = table_of(predictions), units_of(predictions)
     units = int(unit_of.max()) + 1 if len(unit_of) else 0
     metrics: dict[str, Any] = {}
     lopsided: list[str] = []
-    for metric in metrics_of(kind, table):
+    for metric in metrics_for(kind, table, declared):
         if metric.share and units == len(predictions):
             counted = metric.denominator(table)
             found = share(round(float((metric.numerator(table) * counted).sum())), int(counted.sum()))
@@ -173,6 +182,15 @@ def read_evaluation(folder: Path) -> Evaluation:
         found = f"{len(predictions)} predictions, {result['items']} items"
         raise DataError("predictions and result don't belong together", where=folder, found=found, do="evaluate again")
     return Evaluation(folder, result, predictions)
+
+
+def stored_fingerprint(folder: Path) -> str | None:
+    """Of the evaluation in `folder`; None where there is none."""
+    try:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
 
 
 def _no_evaluation(folder: Path) -> DataError:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from halfbyte.evaluate.statistics import LEVEL
 
@@ -36,3 +38,13 @@ def holm(p_values: Sequence[float], *, level: float = LEVEL) -> list[Adjusted]:
         ended = ended or p >= 1 - level
         adjusted[at] = Adjusted(p, 1 - (1 - level) / steps)
     return [adjusted[at] for at in range(len(p_values))]
+
+
+def names(comparisons: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What each folder is called: its variant, or, where two have the same one, as much of its path as differs."""
+    variants = {row[f"{side}_folder"]: row[side] for row in comparisons for side in "ab"}
+    taken = list(variants.values())
+    alike = [Path(folder) for folder, name in variants.items() if taken.count(name) > 1]
+    first = next((at for at, parts in enumerate(zip(*(path.parts for path in alike))) if len({*parts}) > 1), 0)  # noqa: B905
+    return {folder: str(Path(*Path(folder).parts[first:])) if Path(folder) in alike else name
+            for folder, name in variants.items()}  # fmt: skip

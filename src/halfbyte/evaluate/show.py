@@ -9,13 +9,47 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from halfbyte.evaluate.compare import names
 from halfbyte.evaluate.metrics import METRICS, Metric
+from halfbyte.evaluate.several import names
 from halfbyte.evaluate.statistics import LEVEL
+from halfbyte.notebook import table
 
 _ARROWS = {"lower": "↓", "higher": "↑"}  # which way is better
 _LONGEST = 24  # characters of a model's name that are shown
 _COLOURS = {"better": "bold green", "worse": "bold red"}
+
+
+class ShownResult(dict[str, Any]):
+    """What result.json holds; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        known = {metric.name: metric for metric in METRICS.get(self["kind"], ())}
+        rows = [
+            (name, figure(found["value"], known.get(name)), interval(found["low"], found["high"], known.get(name)),
+             found["n"])
+            for name, found in self["metrics"].items()
+        ]  # fmt: skip
+        title = f"{self['task']}: {self['variant']}, {self['items']} items"
+        return table(title, ("metric", "value", f"{_percent(LEVEL)} interval", "n"), rows, self.get("warnings", ()))
+
+
+class ShownComparison(dict[str, Any]):
+    """What comparison.json holds of one comparison; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        metric, found = _metric(self), self["difference"]
+        a, b = (names([self])[self[f"{side}_folder"]] for side in "ab")
+        rows = [
+            (a, figure(self["a_value"], metric)),
+            (b, figure(self["b_value"], metric)),
+            ("difference", figure(found["value"], metric, sign=True)),
+            (f"{_percent(found['level'])} interval", interval(found["low"], found["high"], metric, sign=True)),
+            ("p", _chance(self, found).removeprefix("p ")),
+            ("wins, losses, ties", f"{self['wins']}, {self['losses']}, {self['ties']}"),
+            ("verdict", self["verdict"]),
+        ]
+        title = f"{self['task']}: {b} against {a} by {self['metric']}, {self['n']} items"
+        return table(title, (), rows, [detectable(self, metric), *self.get("warnings", ())])
 
 
 def print_result(result: dict[str, Any], console: Console | None = None) -> None:
@@ -49,22 +83,22 @@ def _render_experiment(rows: Sequence[dict[str, Any]]) -> RenderableType:
     first = rows[0]
     metric = next((m for m in METRICS.get(first["kind"], ()) if m.name == first["metric"]["name"]), None)
     title = Text(f"{first['task']}: {first['metric']['name']} with its {_percent(LEVEL)} interval, best first")
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
+    grid = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name in ("variant", "model"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
+        grid.add_column(name, overflow="ellipsis", no_wrap=True)
     for name in ("weights", "adapter"):
-        table.add_column(name, no_wrap=True)
+        grid.add_column(name, no_wrap=True)
     for name in (
         "items",
         f"{first['metric']['name']} {_ARROWS.get(first['metric']['better'], '')}",
         "memory",
         "seconds",
     ):
-        table.add_column(name, justify="right", no_wrap=True)
+        grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         found, adapter = row["metric"], row["adapter"] or {}
         limits = interval(found["low"], found["high"], metric)
-        table.add_row(
+        grid.add_row(
             Text(row["variant"]),
             Text((row["model"] or "-").rstrip("/").rpartition("/")[2][:_LONGEST]),
             row["weights"] or "-",
@@ -75,23 +109,23 @@ def _render_experiment(rows: Sequence[dict[str, Any]]) -> RenderableType:
             "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
         )
     told = [Text(f"another experiment, {line}", style="yellow") for line in first["differs"]]
-    return Group(table, *told)
+    return Group(grid, *told)
 
 
 def render_result(result: dict[str, Any]) -> RenderableType:
-    known = {metric.name: metric for metric in METRICS[result["kind"]]}
-    table = Table(title=Text(f"{result['task']}: {result['variant']}, {result['items']} items"), title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column(f"{_percent(LEVEL)} interval", justify="right")
-    table.add_column("n", justify="right")
-    table.add_column("what it is")
+    known = {metric.name: metric for metric in METRICS.get(result["kind"], ())}
+    grid = Table(title=Text(f"{result['task']}: {result['variant']}, {result['items']} items"), title_justify="left")
+    grid.add_column("metric")
+    grid.add_column("value", justify="right")
+    grid.add_column(f"{_percent(LEVEL)} interval", justify="right")
+    grid.add_column("n", justify="right")
+    grid.add_column("what it is")
     all_answered = not result.get("unanswered")
     for name, found in result["metrics"].items():
         metric = known.get(name)
         if all_answered and name.endswith("_answered"):
             continue  # the same as over all items
-        table.add_row(
+        grid.add_row(
             Text(f"{name} {_ARROWS.get(found['better'], '')}"),
             figure(found["value"], metric),
             interval(found["low"], found["high"], metric),
@@ -106,12 +140,12 @@ def render_result(result: dict[str, Any]) -> RenderableType:
         if result.get(key)
     )
     last = "; ".join(part for part in (took, memory) if part)
-    return Group(table, Text(f"{last}; {_legend()}" if last else _legend()), *_warnings(result))
+    return Group(grid, Text(f"{last}; {_legend()}" if last else _legend()), *_warnings(result))
 
 
 def render_comparison(comparison: dict[str, Any], known: Mapping[str, str] | None = None) -> RenderableType:
-    """`known`: what each folder is called, as `compare.names` gives it."""
-    metric = next((m for m in METRICS[comparison["kind"]] if m.name == comparison["metric"]), None)
+    """`known`: what each folder is called, as `several.names` gives it."""
+    metric = _metric(comparison)
     a, b = ((known or names([comparison]))[comparison[f"{side}_folder"]] for side in "ab")
     lines = [Text(f"{comparison['task']}: {b} against {a}", style="bold")]
     rows = [(f"all {comparison['n']} items", comparison)]
@@ -132,6 +166,11 @@ def render_comparison(comparison: dict[str, Any], known: Mapping[str, str] | Non
         )
     lines.append(Text(f"  difference: {comparison['sign']}; {detectable(comparison, metric)}", style="dim"))
     return Group(*lines, *_warnings(comparison))
+
+
+def _metric(comparison: dict[str, Any]) -> Metric | None:
+    """The metric of a comparison; None: it is not one of ours."""
+    return next((m for m in METRICS.get(comparison["kind"], ()) if m.name == comparison["metric"]), None)
 
 
 def _chance(comparison: dict[str, Any], found: dict[str, Any]) -> str:

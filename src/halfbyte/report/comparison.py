@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.evaluate.compare import changes, names
+from halfbyte.evaluate.compare import changes
 from halfbyte.evaluate.results import read_evaluation
+from halfbyte.evaluate.several import names
 from halfbyte.report import sections
 from halfbyte.report.fill import fill
 from halfbyte.report.read import Evidence, Variant, as_number, prediction

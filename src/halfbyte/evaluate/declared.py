@@ -1,0 +1,45 @@
+"""Metrics that a result declares itself, because they are not among `METRICS`: those of the harness's tasks.
+
+The declaration is plain data and a part of the fingerprint, so that a comparison reads from the folder alone which way
+each metric is better and how the items' scores make it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from halfbyte.errors import ConfigError
+from halfbyte.evaluate.metrics import Metric, Table, metrics_of
+from halfbyte.evaluate.statistics import Floats
+
+Declared = Mapping[str, Mapping[str, str]]  # name: better ("lower" | "higher"), form (see `_metric`)
+NATS, WEIGHT = ":nats", ":weight"  # columns of a metric that is no mean
+
+
+def metrics_for(kind: str, table: Table, declared: Declared | None) -> list[Metric]:
+    """The metrics of `kind`, or the `declared` ones. Raises ConfigError where none is made of the items' scores."""
+    if declared is None:
+        return metrics_of(kind, table)
+    if not declared:
+        raise ConfigError("none of the task's metrics is made of its items' scores, so there is nothing to compare",
+                          do="take a task with a metric by item, such as acc or exact_match")  # fmt: skip
+    return [_metric(name, **facts) for name, facts in declared.items()]
+
+
+def _metric(name: str, better: str, form: str) -> Metric:
+    """`form`: "right" (0 or 1 an item), "mean"; "perplexity" and "bits" of summed nats over summed weights."""
+    if form in ("right", "mean"):
+        return Metric(name, "", better, name, _column(name), _ones, share=form == "right")
+    finish = {"perplexity": np.exp, "bits": lambda ratio: ratio / math.log(2)}[form]
+    return Metric(name, "", better, name, _column(name + NATS), _column(name + WEIGHT), finish)
+
+
+def _column(name: str) -> Callable[[Table], Floats]:
+    return lambda table: np.asarray(table[name], dtype=np.float64)
+
+
+def _ones(table: Table) -> Floats:
+    return np.ones(len(table["answer"]))
