@@ -94,7 +94,7 @@ def test_choices_agree_with_our_own_to_the_item(tmp_path: Path) -> None:
     model = plain_model(seed=2, max_position_embeddings=512)
     intents = [name.replace("_", " ") for name in json.loads((DATA / "banking77_categories.json").read_text())]
     with (DATA / "banking77.csv").open() as file:
-        rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
+        rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)][:16]
     for row in rows:
         row |= {"category": row["category"].replace("_", " "), "options": intents}
     template = {"prompt": "Message: {text}\nIntent:", "completion": " {category}"}

@@ -17,6 +17,7 @@ from halfbyte.evaluate.statistics import Floats
 
 Declared = Mapping[str, Mapping[str, str]]  # name: better ("lower" | "higher"), form (see `_metric`)
 NATS, WEIGHT = ":nats", ":weight"  # columns of a metric that is no mean
+_FINISH: dict[str, Callable[[Floats], Floats]] = {"perplexity": np.exp, "bits": lambda ratio: ratio / math.log(2)}
 
 
 def metrics_for(kind: str, table: Table, declared: Declared | None) -> list[Metric]:
@@ -33,8 +34,7 @@ def _metric(name: str, better: str, form: str) -> Metric:
     """`form`: "right" (0 or 1 an item), "mean"; "perplexity" and "bits" of summed nats over summed weights."""
     if form in ("right", "mean"):
         return Metric(name, "", better, name, _column(name), _ones, share=form == "right")
-    finish = {"perplexity": np.exp, "bits": lambda ratio: ratio / math.log(2)}[form]
-    return Metric(name, "", better, name, _column(name + NATS), _column(name + WEIGHT), finish)
+    return Metric(name, "", better, name, _column(name + NATS), _column(name + WEIGHT), _FINISH[form])
 
 
 def _column(name: str) -> Callable[[Table], Floats]:
