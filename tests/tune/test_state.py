@@ -86,3 +86,20 @@ def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
 
 def test_no_checkpoint_is_none(folder: Path) -> None:
     assert last_checkpoint(folder / "none") is None
+
+
+def test_moments_lie_in_one_block_and_start_as_adamw_starts_them() -> None:
+    torch.manual_seed(0)
+    names = {"a": nn.Parameter(torch.randn(3, 4)), "b": nn.Parameter(torch.randn(5))}
+    mine = State(names, TuneConfig())
+    theirs = {name: nn.Parameter(p.detach().clone()) for name, p in names.items()}
+    plain = torch.optim.AdamW(theirs.values(), lr=TuneConfig.learning_rate, weight_decay=TuneConfig.weight_decay)
+    mine.reserve()
+    assert len({moments[key].untyped_storage().data_ptr() for moments in mine.optimiser.state.values()
+                for key in ("exp_avg", "exp_avg_sq")}) == 1  # fmt: skip
+    for _ in range(3):
+        for name, p in names.items():
+            theirs[name].grad = p.grad = torch.randn_like(p)
+        mine.optimiser.step()
+        plain.step()
+    assert all(torch.equal(names[name], theirs[name]) for name in names)

@@ -82,6 +82,7 @@ def train(
         torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)  # dropout's masks
         model.net.train()
         state.optimiser.zero_grad(set_to_none=True)
+        state.reserve()
         loss = 0.0
         for batch in batches:
             if stop():

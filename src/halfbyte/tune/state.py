@@ -51,6 +51,18 @@ class State:
         )
         self.progress = Progress()
 
+    def reserve(self) -> None:
+        """Make room for AdamW's moments, all in one block: matrix by matrix they would lie in the heap, and the holes
+        that they leave there when training is done are not given back while anything beside them lives."""
+        if self.optimiser.state or not self.parameters:
+            return
+        some = next(iter(self.parameters.values()))
+        block = torch.zeros(2 * sum(p.numel() for p in self.parameters.values()), device=some.device)
+        places = iter(block.split([p.numel() for p in self.parameters.values() for _ in range(2)]))
+        for p in self.parameters.values():
+            self.optimiser.state[p] = {"step": torch.tensor(0.0), "exp_avg": next(places).view_as(p),
+                                       "exp_avg_sq": next(places).view_as(p)}  # fmt: skip
+
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
@@ -82,15 +94,16 @@ class State:
             raise TrainingError(
                 "the checkpoint is of another adapter", found=", ".join(f"{n} {tuple(s)}" for n, s in odd)
             )
+        if any(name.startswith("exp_avg.") for name in tensors):
+            self.reserve()
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"parameter.{name}"])
                 if f"exp_avg.{name}" in tensors:
-                    self.optimiser.state[p] = {
-                        "step": torch.tensor(float(progress.step)),
-                        "exp_avg": tensors[f"exp_avg.{name}"].to(p.device).clone(),
-                        "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(p.device).clone(),
-                    }
+                    moments = self.optimiser.state[p]
+                    moments["step"] = torch.tensor(float(progress.step))
+                    for key in ("exp_avg", "exp_avg_sq"):
+                        moments[key].copy_(tensors[f"{key}.{name}"])
         self.progress = progress
 
     def save(self, folder: Path) -> Path:
