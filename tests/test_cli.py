@@ -355,14 +355,19 @@ def test_a_tasks_own_code_runs_only_with_its_flag(
     code = f"open({str(trace)!r}, 'w')\ndef score(answer, reference, record):\n    return record['n'] / 10\n"
     (folder / "scorer.py").write_text(code)
     evaluate = ["evaluate", str(model), "--task", str(folder / "task.yaml"), "--out", str(folder / "out")]
-    for refused in (evaluate, ["tune", str(run_file)]):
+    (folder / "space.yaml").write_text("adapter.rank: [2, 4]\n")
+    select = ["select", str(folder / "task.yaml"), "--candidates", str(folder / "gone"), "--out", str(folder / "select")]
+    sweep = ["sweep", str(run_file), str(folder / "space.yaml"), "--set", "data.validation=0.2"]
+    for refused in (evaluate, ["tune", str(run_file)], select, sweep):
         assert main(refused) == 2
         said = capsys.readouterr().err
         assert "runs Python code" in said and f"--scorer {folder}/scorer.py:score" in said
+    assert main([*select, "--scorer", f"{folder}/scorer.py:score"]) == 1  # past it: there is no such candidate
     assert not trace.exists()
     assert main([*evaluate, "--scorer", f"{folder}/scorer.py:score"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert trace.exists() and "score ↑" in said and "2.45" in said and "worst items" in said
+    assert main(["results", str(folder / "out")]) == 0  # reads, and runs nothing
 
 
 def test_benchmarks_of_the_harness(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--storage", metavar="URL", help="postgresql://... that machines share (default: OUT/study.db)")
     sweep.add_argument("--study", metavar="NAME", help="its name in there (default: that of RUN.yaml)")
+    scorer(sweep)
     sweep.add_argument("--out", type=Path, help="folder of the sweep (default: the run's, with -sweep)")
 
     compare = verb(
@@ -260,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--probe", type=int, metavar="STEPS", help="tune the best for so many steps, and score again")
     select.add_argument("--probe-best", type=int, metavar="K", help="candidates that are probed (default: 3)")
     select.add_argument("--limit", type=int, help="only N of the items, always the same ones")
+    scorer(select)
     select.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     select.add_argument("--out", type=Path, help="folder (default: runs/<task name>/select)")
     select.add_argument("--json", action="store_true", help="print select.json at the end, all else to standard error")
@@ -375,6 +377,7 @@ def _sweep(options: argparse.Namespace) -> int:
         study_name=options.study,
         out=options.out,
         console=_console(),
+        scorer=options.scorer,
     )
 
 

@@ -82,7 +82,7 @@ def _begin(options: argparse.Namespace) -> Selection:
     from halfbyte.select.record import Selection
     from halfbyte.select.tuning import read_tuning
 
-    task = load_task(options.task)
+    task = load_task(options.task, options.scorer)
     asked = read_request(options.candidates, options.weights, options.shots, options.budget, own=task.shots)
     tuning = read_tuning(options.run, task, probing=options.probe is not None)
     task, seed = with_training_median(task, tuning.config), tuning.config.seed

@@ -39,6 +39,7 @@ def sweep(
     study_name: str | None,
     out: Path | None,
     console: Console,
+    scorer: str | None = None,
 ) -> int:
     """Work on the study until it has `trials` trials, `timeout` is over or it is interrupted; returns 0 or 130.
 
@@ -57,7 +58,7 @@ def sweep(
     space = load_space(space_file, config)
     if trials < 1:
         raise ConfigError("--trials must be at least 1", found=str(trials))
-    what = _what(config, space)
+    what = _what(config, space, scorer)
     import_optuna()
     home = Home((out or Path(f"{config.out}-sweep")).resolve())
     own = space.own(config)
@@ -80,7 +81,7 @@ def sweep(
         rows = study.rows()
         if ended != "interrupted":
             show.now = "scoring the winner on the test set"
-            found.test, found.notes = _score(config, space, study, home, rows)
+            found.test, found.notes = _score(config, space, study, home, rows, scorer)
     made = found.write(file, rows)
     show_result(made, found.rows, knobs, console)
     from halfbyte.report.sweep import write_page
@@ -104,7 +105,7 @@ def _deadline(timeout: str | None) -> float:
     return time.monotonic() + float(match[1]) * _SECONDS[match[2]]
 
 
-def _what(config: RunConfig, space: Space) -> dict[str, Any]:
+def _what(config: RunConfig, space: Space, scorer: str | None) -> dict[str, Any]:
     """All that processes must agree on to share a study. What every trial would stumble over is an error here.
 
     Raises ConfigError, DataError or CheckpointError."""
@@ -118,7 +119,7 @@ def _what(config: RunConfig, space: Space) -> dict[str, Any]:
         raise ConfigError("trials are judged by validation loss, and nothing is held out", where="data.validation",
                           found=repr(config.data.validation), do="set a share such as 0.1, or a file")  # fmt: skip
     if config.task:
-        load_task(config.task)
+        load_task(config.task, scorer)
     choose_device(config.device)
     _check_targets(config, space)
     digest = hashlib.sha256()
@@ -148,7 +149,7 @@ def _check_targets(config: RunConfig, space: Space) -> None:
 
 
 def _score(
-    config: RunConfig, space: Space, study: Study, home: Home, rows: Sequence[Row]
+    config: RunConfig, space: Space, study: Study, home: Home, rows: Sequence[Row], scorer: str | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """(what the winner scores on the task's test set, notes). It is the first and only look at that set: the choice
     is made by then, and a winner that was scored before is not scored again."""
@@ -175,7 +176,7 @@ def _score(
         with (home.folder / "logs" / f"{best.number:04}.txt").open("a", encoding="utf-8") as lines:
             run = dataclasses.replace(space.apply(config, best.values), out=str(folder))
             log = Console(file=lines, width=120, highlight=False)
-            experiment.tune(run, resume=True, force=True, console=log)
+            experiment.tune(run, resume=True, force=True, console=log, scorer=scorer)
         study.note_scored(best.number)
     finally:
         lock.release()

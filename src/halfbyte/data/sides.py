@@ -28,7 +28,7 @@ def training_examples(file: Path, template: Mapping[str, str] | None = None) -> 
 
     Raises ConfigError for a task without a split.
     """
-    task = load_task(file)
+    task = load_task(file, runs=False)
     if task.split.share is None:
         raise ConfigError("the task keeps all of its data for testing, so there is nothing to train on", where=file,
                           do="split it: 'split: {share: 0.2}', or name training data of its own")  # fmt: skip

@@ -32,7 +32,7 @@ def list_results(target: Path, *, runs: Path = Path("runs")) -> list[dict[str, A
     Raises DataError where there is none, ConfigError for a broken TASK.yaml.
     """
     if target.is_file():
-        task = load_task(target)
+        task = load_task(target, runs=False)
         rows = [row for row in _found(runs) if row["task"] == task.name]
         wanted = load_task_set(task).parts if rows else {}
         where, nothing = runs, f"no result of the task '{task.name}'"

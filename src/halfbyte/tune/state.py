@@ -58,7 +58,8 @@ class State:
             return
         some = next(iter(self.parameters.values()))
         block = torch.zeros(2 * sum(p.numel() for p in self.parameters.values()), device=some.device)
-        places = iter(block.split([p.numel() for p in self.parameters.values() for _ in range(2)]))
+        sizes = [p.numel() for p in self.parameters.values() for _ in range(2)]
+        places = iter(torch.split(block, sizes))
         for p in self.parameters.values():
             self.optimiser.state[p] = {"step": torch.tensor(0.0), "exp_avg": next(places).view_as(p),
                                        "exp_avg_sq": next(places).view_as(p)}  # fmt: skip
