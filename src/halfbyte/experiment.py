@@ -38,7 +38,9 @@ def tune(
     (exit 3) before anything is loaded. Whatever is wrong with options, data or model is raised before the run's folder
     is made.
     """
+    from halfbyte.data.dataset import seen_in_training
     from halfbyte.data.show import first_example
+    from halfbyte.data.sides import asked_examples
     from halfbyte.data.template import load_examples
     from halfbyte.evaluate.evaluate import largest_batch
     from halfbyte.evaluate.tasks import load_task_set
@@ -51,9 +53,11 @@ def tune(
     task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
-    load_examples(config.data.train, config.data.template)  # its faults are cheap to find before the model is loaded
+    examples = load_examples(config.data.train, config.data.template)  # its faults are cheap to find before loading
     if task is not None:
         load_task_set(task, seed=config.seed)
+        if warning := seen_in_training(examples, asked_examples(task)):
+            console.print(f"warning: {warning}", style="bold yellow", markup=False)
     if not force:
         _refuse(config, LEAST_TOKENS, console)
     config = prepare_folder(config, resume)

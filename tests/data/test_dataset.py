@@ -3,7 +3,7 @@ import json
 import pytest
 
 from halfbyte.config import DataConfig
-from halfbyte.data.dataset import load_training, split, training_median
+from halfbyte.data.dataset import load_training, seen_in_training, split, training_median
 from halfbyte.data.records import Record
 from halfbyte.data.template import load_examples, to_example
 from halfbyte.errors import ConfigError, DataError
@@ -156,3 +156,12 @@ def test_the_tokenizer_is_called_once_for_all_items(tmp_path, monkeypatch, templ
     data = load_training(DataConfig(train=file), tokenizer, 0)
     assert len(data.train) + len(data.validation) == 500
     assert len(calls) <= 6
+
+
+def test_test_items_that_stand_in_the_training_data_are_named(folder):
+    (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "1"}\n{"prompt": "b", "completion": "2"}\n')
+    (folder / "test.jsonl").write_text('{"prompt": "c", "completion": "1"}\n{"prompt": " B", "completion": "2"}\n')
+    train, asked = (load_examples(str(folder / f"{name}.jsonl"), None) for name in ("train", "test"))
+    said = seen_in_training(train, asked)
+    assert said is not None and said.startswith("1 of 2 test items") and "test.jsonl:2" in said
+    assert seen_in_training(train, asked[:1]) is None

@@ -154,6 +154,19 @@ def _whole_of(example: Example) -> str:
     return f"{_text_of(example)}\n{' '.join((example.completion or '').split()).casefold()}"
 
 
+def seen_in_training(train: Iterable[Example], asked: Sequence[Example]) -> str | None:
+    """A warning where examples that a task asks stand in the training data with the same answer; None where none do.
+
+    The same means: prompt and answer without letter case and white space.
+    """
+    known = {_whole_of(example) for example in train}
+    shared = [example for example in asked if _whole_of(example) in known]
+    if not shared:
+        return None
+    return (f"{len(shared):,} of {len(asked):,} test items stand in the training data, too (the first: "
+            f"{shared[0].record.origin}): what the tuned model scores on them is memory")  # fmt: skip
+
+
 def _ends_unanswered(example: Example) -> bool:
     return example.messages is not None and len(example.messages) < len(example.record.values.get("messages", ()))
 
