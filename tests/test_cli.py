@@ -356,7 +356,7 @@ def test_a_tasks_own_code_runs_only_with_its_flag(
     (folder / "scorer.py").write_text(code)
     evaluate = ["evaluate", str(model), "--task", str(folder / "task.yaml"), "--out", str(folder / "out")]
     (folder / "space.yaml").write_text("adapter.rank: [2, 4]\n")
-    select = ["select", str(folder / "task.yaml"), "--candidates", str(folder / "gone"), "--out", str(folder / "select")]
+    select = ["select", str(folder / "task.yaml"), "--candidates", str(folder / "gone"), "--out", str(folder / "s")]
     sweep = ["sweep", str(run_file), str(folder / "space.yaml"), "--set", "data.validation=0.2"]
     for refused in (evaluate, ["tune", str(run_file)], select, sweep):
         assert main(refused) == 2
