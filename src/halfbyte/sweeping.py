@@ -79,7 +79,9 @@ def sweep(
     with show.open():
         ended = worker.work()
         rows = study.rows()
-        if ended != "interrupted":
+        if ended == "timeout":
+            found.notes = ["The time is over before all trials are done, so nothing is scored on the test set yet."]
+        elif ended != "interrupted":
             show.now = "scoring the winner on the test set"
             found.test, found.notes = _score(config, space, study, home, rows, scorer)
     made = found.write(file, rows)
@@ -127,7 +129,9 @@ def _what(config: RunConfig, space: Space, scorer: str | None) -> dict[str, Any]
     for split, source in sources.items():
         if isinstance(source, str):
             for example in load_examples(source, config.data.template, split=split):
-                digest.update(json.dumps([example.system, example.prompt, example.completion]).encode())
+                digest.update(
+                    json.dumps([example.system, example.prompt, example.completion, example.messages]).encode()
+                )
             digest.update(b"\n")
     options = {key: value for key, value in flat(to_dict(config)).items() if key not in {*_LOCAL, *space.to_json()}}
     return {
@@ -176,7 +180,9 @@ def _score(
         with (home.folder / "logs" / f"{best.number:04}.txt").open("a", encoding="utf-8") as lines:
             run = dataclasses.replace(space.apply(config, best.values), out=str(folder))
             log = Console(file=lines, width=120, highlight=False)
-            experiment.tune(run, resume=True, force=True, console=log, scorer=scorer)
+            code = experiment.tune(run, resume=True, force=True, console=log, scorer=scorer)
+        if code != 0:
+            return None, ["Scoring the winner on the test set was interrupted; the same command goes on."]
         study.note_scored(best.number)
     finally:
         lock.release()

@@ -30,7 +30,7 @@ from halfbyte.evaluate.results import (
     read_evaluation,
     table_of,
 )
-from halfbyte.evaluate.several import holm
+from halfbyte.evaluate.several import bonferroni, holm
 from halfbyte.evaluate.show import ShownComparison
 from halfbyte.evaluate.statistics import LEVEL, Estimate
 
@@ -82,22 +82,24 @@ def compare_several(
     seed: int = 0,
     detect: float | None = None,
     across: Collection[str] = (),
+    among: int | None = None,
 ) -> list[dict[str, Any]]:
     """Each of `folders` but the first one against the first one, their p-values adjusted together.
 
     `detect` is a difference (of shares: a share, so that 0.02 are two points): `needed` then says how many items would
     detect it. `across`, what is returned and what is raised are as with `compare_folders`; ConfigError where `detect`
-    is 0.
+    is 0. `among`: the first one was picked by these very items, as one of so many pairs might have been, and the
+    p-values are corrected for all of them (see `bonferroni`).
     """
     if detect is not None and not (np.isfinite(detect) and detect != 0):
         raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}")
     one = read_evaluation(folders[0])
     pairs = [_Pair.of(one, read_evaluation(folder), across) for folder in folders[1:]]
     chosen = [_metric(pair, metric) for pair in pairs]
-    made = [Paired(which, pair.a, pair.b, seed=seed, together=len(pairs))
+    made = [Paired(which, pair.a, pair.b, seed=seed, together=among or len(pairs))
             for pair, (which, _) in zip(pairs, chosen, strict=True)]  # fmt: skip
-    frames = [_frame(pair, which, len(pairs), seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
-    for frame, paired, (row, found), (_, told) in zip(frames, made, _judged(made, detect), chosen, strict=True):
+    frames = [_frame(pair, which, len(pairs), among, seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
+    for frame, paired, (row, found), (_, told) in zip(frames, made, _judged(made, detect, among), chosen, strict=True):
         frame |= row
         frame["warnings"] = [*told, *few_units(paired.units), *_doubts(row["difference"], found)]
     if one.kind == "number" and metric is None:
@@ -105,13 +107,16 @@ def compare_several(
     return [ShownComparison(plain(frame)) for frame in frames]
 
 
-def _judged(made: Sequence[Paired], detect: float | None) -> list[tuple[dict[str, Any], Estimate]]:
+def _judged(
+    made: Sequence[Paired], detect: float | None, among: int | None = None
+) -> list[tuple[dict[str, Any], Estimate]]:
     """Adjust the p-values, and take each interval at the level that goes with it."""
-    adjusted = holm([paired.test.p for paired in made])
+    p_values = [paired.test.p for paired in made]
+    adjusted = holm(p_values) if among is None else bonferroni(p_values, among)
     return [paired.result(at, detect) for paired, at in zip(made, adjusted, strict=True)]
 
 
-def _frame(pair: _Pair, metric: Metric, comparisons: int, seed: int) -> dict[str, Any]:
+def _frame(pair: _Pair, metric: Metric, comparisons: int, among: int | None, seed: int) -> dict[str, Any]:
     """What comparison.json says before it comes to figures."""
     return {
         "schema": SCHEMA,
@@ -126,8 +131,8 @@ def _frame(pair: _Pair, metric: Metric, comparisons: int, seed: int) -> dict[str
         "better": metric.better,
         "unit": metric.unit,
         "sign": f"b less a; {'below' if metric.better == 'lower' else 'above'} 0 is better",
-        "comparisons": comparisons,
-        "correction": "holm" if comparisons > 1 else None,
+        "comparisons": among or comparisons,
+        "correction": "bonferroni" if among else "holm" if comparisons > 1 else None,
         "seed": seed,
     }
 

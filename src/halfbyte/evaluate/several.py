@@ -40,6 +40,12 @@ def holm(p_values: Sequence[float], *, level: float = LEVEL) -> list[Adjusted]:
     return [adjusted[at] for at in range(len(p_values))]
 
 
+def bonferroni(p_values: Sequence[float], among: int, *, level: float = LEVEL) -> list[Adjusted]:
+    """As `holm`, for comparisons that the data themselves picked: the best of some results against the others, say,
+    where each of their `among` pairs might have been asked for."""
+    return [Adjusted(min(1.0, among * p), 1 - (1 - level) / among) for p in p_values]
+
+
 def names(comparisons: Sequence[dict[str, Any]]) -> dict[str, str]:
     """What each folder is called: its variant, or, where two have the same one, as much of its path as differs."""
     variants = {row[f"{side}_folder"]: row[side] for row in comparisons for side in "ab"}

@@ -57,7 +57,7 @@ def _of_card(folder: Path) -> Licence | None:
 def _metadata(text: str) -> str | None:
     try:
         values: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return None
     if not isinstance(values, dict):
         return None

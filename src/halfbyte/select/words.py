@@ -81,7 +81,7 @@ def _decided(ranking: Ranking) -> list[str]:
     if len(tied) == 1:
         most = max(one.p_adjusted for one in worse) if worse else 1.0
         each = "the other one is" if len(others) == 1 else f"each of the {len(others)} others is"
-        return [f"Item by item, {each} worse than it (p at most {most:.2g}, adjusted for the number of comparisons)."]
+        return [f"Item by item, {each} worse than it (p at most {most:.2g}, adjusted for all pairs)."]
     names = ", ".join(f"{entry.name} ({score_text(entry, ranking)})" for entry in tied)
     count = {2: "two", 3: "three", 4: "four", 5: "five"}.get(len(tied), str(len(tied)))
     said = [f"The evidence does not decide: these {count} can't be told apart on {chosen.result['items']:,} items: "

@@ -35,10 +35,11 @@ def sqlite_url(file: Path) -> str:
 
 
 def shown_url(url: str) -> str:
-    """`url` without its password."""
+    """`url` without its password, wherever it stands in it."""
     from sqlalchemy.engine import make_url
 
-    return make_url(url).render_as_string(hide_password=True)
+    secret = [name for name in ("password", "passfile", "sslpassword") if name in make_url(url).query]
+    return make_url(url).difference_update_query(secret).render_as_string(hide_password=True)
 
 
 def _driver_url(url: str) -> str:
@@ -49,7 +50,7 @@ def _driver_url(url: str) -> str:
     try:
         made = make_url(url)
     except ArgumentError:
-        raise ConfigError("this is no database", where="--storage", found=url.partition("@")[2] or url,
+        raise ConfigError("this is no database", where="--storage", found="no URL (not shown: it may hold a password)",
                           do="write e.g. postgresql://user:password@host/database") from None  # fmt: skip
     if made.drivername in ("postgresql", "postgres"):
         made = made.set(drivername="postgresql+psycopg")
