@@ -51,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except OSError as error:
-        if options.debug or error.errno is None:
+        if options.debug:
             raise
         hint = (
             "  do: free some disk space" if error.errno == errno.ENOSPC else "  do: run again with --debug for details"
         )
-        print(f"error: {error.strerror}\n  where: {error.filename or 'unknown'}\n{hint}", file=sys.stderr)
+        print(f"error: {error.strerror or error}\n  where: {error.filename or 'unknown'}\n{hint}", file=sys.stderr)
         return 1
     except Exception as error:
         if options.debug:
@@ -158,7 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--harness", metavar="TASKS", help="tasks of EleutherAI's lm-evaluation-harness, e.g. gsm8k,arc_easy"
     )
-    evaluate.add_argument("--harness-path", type=Path, metavar="DIR", help="with --harness: a folder with more of them")
+    evaluate.add_argument(
+        "--harness-path",
+        type=Path,
+        metavar="DIR",
+        help="with --harness: a folder with more of them; runs the code that they name",
+    )
     evaluate.add_argument("--shots", type=int, metavar="N", help="with --harness: examples before each prompt")
     evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format")
     weights(evaluate, "as stored, else nf4")

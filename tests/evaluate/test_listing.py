@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_a_task_lists_its_own_results(tmp_path: Path) -> None:
     rows = list_results(tmp_path / "t.yaml", runs=runs)
     assert [row["folder"] for row in rows] == [str(same), str(old)]
     assert rows[0]["differs"] == [] and any("items: 2 against 1" in line for line in rows[1]["differs"])
+
+
+def test_a_runs_own_result_compares_with_its_task(tmp_path: Path) -> None:
+    """A run scores with its own seed, and its training median as the fallback, where the task names none."""
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "1"}\n{"prompt": "b", "completion": "2"}\n')
+    (tmp_path / "t.yaml").write_text("data: test.jsonl\nkind: number\n")
+    place = exact(tmp_path / "runs" / "r", [True, False])
+    tasks = load_task_set(dataclasses.replace(load_task(tmp_path / "t.yaml"), fallback=7.5), seed=3)
+    edit(place, task="t", seed=3, fingerprint=tasks.fingerprint, fingerprint_parts=tasks.parts)
+    (row,) = list_results(tmp_path / "t.yaml", runs=tmp_path / "runs")
+    assert row["differs"] == []
 
 
 def test_nothing_yet_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from jinja2 import TemplateError
 from halfbyte.errors import ConfigError, DataError, HalfbyteError, MissingDependency, nearest
 
 SEED = 1234  # of the examples before a prompt
-BROKEN = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ImportError, SyntaxError, TemplateError)
+BROKEN = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ImportError, SyntaxError, TemplateError,
+          RuntimeError)  # fmt: skip  # datasets raises the last one for data sets that are scripts
 
 
 def load_harness_tasks(named: str, path: Path | None = None, shots: int | None = None) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halfbyte.config import load_task
+from halfbyte.config import TaskConfig, load_task
 from halfbyte.errors import DataError
 from halfbyte.evaluate.fingerprint import differing
 from halfbyte.evaluate.metrics import METRICS
@@ -34,17 +35,26 @@ def list_results(target: Path, *, runs: Path = Path("runs")) -> list[dict[str, A
     if target.is_file():
         task = load_task(target, runs=False)
         rows = [row for row in _found(runs) if row["task"] == task.name]
-        wanted = load_task_set(task).parts if rows else {}
+        wanted = [_parts_now(task, row) for row in rows]
         where, nothing = runs, f"no result of the task '{task.name}'"
     else:
         rows, where, nothing = list(_found(target)), target, "no result.json of an evaluation"
-        wanted = rows[0]["fingerprint_parts"] if rows else {}
+        wanted = [rows[0]["fingerprint_parts"]] * len(rows) if rows else []
     if not rows:
         raise DataError("there is no result yet", where=where, found=nothing if where.is_dir() else "no such folder",
                         do="halfbyte evaluate MODEL --task TASK.yaml")  # fmt: skip
-    for row in rows:
-        row["differs"] = differing(wanted, row.pop("fingerprint_parts"))
+    for row, parts in zip(rows, wanted, strict=True):
+        row["differs"] = differing(parts, row.pop("fingerprint_parts"))
     return sorted(rows, key=_place)
+
+
+def _parts_now(task: TaskConfig, row: dict[str, Any]) -> dict[str, Any]:
+    """The experiment that `task` is now, with the row's seed, and the fallback that a run took from its own training
+    data where the task names none."""
+    own = row["fingerprint_parts"].get("fallback")
+    if task.kind == "number" and task.fallback is None and task.train is None and own is not None:
+        task = replace(task, fallback=own)
+    return load_task_set(task, seed=row.get("seed") or 0).parts
 
 
 def _found(folder: Path) -> Iterable[dict[str, Any]]:
