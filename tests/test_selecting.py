@@ -231,6 +231,29 @@ def test_what_a_library_raises_stops_only_its_candidate(
     assert found["candidates"][0]["variants"][0]["reason"] == "RuntimeError: a kernel failed"
 
 
+def test_what_looking_at_a_candidate_raises_stops_only_it_and_spares_what_was_found(
+    models: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfbyte.select import evidence
+
+    take = evidence.take_inventory
+
+    def faulty(model: str, revision: str | None) -> Any:
+        if model.endswith("one"):
+            raise ValueError("odd")
+        return take(model, revision)
+
+    monkeypatch.setattr(evidence, "take_inventory", faulty)
+    asked = ["select", str(task_file(folder)), "--out", str(folder / "out"), "--candidates"]
+    assert main([*asked, f"{models / 'one'},{models / 'two'}"]) == 0
+    found = read(folder / "out")
+    assert states(found) == {"one-nf4": "failed", "two-nf4": "scored"} and found["recommendation"]
+    assert "ValueError: odd" in json.dumps(found["candidates"][0])
+    monkeypatch.setattr(evidence, "look_at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main([*asked, str(models / "two")]) == 130
+    assert read(folder / "out")["recommendation"] == found["recommendation"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

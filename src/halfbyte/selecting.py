@@ -79,7 +79,7 @@ def _begin(options: argparse.Namespace) -> Selection:
     from halfbyte.plan.devices import find_device
     from halfbyte.select.candidates import read_request
     from halfbyte.select.evidence import Look
-    from halfbyte.select.record import Selection
+    from halfbyte.select.record import FILE, Selection
     from halfbyte.select.tuning import read_tuning
 
     task = load_task(options.task, options.scorer)
@@ -93,7 +93,8 @@ def _begin(options: argparse.Namespace) -> Selection:
     _spare_others(folder, task)
     look = Look(asked, tasks, tuning, find_device(options.device), options.device)
     selection = Selection(folder, look, seed, options.limit)
-    selection.write(finished=False)
+    if not (folder / FILE).exists():  # an earlier recommendation stands until there is something new to say
+        selection.write(finished=False)
     return selection
 
 
@@ -271,12 +272,13 @@ def _recommend(selection: Selection, steps: int | None) -> None:
 
 
 def _beside_guess(selection: Selection, ranking: Ranking) -> bool:
-    """Whether the chosen one is better than always answering the training median, whose result is kept."""
-    from halfbyte.evaluate.compare import compare_folders
+    """Whether the chosen one is better than always answering the training median, whose result is kept. Corrected for
+    the number of those that it was chosen from."""
+    from halfbyte.evaluate.compare import compare_several
     from halfbyte.evaluate.evaluate import constant_folder
 
     place = selection.folder / "evaluations" / "median"
     selection.guess = constant_folder(ranking.best.folder, place)
-    found = compare_folders(place, ranking.chosen.folder, metric=ranking.metric.name, seed=selection.seed,
-                            across=("shots",))  # fmt: skip
+    (found,) = compare_several([place, ranking.chosen.folder], metric=ranking.metric.name, seed=selection.seed,
+                               across=("shots",), among=len(ranking.order))  # fmt: skip
     return bool(found["verdict"] == "better")

@@ -17,6 +17,7 @@ from halfbyte.select.licence import licence_of
         ({"README.md": "---\nlicense: other\nlicense_name: my-own\n---\n"}, "my-own", "README.md, metadata"),
         ({"README.md": "---\nlicense: [mit, cc0-1.0]\n---\n"}, "mit, cc0-1.0", "README.md, metadata"),
         ({"README.md": "---\nlicense: [\n---\n", "LICENSE": "\nMIT License\n\nCopyright"}, "MIT License", "LICENSE"),
+        ({"README.md": "---\ndate: 2024-13-45\n---\n", "LICENSE": "MIT License\n"}, "MIT License", "LICENSE"),
         ({"LICENSE.llama2.c.txt": "MIT License\n"}, "MIT License", "LICENSE.llama2.c.txt"),
         ({"README.md": "# A model\n\n## License\n\nApache-2.0\n"}, "Apache-2.0", "README.md"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halfbyte.data.encode import Encoder
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import CheckpointError, HalfbyteError
 from halfbyte.evaluate.tasks import TaskSet
 from halfbyte.plan import budget as budgets
 from halfbyte.plan.devices import Device
@@ -148,6 +148,10 @@ def look_at(candidate: Candidate, look: Look) -> Evidence:
         found.licence = found.licence or licence_of(candidate.model, own)
     except HalfbyteError as error:
         found.fail(error)
+    except Exception as error:  # of a library that met something odd in the folder; the others go on
+        found.fail(CheckpointError("the candidate can't be looked at", where=candidate.model,
+                                   found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                                   do="check its files"))  # fmt: skip
     return found
 
 

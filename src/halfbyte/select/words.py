@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy import stats
+
 from halfbyte.evaluate.results import read_evaluation
 from halfbyte.evaluate.show import figure, interval
+from halfbyte.evaluate.statistics import LEVEL
 from halfbyte.plan.ladder import gb
 from halfbyte.select.evidence import Evidence, Variant
 from halfbyte.select.ranking import Entry, Ranking, value_of
@@ -116,9 +119,13 @@ def _beside_guess(guess: dict[str, Any], ranking: Ranking, beaten: bool, when: s
 
 
 def _beside_chance(chance: float, ranking: Ranking) -> list[str]:
-    low = ranking.chosen.result["metrics"][ranking.metric.name].get("low")
-    if low is not None and low > chance:
-        return []
+    """Nothing where the chosen one's interval, widened for the number of those that it was chosen from, is above."""
+    score = ranking.chosen.result["metrics"][ranking.metric.name]
+    if score.get("low") is not None:
+        tail = (1 - LEVEL) / 2
+        wider = stats.norm.isf(tail / len(ranking.order)) / stats.norm.isf(tail)
+        if score["value"] - wider * (score["value"] - score["low"]) > chance:
+            return []
     return [f"Choosing at random scores {figure(chance, ranking.metric)}: {ranking.chosen.name} can't be shown to do "
             "better."]  # fmt: skip
 
