@@ -72,7 +72,7 @@ def test_a_comparison(folders: list[Path]) -> None:
     assert json.loads(json.dumps(made)) == made
     one, _ = compare_several([folders[0], folders[1], folders[1]])
     rows = dict(row for row in Reader(one._repr_html_()).rows if len(row) == 2)
-    assert "97.5 % interval" in rows and rows["p"].endswith("(adjusted for 2 comparisons)")
+    assert "97.5 % interval" in rows and "(adjusted for 2 comparisons, Holm" in rows["p"]
 
 
 def test_a_plan() -> None:

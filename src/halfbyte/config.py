@@ -312,7 +312,7 @@ def _check_kind(task: TaskConfig, file: Path) -> None:
     """Raises ConfigError for an option that the task's kind needs and lacks, or has no use for."""
     if task.kind == "choice" and not task.options:
         raise ConfigError(
-            "kind 'choice' needs options", where=file, do="add 'options: [yes, no]' or the name of a column"
+            "kind 'choice' needs options", where=file, do='add \'options: ["yes", "no"]\' or the name of a column'
         )
     if task.answer == "generated" and task.normalise != "none":
         do = "leave it out, or set answer: likelihood"

@@ -133,3 +133,10 @@ def test_a_prompt_that_comes_from_no_file():
     example = Example.of_prompt("a {b}")
     assert (example.prompt, example.completion, example.messages) == ("a {b}", None, None)
     assert example.record.origin == "the prompt"
+
+
+def test_an_object_is_its_json():
+    assert (
+        to_example(record({"prompt": "p", "completion": {"name": "é", "n": 1}}), None).completion
+        == '{"name": "é", "n": 1}'
+    )

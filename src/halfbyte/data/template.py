@@ -6,6 +6,7 @@ no attributes, no formats, no expressions, so nothing that stands in a data file
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -138,7 +139,7 @@ def _parse(text: str) -> tuple[tuple[str, bool], ...]:
 
 
 def _text(record: Record, column: str) -> str:
-    """The value of a column as text."""
+    """The value of a column as text; of an object its JSON."""
     if column not in record.values:
         hint = nearest(column, map(str, record.values), "columns")
         raise DataError(f"there is no column '{column}': {hint}", where=record.origin, found=_columns(record),
@@ -147,9 +148,11 @@ def _text(record: Record, column: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise DataError(f"the column '{column}' has no value", where=record.origin, found="null",
                         do="leave such records out of the file, or give them a value")  # fmt: skip
-    if isinstance(value, (list, dict, tuple, bytes)):
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, (list, tuple, bytes)):
         raise DataError(f"the column '{column}' holds no text", where=record.origin, found=type(value).__name__,
-                        do="use a column of texts or numbers")  # fmt: skip
+                        do="use a column of texts, numbers or objects")  # fmt: skip
     return str(value)
 
 

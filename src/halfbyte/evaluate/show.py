@@ -174,7 +174,9 @@ def _metric(comparison: dict[str, Any]) -> Metric | None:
 
 
 def _chance(comparison: dict[str, Any], found: dict[str, Any]) -> str:
-    together = f" (adjusted for {comparison['comparisons']} comparisons)" if comparison.get("correction") else ""
+    how = {"holm": "Holm: each interval has its step's level", "bonferroni": "Bonferroni"}
+    named = how.get(comparison.get("correction") or "")
+    together = f" (adjusted for {comparison['comparisons']} comparisons, {named})" if named else ""
     return f"p {found['p_adjusted']:.2g}{together}"
 
 
