@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.report import selection
 from halfbyte.report.pictures import score_memory
 
 POINTS = [
@@ -35,3 +42,21 @@ def test_values_that_differ_much_are_drawn_on_logarithmic_axes() -> None:
     far = [*POINTS, ("4", 9e9, 5000.0, 4000.0, 9000.0, "base")]
     found = texts(score_memory(far, "mean absolute error"))
     assert {"10", "100", "1,000"} <= set(found) and "memory to tune it (GB)" in found
+
+
+def test_a_page_that_the_disk_refuses_is_one_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(selection, "render", lambda _: "<p>page</p>")
+    assert selection.write_page(made).read_text() == "<p>page</p>"
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(selection, "render", lambda _: "<p>other</p>")
+    with pytest.raises(HalfbyteError, match="can't be written") as caught:
+        selection.write_page(made)
+    assert "--out" in str(caught.value.do)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["<p>page</p>"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from halfbyte.errors import ConfigError
-from halfbyte.evaluate.compare import compare_folders
+from halfbyte.evaluate.compare import compare_folders, compare_several
 from halfbyte.select.candidates import Candidate
 from halfbyte.select.evidence import Evidence, Variant
 from halfbyte.select.ranking import Ranking, rank
@@ -89,6 +89,25 @@ def test_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
     many = ranked(tmp_path / "many", ("good", GOOD, 1), *others)
     assert {one.verdict for one in many.against} == {"no detectable difference"}
     assert len(many.tied) == 21
+
+
+def test_beside_chance_the_choice_counts(tmp_path: Path) -> None:
+    """60 % of 120 are above 50 % alone (from 51.1 %), not as one of twenty that it was chosen from."""
+    some = [k % 5 < 3 for k in range(120)]
+    alone = ranked(tmp_path / "alone", ("some", some, 1))
+    many = ranked(tmp_path / "many", *((f"v{k}", some, 1) for k in range(20)))
+    assert not any("at random" in one for one in recommend(evidence_of(alone), alone, None, chance=0.5).reasons)
+    (said,) = (one for one in recommend(evidence_of(many), many, None, chance=0.5).reasons if "at random" in one)
+    assert said.endswith("(corrected for its choice among 20).")
+
+
+def test_beside_the_median_the_choice_counts(tmp_path: Path) -> None:
+    """p is 0.016 alone, and twenty times that for one that was chosen from twenty."""
+    fewer = entry(tmp_path / "fewer", [hit and k not in range(1, 8) for k, hit in enumerate(GOOD)])
+    folders = [fewer.folder, entry(tmp_path / "good", GOOD).folder]
+    (alone,), (chosen,) = (compare_several(folders, among=among) for among in (1, 20))
+    assert alone["verdict"] == "better" and chosen["verdict"] == "no detectable difference"
+    assert chosen["difference"]["p_adjusted"] == pytest.approx(20 * alone["difference"]["p"])
 
 
 def test_shots_may_differ_and_nothing_else(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.encode import Encoder
 from halfbyte.data.template import load_examples
+from halfbyte.errors import DataError
 from halfbyte.evaluate.tasks import load_task_set
 from halfbyte.select.reading import asked_lengths, context_of, numbers_of, training_lengths
 from tests.select.folders import data_file
@@ -79,3 +80,8 @@ def test_training_items_are_cut_at_the_context(tmp_path: Path) -> None:
     assert whole.cut == 0 and whole.items == 12 and whole.most == 1024
     short = training_lengths(encoder, examples, DataConfig(), whole.longest - 4)
     assert short.cut >= 1 and short.longest == short.most == whole.longest - 4
+
+
+def test_no_training_item_is_an_error() -> None:
+    with pytest.raises(DataError, match="nothing to train on"):
+        training_lengths(Encoder(tiny_tokenizer()), [], DataConfig(), None)

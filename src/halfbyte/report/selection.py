@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.evaluate.metrics import Metric
+from halfbyte.evaluate.results import write_atomically
 from halfbyte.evaluate.show import figure, interval
 from halfbyte.report import pictures
 from halfbyte.report.fill import fill
@@ -24,9 +25,10 @@ Row = dict[str, Any]
 
 
 def write_page(selection: Selection) -> Path:
-    """Write the selection's page beside its select.json and return its path."""
+    """Write the selection's page beside its select.json and return its path. Raises HalfbyteError when the disk
+    refuses."""
     file = selection.folder / FILE
-    file.write_text(render(selection), encoding="utf-8")
+    write_atomically(file, render(selection))
     return file
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from halfbyte.config import DataConfig
 from halfbyte.data.encode import Encoder
 from halfbyte.data.template import Example
+from halfbyte.errors import DataError
 from halfbyte.evaluate.tasks import TaskSet
 
 _DIGITS = ("7", "42", "365", "1984", "20260", "987654", "1234567")
@@ -86,9 +87,15 @@ def asked_lengths(encoder: Encoder, tasks: TaskSet, context: int | None) -> Leng
 
 
 def training_lengths(encoder: Encoder, examples: Sequence[Example], data: DataConfig, context: int | None) -> Training:
-    """The training items as `tune` would make them, but that an item may be as long as the context at most."""
+    """The training items as `tune` would make them, but that an item may be as long as the context at most.
+
+    Raises DataError where there are none.
+    """
     most = min(data.max_tokens, context or data.max_tokens)
     items = encoder.items([e for e in examples if e.completion is not None], data.learn, most)
+    if not items:
+        raise DataError("there is nothing to train on", where=data.train or None,
+                        found=f"{len(examples):,} examples, none with a completion")  # fmt: skip
     sizes = [len(item.ids) for item in items]
     learned = max(item.learned_tokens for item in items)
     return Training(len(items), fmean(sizes), max(sizes), learned, most, sum(item.cut > 0 for item in items))

@@ -114,8 +114,8 @@ def _beside_guess(guess: dict[str, Any], ranking: Ranking, beaten: bool, when: s
     value = figure(value_of(guess, ranking.metric), ranking.metric)
     scores = f"Always answering the training median scores {ranking.metric.name} {value}"
     if beaten:
-        return f"{scores}; {ranking.chosen.name} beats it."
-    return f"{scores}; {when} {ranking.chosen.name} does not detectably beat that."
+        return f"{scores}; {ranking.chosen.name} beats it{_corrected(ranking)}."
+    return f"{scores}; {when} {ranking.chosen.name} does not detectably beat that{_corrected(ranking)}."
 
 
 def _beside_chance(chance: float, ranking: Ranking) -> list[str]:
@@ -127,7 +127,11 @@ def _beside_chance(chance: float, ranking: Ranking) -> list[str]:
         if score["value"] - wider * (score["value"] - score["low"]) > chance:
             return []
     return [f"Choosing at random scores {figure(chance, ranking.metric)}: {ranking.chosen.name} can't be shown to do "
-            "better."]  # fmt: skip
+            f"better{_corrected(ranking)}."]  # fmt: skip
+
+
+def _corrected(ranking: Ranking) -> str:
+    return f" (corrected for its choice among {len(ranking.order)})" if len(ranking.order) > 1 else ""
 
 
 def _cautions(evidence: Sequence[Evidence], base: Ranking, probed: Ranking | None, chosen: Entry) -> list[str]:
