@@ -114,6 +114,27 @@ def test_decoding_a_large_matrix(bf16_kernels: None, weights: str, shape: tuple[
     assert all(torch.equal(one, results[0]) for one in results[1:])
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("columns", [320, 4096])
+def test_rows_of_any_size(bf16_kernels: None, weights: str, columns: int) -> None:
+    """Whatever an implementation multiplies in, a row near the end of bf16's range, a tiny one, one of zeros and one
+    with a value far above the others lose nothing by it, nor by their neighbours; infinities and NaN go through."""
+    weight, truth = made(37, columns, weights), exact(made(37, columns, weights))
+    x = torch.randn(4, columns, generator=torch.Generator().manual_seed(4))
+    x = (x * torch.tensor([[1e30], [1e-30], [0.0], [1.0]])).bfloat16()
+    x[3, 5] = 3e4
+    wanted = x.double() @ truth.T
+    plain = reference.linear(x, weight, None, None)
+    for r in range(4):
+        for count in range(1, 4 - r + 1):  # r is the first of some
+            y = kernels.linear(x[r : r + count], weight)
+            assert error(y[0], wanted[r]) <= 2 * error(plain[r], wanted[r])
+    for odd in (float("inf"), float("nan")):
+        x[1, 7] = odd
+        y = kernels.linear(x, weight)
+        assert not y[1].isfinite().any() and y[[0, 2, 3]].isfinite().all()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("columns", [64, 192, 97])

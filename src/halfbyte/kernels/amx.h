@@ -14,10 +14,10 @@
 
 namespace halfbyte {
 
-// Whether the processor has bf16 tiles and the system lets this process use them. Not every compiler that can use tiles
+// Whether the processor has bf16 tiles (and fp16 arithmetic, as all that have them) and the system lets this process use them. Not every compiler that can use tiles
 // knows their names in __builtin_cpu_supports.
 inline bool may_use_amx() {
-    constexpr unsigned kBits = 1u << 22 | 1u << 24;  // amx-bf16, amx-tile
+    constexpr unsigned kBits = 1u << 22 | 1u << 23 | 1u << 24;  // amx-bf16, avx512-fp16, amx-tile
     constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBits) == kBits && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;

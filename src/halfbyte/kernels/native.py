@@ -22,7 +22,7 @@ from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # by the numbers of `enum Isa` in common.h
 ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512", "avx512bf16": "AVX-512 with BF16",
-             "amx": "AMX, and AVX-512 with BF16"}  # fmt: skip
+             "amx": "AMX, and AVX-512 with BF16 and FP16"}  # fmt: skip
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
 _CPU = torch.device("cpu")
 _BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"

@@ -1,15 +1,17 @@
 // Products of bf16 rows with a frozen matrix for processors with AVX512-BF16: y = x W^T, and its transpose dx = g W.
-// walk.h, few.h and many.h have the methods, and amx.h that for processors with tiles.
+// walk.h, few.h and many.h have the methods, and fp16.h and amx.h those for processors with tiles.
 //
 // Each output is summed in one order, whatever the number of threads. Sums are fp32, rounded once.
 #pragma once
 
 #include "amx.h"
 #include "few.h"
+#include "fp16.h"
 #include "many.h"
-#include "walk.h"
 
 #ifdef HALFBYTE_X86
+
+#include <type_traits>
 
 namespace halfbyte {
 namespace {
@@ -22,12 +24,23 @@ HALFBYTE_AVX512BF16 inline Int8Lines lines_of(const Int8Matrix& matrix) { return
 HALFBYTE_AVX512BF16 inline Nf4Lines lines_of(const Nf4Matrix& matrix) { return Nf4Lines{matrix}; }
 HALFBYTE_AVX512BF16 inline DenseWalk walk_of(const DenseMatrix& matrix) { return {matrix}; }
 HALFBYTE_AVX512BF16 inline Int8Walk walk_of(const Int8Matrix& matrix) { return {matrix}; }
-HALFBYTE_AVX512BF16 inline Nf4Walk walk_of(const Nf4Matrix& matrix) { return Nf4Walk{matrix}; }
+HALFBYTE_AVX512BF16 inline Nf4Walk<Bf16Line> walk_of(const Nf4Matrix& matrix) { return Nf4Walk<Bf16Line>{matrix}; }
+
+template <typename Matrix>
+HALFBYTE_AVX512BF16 void multiply_walked(const Task& task, const Matrix& matrix, const DenseMatrix& pair, int threads, int isa) {
+#ifdef HALFBYTE_FP16
+    if constexpr (std::is_same_v<Matrix, Nf4Matrix>)
+        if (isa >= kAmx && multiply_walking_fp16(task, matrix, pair, threads)) return;
+#else
+    (void)isa;
+#endif
+    multiply_walking(task, walk_of(matrix), pair, threads);
+}
 
 template <bool kTransposed, typename Matrix>
 HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMatrix& pair, bool blocks_in_rows, int threads, int isa) {
     if (task.rows == 0) return;
-    if (!kTransposed && task.rows <= kWalkedRows && blocks_in_rows) return multiply_walking(task, walk_of(matrix), pair, threads);
+    if (!kTransposed && task.rows <= kWalkedRows && blocks_in_rows) return multiply_walked(task, matrix, pair, threads, isa);
     if (!kTransposed && isa < kAmx && task.rows <= kFewRows && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
     const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
     const int64_t height = isa >= kAmx ? kPanel : kTileRows, size = ((task.rows + cuts - 1) / cuts + height - 1) / height * height;

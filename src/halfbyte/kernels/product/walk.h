@@ -11,7 +11,7 @@
 //
 // The price: all rows of x are read again for each row of W. few.h shares them among 16 rows of W and takes over from five
 // rows on; with one it is slower by a third or more, as its transposing costs more than all of this. From two rows on the
-// multipliers are the limit where they take two cycles for a `vdpbf16ps` (Intel). Rejected: scales decoded for some rows
+// multipliers are the limit where they take two cycles for a `vdpbf16ps` (Intel; fp16.h is the way round). Rejected: scales decoded for some rows
 // of W before, while memory waits (up to a tenth slower); two or four rows of W at a time, which are no faster for one row
 // of x; levels and products in fp32, no faster for one row and slower for four, since the inputs are twice as large. For
 // two rows of x both came out faster, by a sixth to a quarter, which was not thought worth another path.
@@ -115,14 +115,45 @@ private:
     }
 };
 
+// How a line of NF4 codes, 32 words of four, is multiplied. `Scale`: of its two blocks. `Sum`: what the products of a row of W are
+// added to until it ends. The levels are 16-bit numbers, the 16 of them twice, so that bit 4 of an index does not matter.
+struct Bf16Line {
+    using Scale = __m512;
+
+    HALFBYTE_AVX512BF16 static __m512i levels(const float* of) {
+        return _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(of)));
+    }
+    template <typename T>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static Scale both(T front, T back) {
+        return _mm512_mask_broadcastss_ps(_mm512_set1_ps(front), 0xff00, _mm_set_ss(back));
+    }
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static Scale scaled(Scale by, Scale nested, __m512 offset) { return _mm512_fmadd_ps(by, nested, offset); }
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static void add(const __m512i* indices, __m512i levels, Scale scale, const uint32_t* x, __m512* sum) {
+        __m512 part[kRows];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) part[r] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const __m512i weights = _mm512_permutexvar_epi16(indices[v], levels);
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r)
+                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)weights, inputs_at(x + (v * kRows + r) * kTogether));
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(part[r], scale, sum[r]);
+    }
+};
+
 // Rows that start with a block. A line is two blocks, but for the last one where a row ends with half a line.
+template <typename Line>
 struct Nf4Walk {
     const Nf4Matrix matrix;
-    const __m512i levels;  // bf16, the 16 of them twice, so that bit 4 of an index does not matter
+    const __m512i levels;
+    float unscale[kWalkedRows] = {1, 1, 1, 1};  // what the sums of each row of x are multiplied with
     static constexpr int64_t kSteps = 128, kVectors = 4;
 
-    HALFBYTE_AVX512BF16 explicit Nf4Walk(const Nf4Matrix& of)
-        : matrix(of), levels(_mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(of.packed.levels)))) {}
+    HALFBYTE_AVX512BF16 explicit Nf4Walk(const Nf4Matrix& of) : matrix(of), levels(Line::levels(of.packed.levels)) {}
 
     // A word's lowest four bits are its second weight, then come the first, the fourth and the third.
     HALFBYTE_AVX512BF16 static void lay_out(const bf16* x, int64_t left, uint32_t* out, int64_t apart) {
@@ -141,54 +172,45 @@ struct Nf4Walk {
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_row(int64_t row, const uint32_t* x, __m512* sum) const {
         const uint8_t* codes = matrix.packed.codes + row * (matrix.columns / 2);
         int64_t block = row * (matrix.columns / kBlock), left = matrix.columns;
+        __m512 all[kRows];
+        for (auto& one : all) one = _mm512_setzero_ps();
         while (left >= kSteps) {  // lines whose blocks share a nested absmax, or one whose two blocks do not
             const int64_t share = std::max<int64_t>(1, (kNestedBlock - block % kNestedBlock) / 2), lines = std::min(left / kSteps, share);
-            const __m512 nested = matrix.packed.nested_absmax ? halves(nested_of(block), nested_of(block + 1)) : _mm512_setzero_ps();
+            const auto nested = matrix.packed.nested_absmax ? Line::both(nested_of(block), nested_of(block + 1)) : Line::both(0.0f, 0.0f);
             left -= lines * kSteps;
             for (const int64_t end = block + 2 * lines; block < end; block += 2, codes += kLine, x += kRows * kVectors * kTogether) {
                 ask_ahead(codes);
-                add_line<kRows>(_mm512_loadu_si512(codes), scales(block, nested), x, sum);
+                add_line<kRows>(_mm512_loadu_si512(codes), scales(block, nested), x, all);
             }
         }
         if (left > 0) {
             const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-            add_line<kRows>(_mm512_zextsi256_si512(half), _mm512_set1_ps(matrix.packed.scale(block)), x, sum);
+            const float scale = matrix.packed.scale(block);
+            add_line<kRows>(_mm512_zextsi256_si512(half), Line::both(scale, scale), x, all);
         }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(all[r], _mm512_set1_ps(unscale[r]), sum[r]);
     }
 
 private:
-    template <typename T>
-    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static __m512 halves(T front, T back) {
-        return _mm512_mask_broadcastss_ps(_mm512_set1_ps(front), 0xff00, _mm_set_ss(back));
-    }
+    using Scale = typename Line::Scale;
     HALFBYTE_ALWAYS float nested_of(int64_t block) const { return load(matrix.packed.nested_absmax + uint64_t(block) / kNestedBlock); }
-    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS __m512 scales(int64_t block, __m512 nested) const {
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS Scale scales(int64_t block, const Scale& nested) const {
         const Nf4& packed = matrix.packed;
         if (!packed.nested_absmax) {
             const auto* absmax = static_cast<const float*>(packed.absmax) + block;
-            return halves(load(absmax), load(absmax + 1));
+            return Line::both(load(absmax), load(absmax + 1));
         }
         const auto* absmax = static_cast<const uint8_t*>(packed.absmax) + block;
-        return _mm512_fmadd_ps(halves(packed.dynamic[absmax[0]], packed.dynamic[absmax[1]]), nested, _mm512_set1_ps(packed.offset));
+        return Line::scaled(Line::both(packed.dynamic[absmax[0]], packed.dynamic[absmax[1]]), nested, _mm512_set1_ps(packed.offset));
     }
     // Two of the shifts to the right are products: shifts and look-ups would wait for the same port.
     template <int kRows>
-    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_line(__m512i words, __m512 scale, const uint32_t* x, __m512* sum) const {
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_line(__m512i words, const Scale& scale, const uint32_t* x, __m512* sum) const {
         asm("" : "+v"(words));  // loaded once: compilers would fold the load into each use
         const __m512i indices[] = {words, _mm512_srli_epi16(words, 4), _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 8)),
                                    _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << 4))};
-        __m512 part[kRows];
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) part[r] = _mm512_setzero_ps();
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-            const __m512i weights = _mm512_permutexvar_epi16(indices[v], levels);
-#pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r)
-                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)weights, inputs_at(x + (v * kRows + r) * kTogether));
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(part[r], scale, sum[r]);
+        Line::template add<kRows>(indices, levels, scale, x, sum);
     }
 };
 
