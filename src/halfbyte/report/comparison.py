@@ -21,17 +21,21 @@ from halfbyte.report.fill import fill
 from halfbyte.report.read import Evidence, Variant, as_number, prediction
 from halfbyte.report.story import Row, Story
 from halfbyte.report.words import (
+    brief,
     bytes_text,
+    change_interval_text,
     change_text,
     difference_text,
     interval_text,
     label,
+    level_text,
     number_text,
     unit_of,
     value_text,
 )
 
 MOST_CHANGED = 6  # items of each kind
+MOST_TILES = 4  # evaluations beyond which the first screen is the table
 _PARTS = {"data": "items (hash)", "shots": "examples before the prompt (hash)"}
 
 
@@ -88,10 +92,11 @@ def render(compared: Compared) -> str:
     verdict, sentence = _headline(compared)
     return fill(
         "comparison.html",
-        title=str(first["task"]),
+        title=brief(str(first["task"])),
         verdict=verdict,
         sentence=sentence,
         leads=_leads(compared),
+        tiles=_tiles(compared),
         differences=differences,
         results=[_result(variant, str(first["metric"]), compared.unit) for variant in compared.variants],
         metric=label(str(first["metric"])),
@@ -105,17 +110,21 @@ def _headline(compared: Compared) -> tuple[str, str]:
     found = compared.comparisons
     if len(found) == 1:
         (only,) = found
-        words = {"better": f"{only['b']} is better than {only['a']}", "worse": f"{only['b']} is worse than {only['a']}"}
-        start = words.get(only["verdict"], f"No detectable difference between {only['b']} and {only['a']}")
+        a, b = brief(only["a"]), brief(only["b"])
+        words = {"better": f"{b} is better than {a}", "worse": f"{b} is worse than {a}"}
+        start = words.get(only["verdict"], f"No detectable difference between {b} and {a}")
         change = _change(only, compared.unit)
         kind = only["verdict"] if only["verdict"] in words else "same"
         return kind, f"{start}: {label(only['metric'])} {change}, on the same {only['n']:,} items."
-    better, worse = ([row["b"] for row in found if row["verdict"] == word] for word in ("better", "worse"))
+    better, worse = ([brief(row["b"]) for row in found if row["verdict"] == word] for word in ("better", "worse"))
     rest = len(found) - len(better) - len(worse)
     parts = [f"better: {', '.join(better)}"] * bool(better) + [f"worse: {', '.join(worse)}"] * bool(worse)
     parts += [f"no detectable difference: {rest}"] * bool(rest)
     kind = "better" if better and not worse else "worse" if worse and not better else "same"
-    return kind, f"{len(found)} against {found[0]['a']}, on the same {found[0]['n']:,} items: {'; '.join(parts)}."
+    return (
+        kind,
+        f"{len(found)} against {brief(found[0]['a'])}, on the same {found[0]['n']:,} items: {'; '.join(parts)}.",
+    )
 
 
 def _leads(compared: Compared) -> list[str]:
@@ -124,10 +133,32 @@ def _leads(compared: Compared) -> list[str]:
         both = found.get("both_answered")
         if both:
             told = difference_text({"metric": found["metric"], **both}, compared.unit)
-            leads.append(f"{found['b']} against {found['a']}, on the {both['n']:,} items to which both gave a number: "
-                         f"{_change({'metric': found['metric'], **both}, compared.unit)}, {told}: "
+            leads.append(f"{brief(found['b'])} against {brief(found['a'])}, on the {both['n']:,} items to which both "
+                         f"gave a number: {_change({'metric': found['metric'], **both}, compared.unit)}, {told}: "
                          f"{both['verdict']}.")  # fmt: skip
     return leads
+
+
+def _tiles(compared: Compared) -> list[Row]:
+    """The first one's score, and what each of the others differs by, with its interval; none where they are many."""
+    if len(compared.variants) > MOST_TILES:
+        return []
+    first, metric, unit = compared.variants[0], str(compared.comparisons[0]["metric"]), compared.unit
+    score = _result(first, metric, unit)
+    lines = [
+        label(metric),
+        f"95 % interval {score['interval']}" if score["interval"] else "",
+        f"{first.result['items']:,} items",
+    ]
+    tiles = [{"name": brief(first.name, 28), "tag": "", "kind": "base", "value": score["value"], "lines": lines}]
+    for row in compared.comparisons:
+        interval = change_interval_text(row, unit)
+        lines = [f"difference from {brief(row['a'], 28)}", f"{level_text(row)} interval {interval}" if interval else "",
+                 sections.counted(row)]  # fmt: skip
+        value = change_text(str(row["metric"]), as_number(row["difference"].get("value")), unit)
+        tiles.append({"name": brief(row["b"], 28), "tag": row["verdict"], "kind": sections.verdict_kind(row),
+                      "value": value, "lines": lines})  # fmt: skip
+    return tiles
 
 
 def _change(found: Mapping[str, Any], unit: str) -> str:
@@ -179,8 +210,8 @@ def _changed(compared: Compared, at: int) -> Row:
         for name, rows in (("Improved most", improved), ("Worsened most", worsened))
     ]
     return {
-        "title": f"{found['b']} against {found['a']}",
-        "heads": [found["a"], found["b"]],
+        "title": f"{brief(found['b'])} against {brief(found['a'])}",
+        "heads": [brief(found["a"]), brief(found["b"])],
         "groups": [group for group in groups if group["rows"]],
     }
 

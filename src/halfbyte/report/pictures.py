@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
-from halfbyte.report.words import bytes_text, money, number_text
+from halfbyte.report.words import brief, bytes_text, money, number_text, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"} | {
     colour: name.partition("_")[0] for name, colour in PARTS.items() if name not in ("all", "adapter")}  # fmt: skip
 _WIDTH = 400 / 72  # inches: 400 points
 MOST_POINTS = 600  # of a scatter
+_NAME = 32  # characters of a name beside an axis
 _LOGARITHMIC = 20  # times the smallest: then an axis of score_memory is logarithmic
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
@@ -238,7 +239,7 @@ def differences(rows: Sequence[tuple[str, float, float, float, str]], label: str
         axes.plot((scale * low, scale * high), (y, y), color=colour, linewidth=2.4, solid_capstyle="round")
         axes.plot(scale * value, y, "o", color=colour, markersize=7)
     _dress(axes, xlabel=label, grid="x")
-    axes.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], ylim=(len(rows) - 0.5, -0.5))
+    axes.set(yticks=range(len(rows)), yticklabels=[brief(row[0], _NAME) for row in rows], ylim=(len(rows) - 0.5, -0.5))
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(_locator(4))
     axes.xaxis.set_major_formatter(lambda value, _: number_text(value))
@@ -266,16 +267,16 @@ def score_memory(
     unit, by = _byte_unit(max(sizes))
     if max(sizes) > _LOGARITHMIC * min(sizes):
         axes.set_xscale("log")
-    for mark, size, value, low, high, kind in points:
+    for _, size, value, low, high, kind in points:
         colour = TUNED if kind == "tuned" else BASE
         if low is not None and high is not None:
             axes.plot((size, size), (scale * low, scale * high), color=colour, linewidth=1.8, solid_capstyle="round")
         axes.plot(size, scale * value, "o", color=colour, markersize=7)
-        axes.annotate(mark, (size, scale * value), xytext=(6, 3), textcoords="offset points", color=INK, size=9)
     ends = [end for _, _, *three, _ in points for end in three if end is not None] + ([guess] if guess else [])
     if min(ends) > 0 and max(ends) > _LOGARITHMIC * min(ends):
         axes.set_yscale("log")
     axes.margins(x=0.2, y=0.12)
+    _mark(axes, [(mark, size, scale * value, kind == "tuned") for mark, size, value, _, _, kind in points])
     if budget is not None and budget <= 2 * max(sizes):
         axes.axvline(budget, color=ADAPTER, linewidth=1.3, linestyle=(0, (5, 3)))
         axes.annotate("budget", (budget, 1), xycoords=("data", "axes fraction"), xytext=(-3, -3), ha="right", va="top",
@@ -283,13 +284,28 @@ def score_memory(
     if guess is not None:
         axes.axhline(scale * guess, color=GUESS, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
         axes.annotate("always the median", (1, scale * guess), xycoords=("axes fraction", "data"), xytext=(-3, 3),
-                      textcoords="offset points", ha="right", color=MUTED, size=9)  # fmt: skip
+                      textcoords="offset points", ha="right", color=MUTED, size=9,
+                      bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1})  # fmt: skip
     _dress(axes, xlabel=f"memory to tune it ({unit})", ylabel=label, grid="both")
     axes.xaxis.set_major_formatter(lambda value, _: number_text(value / by))
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.yaxis.set_major_formatter(lambda value, _: number_text(value))
     axes.yaxis.set_minor_formatter(lambda value, _: "")
     return _svg(figure, "score-memory")
+
+
+def _mark(axes: Axes, points: Sequence[tuple[str, float, float, bool]]) -> None:
+    """Write (mark, x, y, after the probe) beside its point: on the left out of the box, on the right after the probe.
+    Marks that would lie upon each other stand one above the other."""
+    placed: list[tuple[float, float, bool]] = []
+    for mark, x, y, right in sorted(points, key=lambda point: point[2]):
+        across, up = axes.transData.transform((x, y)) * 72 / axes.figure.dpi
+        first = up
+        while any(side == right and abs(at - across) < 14 and abs(up - height) < 11 for at, height, side in placed):
+            up += 1
+        placed.append((across, up, right))
+        axes.annotate(mark, (x, y), xytext=(7 if right else -7, up - first), textcoords="offset points", color=INK,
+                      size=9, ha="left" if right else "right", va="center")  # fmt: skip
 
 
 def _figure(height: float, rows: int = 1, **grid: Any) -> Any:
@@ -344,7 +360,7 @@ def _svg(figure: Figure, name: str) -> str:
     with rc_context({"svg.hashsalt": name}):  # ids, and so the whole page, are the same every time
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
+    text = visible(buffer.getvalue())
     text = text[text.index("<svg") :]
     head, rest = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)

@@ -24,6 +24,7 @@ from halfbyte.report.story import (
     verdict_kind,
 )
 from halfbyte.report.words import (
+    brief,
     bytes_text,
     difference_text,
     interval_ends,
@@ -183,7 +184,7 @@ def differences(story: Story) -> Row:
     found = story.evidence.comparisons
     rows = [
         {
-            "name": f"{item['b']} against {item['a']}",
+            "name": f"{brief(item['b'])} against {brief(item['a'])}",
             "metric": label(str(item.get("metric"))),
             "difference": difference_text(item, story.unit),
             "counts": counted(item),
@@ -196,7 +197,7 @@ def differences(story: Story) -> Row:
     for item in found:
         value, (low, high) = as_number(item["difference"].get("value")), interval_ends(item)
         if value is not None and low is not None and high is not None:
-            row = (f"{item['b']} − {item['a']}", value, low, high, str(item.get("verdict")))
+            row = (f"{brief(item['b'], 14)} − {brief(item['a'], 14)}", value, low, high, str(item.get("verdict")))
             drawn.setdefault(str(item.get("metric")), []).append(row)
     made = []
     for name, points in drawn.items():

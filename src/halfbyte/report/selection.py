@@ -14,9 +14,9 @@ from halfbyte.evaluate.results import write_atomically
 from halfbyte.evaluate.show import figure, interval
 from halfbyte.report import pictures
 from halfbyte.report.fill import fill
-from halfbyte.report.words import label
+from halfbyte.report.words import brief, label
 from halfbyte.select import show
-from halfbyte.select.evidence import Evidence
+from halfbyte.select.evidence import Evidence, Probe, Variant
 from halfbyte.select.ranking import Ranking, metric_for, value_of
 from halfbyte.select.record import Selection
 
@@ -39,7 +39,7 @@ def render(selection: Selection) -> str:
     reasons = list(found.reasons) if found is not None else []
     return fill(
         "selection.html",
-        title=selection.look.task_set.task.name,
+        title=brief(selection.look.task_set.task.name),
         sentence=reasons[0] if reasons else "Nothing is recommended yet.",
         reasons=reasons[1:],
         undecided=bool(found and found.undecided),
@@ -81,15 +81,21 @@ def _row(selection: Selection, row: show.Row, metric: Metric) -> Row:
         "place": str(show.places(selection).get(variant.name, "")),
         "name": row.name,
         "chosen": found is not None and found.variant == variant.name,
-        "fits": "–" if plan is None else {True: "yes", False: "no", None: "unknown"}[plan.fits],
-        "score": show.score_cells(variant, metric),
-        "probe": show.score_cells(variant.probe, metric),
+        "fits": {True: "", False: "does not fit", None: "unknown whether it fits"}[plan.fits] if plan else "",
+        "score": _score(variant, metric),
+        "probe": _score(variant.probe, metric),
         "evaluate": show.size(plan.evaluate_bytes) if plan else "–",
         "tune": show.size(plan.tune_bytes) if plan else "–",
         "time": show.duration(plan.seconds) if plan else "–",
         "beyond": "–" if beyond is None else f"{100 * beyond:.1f} %",
         "verdict": show.verdict_of(selection, variant.name) or variant.status,
     }
+
+
+def _score(tried: Variant | Probe | None, metric: Metric) -> tuple[str, str]:
+    """The score and its interval, "" where there is none."""
+    value, limits = show.score_cells(tried, metric)
+    return ("–" if value == "-" else value), ("" if limits == "-" else limits)
 
 
 def _candidate(one: Evidence) -> Row:
@@ -100,9 +106,9 @@ def _candidate(one: Evidence) -> Row:
         "model": one.candidate.model + (f" at {one.candidate.revision}" if one.candidate.revision else ""),
         "parameters": "unknown" if one.parameters is None else f"{one.parameters:,}",
         "context": "unknown" if one.context is None else f"{one.context:,}",
-        "tokens": "–" if lengths is None else f"{lengths.mean:,.0f}, {lengths.longest:,} at most",
-        "training": "–" if one.training is None else
-        f"{one.training.mean:,.0f}, {one.training.longest:,} at most; {one.training.cut:,} cut",
+        "tokens": ("–", "") if lengths is None else (f"{lengths.mean:,.0f}", f"{lengths.longest:,} at most"),
+        "training": ("–", "") if one.training is None else
+        (f"{one.training.mean:,.0f}", f"{one.training.longest:,} at most; {one.training.cut:,} cut"),
         "numbers": numbers.style if numbers else "–",
         "example": numbers.example if numbers else "",
         "licence": (licence.value or "unknown") if licence else "unknown",
@@ -115,7 +121,7 @@ def _comparisons(selection: Selection, metric: Metric) -> list[Row]:
     tables = []
     for title, ranking in (("After the probe", selection.probed), ("Out of the box", selection.base)):
         if ranking is not None and ranking.against:
-            tables.append({"title": title, "best": ranking.best.name, "rows": _against(ranking, metric)})
+            tables.append({"title": title, "best": brief(ranking.best.name), "rows": _against(ranking, metric)})
     return tables
 
 

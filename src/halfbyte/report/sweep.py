@@ -7,43 +7,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halfbyte.evaluate.results import write_atomically
 from halfbyte.report import sweep_pictures
-from halfbyte.report.words import difference_text, label, number_text, value_text
+from halfbyte.report.fill import fill
+from halfbyte.report.words import brief, difference_text, label, number_text, value_text
 
+FILE = "sweep.html"
+NAMED = 3  # options that the first sentences name
+COLUMNS = 5  # options beyond which the table of trials has them in one column
 Row = dict[str, Any]
 
 
 def write_page(folder: Path, sweep: Mapping[str, Any]) -> Path:
-    """Write `folder`/sweep.html about `sweep`, the object of sweep.json, and return its path."""
-    file = folder / "sweep.html"
-    file.write_text(render(sweep), encoding="utf-8")
+    """Write `folder`/sweep.html about `sweep`, the object of sweep.json, whole or not at all, and return its path.
+    Raises HalfbyteError when the disk refuses."""
+    file = folder / FILE
+    write_atomically(file, render(sweep))
     return file
 
 
 def render(sweep: Mapping[str, Any]) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["picture"] = Markup  # our own SVG: matplotlib has escaped its texts
-    verdict, sentence, lead = _headline(sweep)
-    return environment.get_template("sweep.html").render(
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
-        title=str(sweep["study"]),
+    verdict, sentence = _headline(sweep)
+    names, trials = _trials(sweep)
+    return fill(
+        "sweep.html",
+        title=brief(str(sweep["study"])),
         verdict=verdict,
         sentence=sentence,
-        lead=lead,
+        leads=_leads(sweep),
         notes=[*sweep["notes"], *_unended(sweep)],
         tiles=_tiles(sweep),
         mattered=_mattered(sweep),
         importances_note=sweep["importances_note"],
         knobs=_knobs(sweep),
-        trials=_trials(sweep),
-        names=list(sweep["space"]),
+        trials=trials,
+        names=names,
         facts=_facts(sweep),
     )
 
@@ -61,26 +60,38 @@ def settings_text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {setting_text(value)}" for key, value in values.items())
 
 
-def _headline(sweep: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(verdict, sentence, lead)."""
+def _headline(sweep: Mapping[str, Any]) -> tuple[str, str]:
+    """(verdict, sentence): the best trial by the options that mattered most."""
     best, test = sweep["best"], sweep["test"]
     if best is None:
-        return "open", "No trial has been completed yet.", ""
-    count = len(sweep["trials"])
+        return "open", "No trial has been completed yet."
+    count, values, order = len(sweep["trials"]), best["values"], [*(sweep["importances"] or {}), *best["values"]]
+    named = [key for key in dict.fromkeys(order) if key in values][:NAMED]
+    told = settings_text({key: brief(setting_text(values[key]), 30) for key in named})
+    more = len(values) - len(named)
+    told += f" and {more} more" if more else ""
     loss = number_text(best["validation_loss"], 4)
-    sentence = f"Best of {count} trial{'s' * (count != 1)}: {settings_text(best['values'])} (validation loss {loss})."
+    sentence = f"Best of {count} trial{'s' * (count != 1)}: {told} (validation loss {loss})."
+    verdict = "open" if test is None else str(test["comparison"].get("verdict", ""))
+    return verdict if verdict in ("better", "worse", "open") else "same", sentence
+
+
+def _leads(sweep: Mapping[str, Any]) -> list[str]:
+    """What mattered, and what the winner scores on the test set."""
+    shares, test = list((sweep["importances"] or {}).items()), sweep["test"]
+    leads = []
+    if shares:
+        told = ", ".join(f"{key} {100 * share:.0f} %" for key, share in shares[:NAMED])
+        leads.append(f"What mattered{' most' * (len(shares) > NAMED)}: {told}.")
+    if sweep["best"] is None:
+        return leads
     if test is None:
-        return "open", sentence, "The winner has not been scored on a test set."
+        return [*leads, "The winner has not been scored on a test set."]
     found = test["comparison"]
-    change = (
-        f"{value_text(found['metric'], found.get('a_value'))} → {value_text(found['metric'], found.get('b_value'))}"
-    )
-    lead = (
-        f"On the test set, against the base: {label(found['metric'])} {change}, difference {difference_text(found)}: "
-    )
-    verdict = str(found.get("verdict", ""))
-    kind = verdict if verdict in ("better", "worse") else "same"
-    return kind, sentence, f"{lead}{verdict}. {test['note']}"
+    before, after = (value_text(found["metric"], found.get(f"{side}_value")) for side in "ab")
+    leads.append(f"On the test set, against the base: {label(found['metric'])} {before} → {after}, difference "
+                 f"{difference_text(found)}: {found.get('verdict', '')}. {test['note']}")  # fmt: skip
+    return leads
 
 
 def _unended(sweep: Mapping[str, Any]) -> list[str]:
@@ -100,22 +111,22 @@ def _tiles(sweep: Mapping[str, Any]) -> list[Row]:
     if not sweep["own"]:
         tiles[1]["lines"] = ["lies outside the space, so it was not tried"]
     lines = [f"{count} {state}" for state, count in counts.items() if count] + [f"{seconds:,.0f} s of training"]
-    return [*tiles, {"name": "Trials", "kind": "open", "value": str(len(trials)), "lines": lines}]
+    return [*tiles, {"name": "Trials", "tag": "", "kind": "open", "value": str(len(trials)), "lines": lines}]
 
 
 def _loss_tile(name: str, kind: str, trial: Mapping[str, Any] | None) -> Row:
     if trial is None or trial["validation_loss"] is None:
-        return {"name": name, "kind": kind, "value": "–", "lines": ["no validation loss yet"]}
+        return {"name": name, "tag": "", "kind": kind, "value": "–", "lines": ["no validation loss yet"]}
     lines = [f"lowest validation loss of trial {trial['number']}, nats a token"]
     lines += [trial["state"]] if trial["state"] != "complete" else []
-    return {"name": name, "kind": kind, "value": number_text(trial["validation_loss"], 4), "lines": lines}
+    return {"name": name, "tag": "", "kind": kind, "value": number_text(trial["validation_loss"], 4), "lines": lines}
 
 
 def _mattered(sweep: Mapping[str, Any]) -> Row | None:
     shares = sweep["importances"]
     if not shares:
         return None
-    return {"title": "What mattered: each knob's share", "svg": sweep_pictures.importances(shares)}
+    return {"title": "Each knob's share", "svg": sweep_pictures.importances(shares)}
 
 
 def _knobs(sweep: Mapping[str, Any]) -> list[Row]:
@@ -138,25 +149,34 @@ def _knobs(sweep: Mapping[str, Any]) -> list[Row]:
     return made
 
 
-def _trials(sweep: Mapping[str, Any]) -> list[Row]:
-    """The trials, best first; those without a loss last."""
-    best = sweep["best"]
+def _trials(sweep: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
+    """(columns of the options, those of numbers with a leading "-"; the trials, best first, those without a loss
+    last). Many options share one column."""
+    best, space = sweep["best"], sweep["space"]
+    together = len(space) > COLUMNS
+    names = ["options"] if together else ["-" * _is_number(where) + key for key, where in space.items()]
     order = sorted(
         sweep["trials"],
         key=lambda t: (t["state"] != "complete", t["validation_loss"] is None, t["validation_loss"] or 0, t["number"]),
     )
-    return [
-        {
+    rows = []
+    for trial in order:
+        values = {key: brief(setting_text(value), 60) for key, value in trial["values"].items()}
+        rows.append({
             "number": trial["number"],
             "state": trial["state"],
-            "cells": [setting_text(trial["values"][key]) if key in trial["values"] else "–" for key in sweep["space"]],
+            "cells": [settings_text(values)] if together else [values.get(key, "–") for key in space],
             "loss": number_text(trial["validation_loss"], 4),
             "seconds": "–" if trial["seconds"] is None else f"{trial['seconds']:,.0f}",
             "error": trial["error"],
             "main": best is not None and trial["number"] == best["number"],
-        }
-        for trial in order
-    ]
+        })  # fmt: skip
+    return names, rows
+
+
+def _is_number(where: Any) -> bool:
+    """Whether an option's range, or list of values, is of numbers."""
+    return isinstance(where, Mapping) or all(type(value) in (int, float) for value in where)
 
 
 def _facts(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:

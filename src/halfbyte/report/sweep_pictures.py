@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from halfbyte.report.pictures import ADAPTER, GUESS, INK, LINE, MUTED, TUNED, _dress, _figure, _picture, _svg
-from halfbyte.report.words import number_text
+from halfbyte.report.words import brief, number_text
 
 FAR = 3  # losses so many times as far from the best as the median lie on the upper edge
 
@@ -30,7 +30,12 @@ def importances(shares: Mapping[str, float]) -> str:
     for y, name in enumerate(names):
         axes.text(shares[name] + 0.01, y, f"{100 * shares[name]:.0f} %", va="center", color=INK, size=9)
     _dress(axes, xlabel="share", grid="x")
-    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.12), ylim=(len(names) - 0.5, -0.5))
+    axes.set(
+        yticks=range(len(names)),
+        yticklabels=[brief(name, 30) for name in names],
+        xlim=(0, 1.12),
+        ylim=(len(names) - 0.5, -0.5),
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %" if value <= 1 else "")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     return _svg(figure, "importances")
@@ -79,5 +84,4 @@ def _place(value: Any, choices: Sequence[Any] | None) -> float:
 
 
 def _short(choice: Any) -> str:
-    text = ", ".join(map(str, choice)) if isinstance(choice, list) else str(choice)
-    return text if len(text) <= 18 else f"{text[:17]}…"
+    return brief(", ".join(map(str, choice)) if isinstance(choice, list) else str(choice), 18)

@@ -5,6 +5,7 @@ and p-values are those of comparison.json; counts and means over parts of the pr
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from halfbyte.evaluate.metrics import METRICS, Metric
 from halfbyte.report.read import MEDIAN, Evidence, Prediction, Variant, as_number
 
+# Control characters but tab and line feed, and those that set or end a direction of writing.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 _ALL = {metric.name: metric for metrics in METRICS.values() for metric in metrics}
 _PRIMARY = [metrics[0].name for metrics in METRICS.values()]
 _LABELS = {
@@ -77,6 +80,24 @@ def comparison(evidence: Evidence, a: Variant | None, b: Variant | None) -> dict
     return next((item for item in evidence.comparisons if (item["a"], item["b"]) == names), None)
 
 
+# Texts of others
+
+
+def visible(text: str) -> str:
+    """`text` with the characters that are not seen, but turn what stands around them, as their codes."""
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def brief(text: str, most: int = 40) -> str:
+    """A name in one line of at most `most` characters, where it is too long without its middle: names differ at their
+    ends."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return f"{text[:head]}…{text[head + 1 - most :]}"
+
+
 # Numbers and units
 
 
@@ -86,7 +107,8 @@ def number_text(value: float | None, digits: int = 3) -> str:
         return "–"
     size = abs(value)
     if size >= 1e9 or (value and size < 1e-4):
-        return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     whole = len(str(int(size))) if size >= 1 else 0
     text = f"{value:,.{max(0, digits - whole)}f}" if size >= 1 else f"{value:.{digits}g}"
     return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", _MINUS)
