@@ -205,7 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--timeout", metavar="TIME", help="end after 90s, 30m or 2h; the trial at work goes on next time"
     )
-    sweep.add_argument("--storage", metavar="URL", help="postgresql://... that machines share (default: OUT/study.db)")
+    sweep.add_argument("--storage", metavar="URL", help="postgresql://user@host/database that machines share; the "
+                       "password in PGPASSWORD (default: OUT/study.db)")  # fmt: skip
     sweep.add_argument("--study", metavar="NAME", help="its name in there (default: that of RUN.yaml)")
     scorer(sweep)
     sweep.add_argument("--out", type=Path, help="folder of the sweep (default: the run's, with -sweep)")

@@ -20,6 +20,7 @@ from halfbyte.sweep.space import Space, load_space
 
 if TYPE_CHECKING:
     from halfbyte.sweep.home import Home
+    from halfbyte.sweep.show import LiveTable
     from halfbyte.sweep.study import Row, Study
 
 # Options that may differ between the machines of a study: where things lie, and how they are cut.
@@ -82,8 +83,9 @@ def sweep(
         if ended == "timeout":
             found.notes = ["The time is over before all trials are done, so nothing is scored on the test set yet."]
         elif ended != "interrupted":
-            show.now = "scoring the winner on the test set"
-            found.test, found.notes = _score(config, space, study, home, rows, scorer)
+            scored = _score(config, space, study, home, rows, scorer, show)
+            found.test, found.notes = scored.test, [scored.note] if scored.note else []
+            ended = "interrupted" if scored.interrupted else ended
     made = found.write(file, rows)
     show_result(made, found.rows, knobs, console)
     from halfbyte.report.sweep import write_page
@@ -152,41 +154,60 @@ def _check_targets(config: RunConfig, space: Space) -> None:
                        revision=config.revision)  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """What came of scoring the winner: `test` of sweep.json, or why there is none."""
+
+    test: dict[str, Any] | None = None
+    note: str = ""
+    interrupted: bool = False
+
+
 def _score(
-    config: RunConfig, space: Space, study: Study, home: Home, rows: Sequence[Row], scorer: str | None
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """(what the winner scores on the task's test set, notes). It is the first and only look at that set: the choice
-    is made by then, and a winner that was scored before is not scored again."""
+    config: RunConfig,
+    space: Space,
+    study: Study,
+    home: Home,
+    rows: Sequence[Row],
+    scorer: str | None,
+    show: LiveTable,
+) -> _Scored:
+    """Score the winner on the task's test set. It is the first and only look at that set: the choice is made by then,
+    and a winner that was scored before is not scored again."""
     from halfbyte import experiment
     from halfbyte.sweep.result import winner
 
     best = winner(list(rows))
     if best is None:
-        return None, []
+        return _Scored()
     if config.task is None:
-        return None, ["The run names no task, so the winner is not scored on a test set: add 'task: TASK.yaml'."]
+        return _Scored(note="The run names no task, so the winner is not scored on a test set: add 'task: TASK.yaml'.")
     if any(row.state == "running" for row in rows):
-        return None, ["Others still work on trials, so nothing is scored on the test set yet."]
+        return _Scored(note="Others still work on trials, so nothing is scored on the test set yet.")
     if not best.here:
         where = f"{best.folder} on {best.host}"
-        return None, [f"The winner's run lies in {where}: the sweep there scores it on the test set."]
+        return _Scored(note=f"The winner's run lies in {where}: the sweep there scores it on the test set.")
     folder = home.run(best.number)
     if best.number in study.scored() and (folder / "comparison.json").is_file():
-        return _test(folder, best.number, study.scored()), []
+        return _Scored(_test(folder, best.number, study.scored()))
     lock = home.lock(best.number)
     if lock is None:
-        return None, ["Another process scores the winner on the test set just now."]
+        return _Scored(note="Another process scores the winner on the test set just now.")
+    log_file = home.folder / "logs" / f"{best.number:04}.txt"
+    show.scores(best.number, log_file)
     try:
-        with (home.folder / "logs" / f"{best.number:04}.txt").open("a", encoding="utf-8") as lines:
+        with log_file.open("a", encoding="utf-8") as lines:
             run = dataclasses.replace(space.apply(config, best.values), out=str(folder))
             log = Console(file=lines, width=120, highlight=False)
             code = experiment.tune(run, resume=True, force=True, console=log, scorer=scorer)
         if code != 0:
-            return None, ["Scoring the winner on the test set was interrupted; the same command goes on."]
+            return _Scored(
+                note="Scoring the winner on the test set was interrupted; the same command goes on.", interrupted=True
+            )
         study.note_scored(best.number)
     finally:
         lock.release()
-    return _test(folder, best.number, study.scored()), []
+    return _Scored(_test(folder, best.number, study.scored()))
 
 
 def _test(folder: Path, number: int, scored: list[int]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from halfbyte.sweep.storage import shown_url
+from halfbyte.sweep.secret import shown_url
 from tests.sweep.test_sweep import found_in, sweep_files
 from tests.tiny import tiny_checkpoint
 
@@ -74,22 +74,30 @@ def server() -> Iterator[str]:
 
 
 def test_two_processes_share_one_study(server: str, folder: Path) -> None:
+    """One is given the password in the URL, the other in PGPASSWORD."""
     command = sweep_files(folder, tiny_checkpoint("llama", folder / "model"))
-    line = [sys.executable, "-m", "halfbyte", *command, "--trials", "4", "--storage", server]
+    line = [sys.executable, "-m", "halfbyte", *command, "--trials", "4"]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # they share the cores
+    without = server.replace(f":{PASSWORD.replace('/', '%2F').replace('@', '%40')}@", "@")
+    urls = {"one": (server, alone), "two": (without, alone | {"PGPASSWORD": PASSWORD})}
     processes = {
-        name: subprocess.Popen([*line, "--out", str(folder / name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env=alone)
-        for name in ("one", "two")
+        name: subprocess.Popen([*line, "--storage", url, "--out", str(folder / name)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=environment)
+        for name, (url, environment) in urls.items()
     }  # fmt: skip
     said = {name: process.communicate(timeout=180) for name, process in processes.items()}
     assert [process.returncode for process in processes.values()] == [0, 0], said
     found = {name: found_in(folder / name) for name in processes}
 
-    for one in found.values():
+    for name, one in found.items():
         assert [trial["number"] for trial in one["trials"]] == [0, 1, 2, 3] and one["finished"]
         assert one["best"]["number"] == found["one"]["best"]["number"]
-        assert one["storage"] == shown_url(server) and PASSWORD not in json.dumps(one) and "***" in one["storage"]
+        assert one["storage"] == shown_url(urls[name][0])
+    texts = [*(text for pair in said.values() for text in pair),
+             *(file.read_text(errors="replace") for file in folder.rglob("*")
+               if file.suffix in (".txt", ".json", ".html", ".yaml", ".jsonl"))]  # fmt: skip
+    assert len(texts) > 20 and not [text for text in texts if PASSWORD in text or "for%40anyone" in text]
+    assert "***" in found["one"]["storage"] and "***" not in found["two"]["storage"]
     runs = {name: {path.name for path in (folder / name / "trials").iterdir()} for name in processes}
     assert runs["one"] | runs["two"] == {"0000", "0001", "0002", "0003"} and not runs["one"] & runs["two"]
     assert runs["one"] and runs["two"]  # both had their share

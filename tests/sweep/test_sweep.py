@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,64 @@ def test_a_killed_trial_goes_on_where_it_was(model: Path, folder: Path, capsys: 
     assert [trial["state"] for trial in found_in(folder / "out-sweep")["trials"]] == ["complete"]
 
 
+def test_ctrl_c_ends_with_130_and_loses_nothing(model: Path, folder: Path) -> None:
+    command = sweep_files(folder, model, tune=TUNE.replace("epochs: 2", "epochs: 900"), task="null")
+    process = subprocess.Popen([sys.executable, "-m", "halfbyte", *command, "--trials", "1"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    metrics, deadline = folder / "out-sweep" / "trials" / "0000" / "metrics.jsonl", time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, faults = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in faults
+    assert "interrupted; the same command goes on" in said
+    found = found_in(folder / "out-sweep")
+    assert [trial["state"] for trial in found["trials"]] == ["interrupted"] and not found["finished"]
+    assert found["trials"][0]["curve"] is not None and found["test"] is None
+    assert "has not ended: 0 of 1" in (folder / "out-sweep" / "sweep.html").read_text()
+    assert not list((folder / "out-sweep").glob("*.part")) and not list((folder / "out-sweep").glob(".*"))
+
+
+def test_a_sweep_ends_when_its_time_is_over_and_goes_on_next_time(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = sweep_files(folder, model, tune=TUNE.replace("epochs: 2", "epochs: 900"))
+    metrics = folder / "out-sweep" / "trials" / "0000" / "metrics.jsonl"
+    steps = []
+    for word in ("begins", "goes on"):
+        assert main([*command, "--trials", "1", "--timeout", "1.5s"]) == 0
+        said, found = " ".join(capsys.readouterr().out.split()), found_in(folder / "out-sweep")
+        assert f"trial 0 {word}" in said and "The time is over before all trials are done" in said
+        assert [trial["state"] for trial in found["trials"]] == ["interrupted"]
+        assert found["test"] is None and found["best"] is None and not found["finished"]
+        steps.append(len(metrics.read_text().splitlines()))
+    assert 0 < steps[0] < steps[1]
+    assert not (folder / "out-sweep" / "trials" / "0000" / "evaluations").exists()  # the test set was not looked at
+
+
+def test_scoring_the_winner_is_said_and_can_be_interrupted(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfbyte import experiment
+
+    command, tune = sweep_files(folder, model), experiment.tune
+
+    def interrupted(config: Any, **options: Any) -> int:
+        return 130 if config.task else tune(config, **options)
+
+    monkeypatch.setattr(experiment, "tune", interrupted)
+    assert main([*command, "--trials", "1"]) == 130
+    said = " ".join(capsys.readouterr().out.split())
+    log = folder / "out-sweep" / "logs" / "0000.txt"
+    assert f"scoring the winner, trial 0, on the test set, beside the base: {log} says how far it is" in said
+    assert "Scoring the winner on the test set was interrupted" in said and "the same command goes on" in said
+    monkeypatch.setattr(experiment, "tune", tune)
+    assert main([*command, "--trials", "1"]) == 0 and found_in(folder / "out-sweep")["test"]["scored"] == [0]
+    assert "scoring the winner" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--trials", "1"]) == 0
+    assert "scoring the winner" not in capsys.readouterr().out  # it is known
+
+
 @pytest.mark.parametrize(
     ("lines", "space", "more", "said"),
     [
@@ -98,6 +157,7 @@ def test_a_killed_trial_goes_on_where_it_was(model: Path, folder: Path, capsys: 
         ({}, SPACE, ["--trials", "0"], "at least 1"),
         ({}, SPACE, ["--timeout", "soon"], "30m"),
         ({}, SPACE, ["--storage", "mysql://u:p@h/d"], "PostgreSQL or SQLite"),
+        ({}, SPACE, ["--storage", "postgresql://u:p@h:port/d"], "a port that is no number"),
     ],
 )
 def test_a_mistake_is_found_before_the_first_trial(

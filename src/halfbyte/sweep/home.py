@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import ConfigError
+from halfbyte.evaluate.results import write_json
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -31,9 +32,7 @@ class Home:
         with self.alone():
             note = folder / "home.json"
             if not note.exists():
-                part = folder / "home.json.part"
-                part.write_text(json.dumps({"id": uuid.uuid4().hex}) + "\n", encoding="utf-8")
-                part.replace(note)
+                write_json(note, {"id": uuid.uuid4().hex})
             self.id = str(json.loads(note.read_text(encoding="utf-8"))["id"])
 
     def keep_to(self, study: str) -> None:
@@ -45,9 +44,7 @@ class Home:
                 found = f"{known['study']}, not {study}"
                 raise ConfigError("the folder's runs are of another study", where=self.folder, found=found,
                                   do="choose another: --out FOLDER")  # fmt: skip
-            part = note.with_suffix(".part")
-            part.write_text(json.dumps(known) + "\n", encoding="utf-8")
-            part.replace(note)
+            write_json(note, known)
 
     def alone(self) -> FileLock:
         """Held while this folder's trials are handed out."""

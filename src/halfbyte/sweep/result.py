@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from halfbyte.config import RunConfig
 from halfbyte.environment import environment
-from halfbyte.sweep.storage import shown_url
+from halfbyte.evaluate.results import write_json
 from halfbyte.sweep.study import Row, Study
 
 PER_KNOB = 10  # complete trials a knob, under which importances mean little
@@ -40,7 +39,7 @@ class Found:
         return {
             "schema": 1,
             "study": self.study.name,
-            "storage": shown_url(self.study.url),
+            "storage": self.study.shown,
             "model": self.config.model,
             "seed": self.config.seed,
             "trials_asked": self.trials,
@@ -57,12 +56,11 @@ class Found:
         }
 
     def write(self, file: Path, rows: list[Row]) -> dict[str, Any]:
-        """Take over the trials as they stand now, and put all into `file`, whole or not at all."""
+        """Take over the trials as they stand now, and put all into `file`, whole or not at all. Raises HalfbyteError
+        when the disk refuses."""
         self.rows = rows
         made = self.to_json()
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        part.replace(file)
+        write_json(file, made)
         return made
 
 

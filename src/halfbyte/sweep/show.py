@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -73,6 +74,11 @@ class LiveTable:
         before, self.now = self.now, f"waiting for trials that others work on: {', '.join(elsewhere)}"
         if self.now != before:
             self._line(self.now)
+
+    def scores(self, number: int, log: Path) -> None:
+        """The winner is being scored; `log` is what that says."""
+        self.now = f"scoring the winner, trial {number}, on the test set, beside the base: {log} says how far it is"
+        self._line(self.now)
 
     def _line(self, text: str) -> None:
         if self._live is None:

@@ -34,24 +34,11 @@ def sqlite_url(file: Path) -> str:
     return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
-def shown_url(url: str) -> str:
-    """`url` without its password, wherever it stands in it."""
-    from sqlalchemy.engine import make_url
-
-    secret = [name for name in ("password", "passfile", "sslpassword") if name in make_url(url).query]
-    return make_url(url).difference_update_query(secret).render_as_string(hide_password=True)
-
-
 def _driver_url(url: str) -> str:
     """`url` with the driver that halfbyte installs. Raises ConfigError for what is no such URL."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
+    from halfbyte.sweep.secret import EXAMPLE, parsed
 
-    try:
-        made = make_url(url)
-    except ArgumentError:
-        raise ConfigError("this is no database", where="--storage", found="no URL (not shown: it may hold a password)",
-                          do="write e.g. postgresql://user:password@host/database") from None  # fmt: skip
+    made = parsed(url)
     if made.drivername in ("postgresql", "postgres"):
         made = made.set(drivername="postgresql+psycopg")
     if made.drivername == "postgresql+psycopg":
@@ -62,7 +49,7 @@ def _driver_url(url: str) -> str:
                                     do="pip install 'halfbyte[postgres]'") from None  # fmt: skip
     elif made.drivername != "sqlite":
         raise ConfigError("a study is kept in PostgreSQL or SQLite", where="--storage", found=made.drivername,
-                          do="write e.g. postgresql://user:password@host/database")  # fmt: skip
+                          do=EXAMPLE)  # fmt: skip
     return made.render_as_string(hide_password=False)
 
 
@@ -96,22 +83,33 @@ def open_study(url: str, name: str, seed: int, own: Mapping[str, Any] | None) ->
 
 
 @contextlib.contextmanager
-def reaching(url: str = "") -> Iterator[None]:
-    """What goes wrong with the database becomes a StorageError."""
+def reaching(url: str) -> Iterator[None]:
+    """What goes wrong with the database at `url` becomes a StorageError, which shows no password."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
+    from halfbyte.sweep.secret import scrubbed, shown_url
+
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError, *_driver_errors()) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-        found = str(getattr(cause, "orig", None) or cause).strip().splitlines()
+        found = scrubbed(str(getattr(cause, "orig", None) or cause).strip(), url).splitlines()
         raise StorageError(
             "the study's database does not answer as it should",
-            where=shown_url(url) if url else None,
+            where=shown_url(url),
             found=found[0] if found else type(cause).__name__,
-            do="check --storage, and that the server runs; then the same command goes on",
+            do="check --storage, PGPASSWORD, and that the server runs; then the same command goes on",
         ) from None
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    """What psycopg raises by itself, past SQLAlchemy."""
+    try:
+        from psycopg import Error
+    except ImportError:
+        return ()
+    return (Error,)
 
 
 def _sampler(seed: int, own: Mapping[str, Any] | None) -> BaseSampler:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from halfbyte.errors import ConfigError
 from halfbyte.sweep.home import Home
 from halfbyte.sweep.space import Space
-from halfbyte.sweep.storage import open_study, reaching, shown_url, sqlite_url
+from halfbyte.sweep.storage import open_study, reaching, sqlite_url
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -62,6 +62,7 @@ class Claim:
     folder: Path
     lock: FileLock
     resumed: bool
+    url: str  # of the study
     reported: int = field(default=0)  # the last tenth that the study knows a loss of
 
     @property
@@ -92,7 +93,7 @@ class Claim:
         if tenth <= self.reported:  # known, or done again after an interruption
             return False
         self.reported = tenth
-        with reaching():
+        with reaching(self.url):
             self.trial.report(loss, tenth)
             return self.trial.should_prune()
 
@@ -108,14 +109,17 @@ class Study:
         seed: int, home: Home,
     ) -> None:  # fmt: skip
         """`own`: what trial 0 tries, None: what the sampler draws; `what`: all that must be the same to share it."""
+        from halfbyte.sweep.secret import shown_url
+
         self.space, self.home, self.name, self._distributions = space, home, name, space.distributions()
         self.url = storage or sqlite_url(home.folder / "study.db")
         self._study = open_study(self.url, name, seed, own)
-        home.keep_to(f"{name} in {shown_url(storage) if storage else 'study.db'}")
+        self.shown = shown_url(self.url)
+        home.keep_to(f"{name} in {self.shown if storage else 'study.db'}")
         self._check(what)
 
     def _check(self, what: dict[str, Any]) -> None:
-        with reaching():
+        with reaching(self.url):
             before = self._study.user_attrs.get("sweep")
             if before is None:
                 self._study.set_user_attr("sweep", what)
@@ -124,7 +128,7 @@ class Study:
                    if before.get(key) != what.get(key)]  # fmt: skip
         if differs:
             raise ConfigError(
-                "the study was started with another run, space or data", where=f"{shown_url(self.url)}, {self.name}",
+                "the study was started with another run, space or data", where=f"{self.shown}, {self.name}",
                 found="\n         ".join(differs),
                 do="put them back, or start another study: --out FOLDER, or --study NAME in a shared database",
             )  # fmt: skip
@@ -133,7 +137,7 @@ class Study:
         """A trial to work on: one that was interrupted here, else a new one; None when `most` trials are there."""
         from optuna.trial import Trial, TrialState
 
-        with reaching(), self.home.alone():
+        with reaching(self.url), self.home.alone():
             for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if frozen.user_attrs.get("home") != self.home.id:
                     continue
@@ -160,7 +164,7 @@ class Study:
         folder = self.home.run(trial.number)
         for key, value in (("seen", time.time()), ("host", socket.gethostname()), ("folder", str(folder))):
             trial.set_user_attr(key, value)
-        return Claim(trial, self.space.values(trial.params), folder, lock, resumed, reported)
+        return Claim(trial, self.space.values(trial.params), folder, lock, resumed, self.url, reported)
 
     def complete(self, claim: Claim, loss: float, seconds: float) -> None:
         self._end(claim, "COMPLETE", loss, seconds)
@@ -169,14 +173,14 @@ class Study:
         self._end(claim, "PRUNED", loss, seconds)
 
     def fail(self, claim: Claim, error: str, seconds: float | None = None) -> None:
-        with reaching():
+        with reaching(self.url):
             claim.trial.set_user_attr("error", error)
         self._end(claim, "FAIL", None, seconds)
 
     def _end(self, claim: Claim, state: str, loss: float | None, seconds: float | None) -> None:
         from optuna.trial import TrialState
 
-        with reaching():
+        with reaching(self.url):
             claim.trial.set_user_attr("seconds", seconds)
             claim.trial.set_user_attr("loss", loss)
             self._study.tell(claim.trial, loss if state == "COMPLETE" else None, state=TrialState[state])
@@ -188,7 +192,7 @@ class Study:
 
     def rows(self) -> list[Row]:
         """Every trial, in its order."""
-        with reaching(), self.home.alone():
+        with reaching(self.url), self.home.alone():
             return [self._row(one) for one in self._counted()]
 
     def _row(self, one: FrozenTrial) -> Row:
@@ -212,18 +216,18 @@ class Study:
         (PED-ANOVA, Watanabe et al. 2023, arXiv:2304.10255), the largest first."""
         from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-        with reaching(), warnings.catch_warnings():
+        with reaching(self.url), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator(target_quantile=best))
         return {key: float(share) for key, share in found.items()}
 
     def scored(self) -> list[int]:
         """The trials that were winners and have been scored on the test set, in that order."""
-        with reaching():
+        with reaching(self.url):
             return list(self._study.user_attrs.get("scored", []))
 
     def note_scored(self, number: int) -> None:
-        with reaching():
+        with reaching(self.url):
             scored = self.scored()
             if number not in scored:
                 self._study.set_user_attr("scored", [*scored, number])
