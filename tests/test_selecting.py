@@ -151,6 +151,27 @@ def test_nothing_but_failures_is_a_failure(models: Path, folder: Path) -> None:
     assert set(states(read(folder / "out")).values()) == {"failed"}
 
 
+def test_where_all_fail_the_earlier_recommendation_stands(
+    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, out = task_file(folder), folder / "out"
+    assert main(["select", str(task), "--candidates", str(models / "one"), "--out", str(out)]) == 0
+    before = {name: (out / name).read_text() for name in ("select.json", "select.html")}
+    capsys.readouterr()
+    again = ["select", str(task), "--candidates", f"{models / 'broken'},./gone", "--out", str(out)]
+    assert main(again) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert {name: (out / name).read_text() for name in before} == before
+    assert "broken-nf4: failed" in said and "Nothing is recommended: no candidate has a score." in said
+    assert "are those of the earlier selection, which stands: Recommended: one-nf4, with mae" in said
+    assert main([*again, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["recommendation"]["variant"] is None and found["kept"]["variant"] == "one-nf4"
+    assert set(states(found).values()) == {"failed"}
+    assert main(["select", str(task), "--candidates", str(models / "two"), "--out", str(out)]) == 0  # this one counts
+    assert read(out)["recommendation"]["variant"] == "two-nf4" and read(out)["kept"] is None
+
+
 _KILLED = """
 import os, signal, sys
 from halfbyte import cli, selecting

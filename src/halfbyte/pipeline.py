@@ -142,7 +142,7 @@ def evaluate_model(
     say_compute(model, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
     folder = out or (what.run or Path("runs") / task.name) / "evaluations" / name
-    _spare_others(folder, task, seed, limit)
+    _require_same_experiment(folder, task, seed, limit)
     result = evaluate(model, task, folder, name, console, limit=limit, seed=seed)
     print_result(result, console)
     print_details(result, console)
@@ -202,7 +202,7 @@ def _check_variant(name: str | None) -> None:
                           do="choose another name")  # fmt: skip
 
 
-def _spare_others(folder: Path, task: TaskConfig, seed: int, limit: int | None) -> None:
+def _require_same_experiment(folder: Path, task: TaskConfig, seed: int, limit: int | None) -> None:
     """Raises ConfigError when `folder` holds the result of another experiment: it is not overwritten."""
     from halfbyte.evaluate.results import stored_fingerprint
     from halfbyte.evaluate.tasks import load_task_set

@@ -34,6 +34,8 @@ PROBED = 3  # variants that are probed, where nothing else is asked for
 def select(options: argparse.Namespace, console: Console) -> int:
     """`halfbyte select`; returns 0 where something was scored (or planned, of names of the catalogue), 3 where nothing
     fits into the budget, 1 where nothing else came of any candidate. Raises ConfigError and DataError for bad input."""
+    from halfbyte.evaluate.results import plain
+    from halfbyte.report.selection import FILE as PAGE
     from halfbyte.report.selection import write_page
     from halfbyte.select.evidence import look_at
     from halfbyte.select.show import print_selection
@@ -51,14 +53,15 @@ def select(options: argparse.Namespace, console: Console) -> int:
         if options.probe is not None and selection.base is not None:
             _probe(selection, options.probe, options.probe_best or PROBED, console)
         _recommend(selection, options.probe)
-        file, page = selection.write(finished=True), write_page(selection)
+        file = selection.write(finished=True)
+        page = selection.folder / PAGE if selection.kept else write_page(selection)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where it was", markup=False)
         raise
     print_selection(selection, console)
     console.print(f"page: {page}; data: {file}", markup=False, soft_wrap=True)
     if options.json:
-        print(json.dumps(json.loads(file.read_text(encoding="utf-8")), indent=2))
+        print(json.dumps(plain(selection.to_json(finished=True)), indent=2))
     return selection.exit_code
 
 
@@ -90,28 +93,31 @@ def _begin(options: argparse.Namespace) -> Selection:
     tasks = {shots: load_task_set(dataclasses.replace(task, shots=shots), seed=seed, limit=options.limit)
              for shots in asked.shots}  # fmt: skip
     folder = options.out or Path("runs") / task.name / "select"
-    _spare_others(folder, task)
+    earlier = _earlier(folder, task)
     look = Look(asked, tasks, tuning, find_device(options.device), options.device)
-    selection = Selection(folder, look, seed, options.limit)
-    if not (folder / FILE).exists():  # an earlier recommendation stands until there is something new to say
+    selection = Selection(folder, look, seed, options.limit, earlier)
+    if not (folder / FILE).exists():
         selection.write(finished=False)
     return selection
 
 
-def _spare_others(folder: Path, task: TaskConfig) -> None:
-    """Raises ConfigError where `folder` holds something else than a selection for this task."""
+def _earlier(folder: Path, task: TaskConfig) -> dict[str, Any] | None:
+    """What select.json in `folder` says, where an earlier selection recommends something. Raises ConfigError where the
+    folder holds something else than a selection for this task."""
     from halfbyte.select.record import FILE
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+        return None
     try:
-        there = json.loads((folder / FILE).read_text(encoding="utf-8"))["task"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        there, recommended = found["task"], (found.get("recommendation") or {}).get("variant")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError("the folder holds something else than a selection", where=folder,
                           do="choose another: --out FOLDER") from None  # fmt: skip
     if there != task.name:
         raise ConfigError("the folder holds the selection for another task", where=folder, found=str(there),
                           do="choose another: --out FOLDER")  # fmt: skip
+    return dict(found) if recommended else None
 
 
 @contextmanager
@@ -268,7 +274,22 @@ def _recommend(selection: Selection, steps: int | None) -> None:
     if selection.look.kind == "choice":
         chance = fmean(1 / len(item.options) for item in selection.look.task_set.items)
     selection.recommendation = recommend(selection.evidence, selection.base, selection.probed, guess=selection.guess,
-                                         beaten=beaten, chance=chance, steps=steps)  # fmt: skip
+                                         beaten=beaten, chance=chance, steps=steps,
+                                         tuned=_tuned(selection))  # fmt: skip
+
+
+def _tuned(selection: Selection) -> dict[str, Any] | None:
+    """The chosen one after its probe against itself out of the box; None without a probe."""
+    from halfbyte.evaluate.compare import compare_several
+
+    if selection.probed is None:
+        return None
+    chosen = selection.probed.chosen
+    before = next(variant.folder for variant in selection.variants if variant.name == chosen.name)
+    assert before is not None
+    (found,) = compare_several([before, chosen.folder], metric=selection.probed.metric.name, seed=selection.seed,
+                               across=("shots",))  # fmt: skip
+    return found
 
 
 def _beside_guess(selection: Selection, ranking: Ranking) -> bool:

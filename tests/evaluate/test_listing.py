@@ -55,6 +55,24 @@ def test_other_experiments_stand_apart_and_say_why(tmp_path: Path) -> None:
     assert "another experiment, items: 3 against 2" in text and text.count("exact_match ↑") == 2
 
 
+def test_unrelated_tasks_stand_apart_and_hashes_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 80 columns, with nothing cut off."""
+    monkeypatch.setenv("COLUMNS", "80")
+    variant = "a-name-of-more-than-forty-characters-for-a-variant"
+    for place, task in (("a", "prices"), ("b", "intents"), ("c", "intents")):
+        edit(exact(tmp_path / place / variant, [True, False], data=place * 64), task=task, model="org/" + "m" * 40,
+             weights="nf4", seconds=3723.5, peak_bytes=10**10)  # fmt: skip
+    rows = list_results(tmp_path)
+    assert [bool(row["differs"]) for row in rows] == [False, True, False]  # a task's first has nothing to differ from
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    print_results(rows, console)
+    text = console.file.getvalue()
+    assert [line for line in text.splitlines() if len(line) > 80] == [f"{variant}  {'m' * 40}"] * 3
+    assert "intents: 2 results of 2 experiments; only results of the same experiment compare" in text
+    assert "prices: 1 result; none compares with those of another task." in " ".join(text.split())
+    assert "bbbbbbbb… against cccccccc…" in text and "b" * 9 not in text and "3723.5" in text
+
+
 def test_a_task_lists_its_own_results(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "x"}\n{"prompt": "b", "completion": "y"}\n')
     (tmp_path / "t.yaml").write_text("data: test.jsonl\nkind: exact\n")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from halfbyte.plan.ladder import plan_model
-from halfbyte.plan.prose import prose
+from halfbyte.plan.prose import Column, listed, prose, table
 from halfbyte.plan.render import render_plan
 from halfbyte.plan.sources import render, sources
 
@@ -28,8 +28,31 @@ def test_on_a_terminal_words_stay_whole_and_what_follows_is_indented() -> None:
     assert len(max(printed(True, 300), key=len)) <= 120
 
 
-def test_in_a_pipe_a_line_stays_a_line() -> None:
+def test_in_a_pipe_a_line_stays_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert printed(False) == [LINE]
+    monkeypatch.setenv("COLUMNS", "80")  # but where somebody says how wide it is
+    assert printed(False) == printed(True)
+
+
+def test_a_list_breaks_between_its_parts() -> None:
+    assert listed(["one 1 kB", "two 22 MB", "three 3 GB"], 22) == "one 1 kB, two 22 MB,\nthree 3 GB"
+    assert listed([], 20) == ""
+
+
+def test_a_table_becomes_narrower_and_loses_nothing() -> None:
+    columns = [Column("", name=True), Column("variant", name=True), Column("score"), Column("takes", left=True)]
+    rows = [(("1", "a-long-name", "12.5 (10 to 15)", "2 GB"), "bold"), (("", "b", "7", "10 GB"), "")]
+    assert table(columns, rows, 60).plain.splitlines() == [
+        "   variant                score  takes",
+        "1  a-long-name  12.5 (10 to 15)  2 GB",
+        "   b                          7  10 GB",
+    ]
+    assert table(columns, rows, 26).plain.splitlines() == [
+        "variant", "            score  takes", "1  a-long-name", "  12.5 (10 to 15)  2 GB", "b",
+        "                7  10 GB",
+    ]  # fmt: skip
+    assert table(columns, rows, 20).plain.splitlines()[3:6] == ["1  a-long-name", "  12.5 (10 to 15)", "  2 GB"]
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen3-30b-a3b"])

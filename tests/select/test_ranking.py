@@ -129,6 +129,24 @@ def test_a_probe_decides_and_says_that_it_changed_the_order(tmp_path: Path) -> N
     assert any("Out of the box one was first" in reason for reason in said.reasons)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (GOOD, BAD, ", which made it worse than out of the box (exact_match 90.0 %)."),
+        (GOOD, CLOSE, ", no better than out of the box (exact_match 90.0 %)."),
+        (GOOD, GOOD, ", no better than out of the box (exact_match 90.0 %)."),
+        (BAD, GOOD, " after a probe of 200 steps."),
+    ],
+)
+def test_a_probe_that_did_no_good_is_told_in_the_first_line(
+    before: list[bool], after: list[bool], told: str, tmp_path: Path
+) -> None:
+    base, probed = ranked(tmp_path / "base", ("one", before, 1)), ranked(tmp_path / "probed", ("one", after, 1))
+    compared = compare_folders(base.chosen.folder, probed.chosen.folder)
+    said = recommend(evidence_of(base), base, probed, steps=200, tuned=compared)
+    assert said.reasons[0].startswith("Recommended: one") and said.reasons[0].endswith(told)
+
+
 def test_a_constant_answer_is_told(tmp_path: Path) -> None:
     import json
 

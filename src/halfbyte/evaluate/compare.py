@@ -16,6 +16,7 @@ import numpy as np
 
 from halfbyte.errors import ConfigError, DataError, nearest
 from halfbyte.evaluate.declared import metrics_for
+from halfbyte.evaluate.details import most_changed
 from halfbyte.evaluate.fingerprint import require_same
 from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.paired import Paired
@@ -224,13 +225,13 @@ def changes(a: Path, b: Path, *, metric: str | None = None, count: int = 10) -> 
     """The `count` items that improved most from a to b, and those that worsened most; errors as `compare_folders`."""
     pair = _Pair.of(read_evaluation(a), read_evaluation(b))
     chosen, _ = _metric(pair, metric)
-    sign = 1.0 if chosen.item_better == "higher" else -1.0
-    rows = []
-    for x, y in zip(pair.a, pair.b, strict=True):
-        before, after = float(x["scores"][chosen.item]), float(y["scores"][chosen.item])
-        rows.append(Change(x["id"], x["prompt"], x["reference"], x["answer"], y["answer"], before, after,
-                           sign * (after - before)))  # fmt: skip
-    rows.sort(key=lambda row: (-row.gain, row.id))
-    improved = [row for row in rows if row.gain > 0]
-    worsened = [row for row in reversed(rows) if row.gain < 0]
-    return improved[:count], worsened[:count]
+    items = {x["id"]: (x, y) for x, y in zip(pair.a, pair.b, strict=True)}
+    before, after = ({name: float(both[side]["scores"][chosen.item]) for name, both in items.items()}
+                     for side in (0, 1))  # fmt: skip
+
+    def told(rows: list[tuple[str, float]]) -> list[Change]:
+        return [Change(name, x["prompt"], x["reference"], x["answer"], y["answer"], before[name], after[name], gain)
+                for name, gain in rows for x, y in [items[name]]]  # fmt: skip
+
+    improved, worsened = most_changed(before, after, better=chosen.item_better, count=count)
+    return told(improved), told(worsened)

@@ -7,6 +7,7 @@ and the examples before the prompts as hashes. Two results compare when all part
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ _HASHED = {
 }
 _SHOWN = 3
 _LONGEST = 60  # characters of a value
+_HASH, _HASH_SHOWN = re.compile("[0-9a-f]{32,}"), 8
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -56,6 +58,8 @@ def _fields(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Ite
 
 
 def _told(value: Any) -> str:
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return f"{value[:_HASH_SHOWN]}…"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

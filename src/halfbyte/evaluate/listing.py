@@ -27,8 +27,9 @@ def list_results(target: Path, *, runs: Path = Path("runs")) -> list[dict[str, A
     """The results below `target`, a folder, or below `runs` those of the task in `target`, a TASK.yaml.
 
     Each has `folder`, the keys of result.json that tell one from the other, `metric` {name, value, low, high, better}
-    (the first of the kind), and `differs`: what its experiment differs in from the first one's (of a TASK.yaml: from
-    what the task is now), empty where it compares. Those that compare come first, then by fingerprint, best first.
+    (the first of the kind), and `differs`: what its experiment differs in from that of the first result of its task (of
+    a TASK.yaml: from what the task is now), empty where it compares. Within a task those that compare come first, then
+    by fingerprint, best first.
 
     Raises DataError where there is none, ConfigError for a broken TASK.yaml.
     """
@@ -39,7 +40,8 @@ def list_results(target: Path, *, runs: Path = Path("runs")) -> list[dict[str, A
         where, nothing = runs, f"no result of the task '{task.name}'"
     else:
         rows, where, nothing = list(_found(target)), target, "no result.json of an evaluation"
-        wanted = [rows[0]["fingerprint_parts"]] * len(rows) if rows else []
+        first: dict[str, dict[str, Any]] = {}
+        wanted = [first.setdefault(str(row["task"]), row["fingerprint_parts"]) for row in rows]
     if not rows:
         raise DataError("there is no result yet", where=where, found=nothing if where.is_dir() else "no such folder",
                         do="halfbyte evaluate MODEL --task TASK.yaml")  # fmt: skip
@@ -92,4 +94,4 @@ def _first_metric(result: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     value, lower = row["metric"]["value"], row["metric"]["better"] == "lower"
     badness = float("inf") if value is None else value if lower else -value
-    return (bool(row["differs"]), str(row["task"]), str(row["fingerprint"]), badness, row["folder"])
+    return (str(row["task"]), bool(row["differs"]), str(row["fingerprint"]), badness, row["folder"])

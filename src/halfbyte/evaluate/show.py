@@ -13,9 +13,10 @@ from halfbyte.evaluate.metrics import METRICS, Metric
 from halfbyte.evaluate.several import names
 from halfbyte.evaluate.statistics import LEVEL
 from halfbyte.notebook import table
+from halfbyte.plan.prose import Column, Row, prose
+from halfbyte.plan.prose import table as shown_table
 
 _ARROWS = {"lower": "↓", "higher": "↑"}  # which way is better
-_LONGEST = 24  # characters of a model's name that are shown
 _COLOURS = {"better": "bold green", "worse": "bold red"}
 
 
@@ -70,46 +71,55 @@ def print_comparisons(comparisons: Sequence[dict[str, Any]], console: Console | 
 
 
 def print_results(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
-    """Print what `list_results` found, a table for each experiment."""
-    by_experiment: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    """Print what `list_results` found: a table for each experiment, those of one task together."""
+    console = console or Console()
+    by_task: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        by_experiment.setdefault((row["task"], row["fingerprint"]), []).append(row)
-    for found in by_experiment.values():
-        (console or Console()).print(_render_experiment(found))
+        by_task.setdefault(row["task"], {}).setdefault(row["fingerprint"], []).append(row)
+    for number, (task, experiments) in enumerate(by_task.items()):
+        if number:
+            console.print()
+        if len(by_task) > 1 or len(experiments) > 1:
+            _say_task(task, list(experiments.values()), number > 0, console)
+        for found in experiments.values():
+            _print_experiment(found, console, told=len(experiments) > 1)
 
 
-def _render_experiment(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """A line for each result of one experiment, and what makes it another one than the first."""
+def _say_task(task: str, experiments: Sequence[Sequence[dict[str, Any]]], another: bool, console: Console) -> None:
+    """A sentence: how many results there are of a task, and which of them compare."""
+    count = sum(map(len, experiments))
+    text = f"{task}: {count} result{'s' * (count > 1)}"
+    if len(experiments) > 1:
+        text += f" of {len(experiments)} experiments; only results of the same experiment compare"
+    prose(console, text + ("; none compares with those of another task." if another else "."), "bold")
+
+
+def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told: bool) -> None:
+    """A line for each result of one experiment, and with `told` what makes it another one than the first."""
     first = rows[0]
-    metric = next((m for m in METRICS.get(first["kind"], ()) if m.name == first["metric"]["name"]), None)
-    title = Text(f"{first['task']}: {first['metric']['name']} with its {_percent(LEVEL)} interval, best first")
-    grid = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for name in ("variant", "model"):
-        grid.add_column(name, overflow="ellipsis", no_wrap=True)
-    for name in ("weights", "adapter"):
-        grid.add_column(name, no_wrap=True)
-    for name in (
-        "items",
-        f"{first['metric']['name']} {_ARROWS.get(first['metric']['better'], '')}",
-        "memory",
-        "seconds",
-    ):
-        grid.add_column(name, justify="right", no_wrap=True)
+    name = first["metric"]["name"]
+    metric = next((m for m in METRICS.get(first["kind"], ()) if m.name == name), None)
+    prose(console, f"{first['task']}: {name} with its {_percent(LEVEL)} interval, best first")
+    columns = [Column("variant", name=True), Column("model", name=True), Column("weights", left=True),
+               Column("adapter", left=True), Column("items"),
+               Column(f"{name} {_ARROWS.get(first['metric']['better'], '')}"), Column("memory"),
+               Column("seconds")]  # fmt: skip
+    made: list[Row] = []
     for row in rows:
         found, adapter = row["metric"], row["adapter"] or {}
-        limits = interval(found["low"], found["high"], metric)
-        grid.add_row(
-            Text(row["variant"]),
-            Text((row["model"] or "-").rstrip("/").rpartition("/")[2][:_LONGEST]),
+        made.append(((
+            row["variant"],
+            (row["model"] or "-").rstrip("/").rpartition("/")[2],
             row["weights"] or "-",
             f"rank {adapter['rank']}" if "rank" in adapter else "-",
             str(row["items"]),
-            f"{figure(found['value'], metric)} ({limits})",
+            f"{figure(found['value'], metric)} ({interval(found['low'], found['high'], metric)})",
             "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f} GB",
             "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
-        )
-    told = [Text(f"another experiment, {line}", style="yellow") for line in first["differs"]]
-    return Group(grid, *told)
+        ), ""))  # fmt: skip
+    console.print(shown_table(columns, made, console.width), soft_wrap=True)
+    for line in first["differs"] if told else ():
+        prose(console, f"another experiment, {line}", "yellow")
 
 
 def render_result(result: dict[str, Any]) -> RenderableType:

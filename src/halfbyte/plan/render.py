@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from halfbyte.plan.ladder import Phase, Plan, gb
-from halfbyte.plan.prose import prose
+from halfbyte.plan.ladder import Plan, gb
+from halfbyte.plan.prose import Column, Row, listed, prose, table
 from halfbyte.plan.show import render_answers
 from halfbyte.plan.stacked import render_bars
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
 _LEAST, _MOST = 12, 40  # cells of the longest bar
+_BESIDE = 30  # columns of a phase beside what it is made of
 
 # label, key of weights_bytes, key of constants_bytes
 _ROWS = (
@@ -30,7 +31,7 @@ def render_plan(plan: Plan, console: Console) -> None:
     console.print(_ladder(plan, console))
     _adapter(plan, console)
     console.print()
-    console.print(_phases(plan))
+    _phases(plan, console)
     console.print()
     render_bars([(name, phase.parts) for name, phase in plan.phases.items()], console)
     _verdict(plan, console)
@@ -93,27 +94,18 @@ def _adapter(plan: Plan, console: Console) -> None:
           f"({tables:,} bytes) and JSON (about {states:,})", "dim")  # fmt: skip
 
 
-def _phases(plan: Plan) -> Table:
+def _phases(plan: Plan, console: Console) -> None:
     settings = plan.settings
-    table = Table(
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        title=f"needed in {settings['weights']}: {settings['sequence']} tokens, {settings['batch']} at once in "
-        f"training, {settings['evaluation_batch']} in evaluation",
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("phase")
-    table.add_column("peak", justify="right", no_wrap=True)
-    table.add_column("mapped", justify="right", no_wrap=True)
-    table.add_column("made of")
+    prose(console, f"needed in {settings['weights']}: {settings['sequence']} tokens, {settings['batch']} at once in "
+          f"training, {settings['evaluation_batch']} in evaluation", "bold")  # fmt: skip
+    columns = [Column("phase", name=True), Column("peak"), Column("mapped"), Column("made of", left=True)]
+    rows: list[Row] = []
     for name, phase in plan.phases.items():
-        if not phase.parts:
-            table.add_row(name, "-", "-", "nothing to do")
-            continue
-        table.add_row(name, _size(phase.peak_bytes), _size(phase.mapped_bytes), _parts(phase))
-    return table
+        parts = [f"{part.replace('_', ' ')} {_size(size)}" for part, size in phase.parts.items() if size != 0]
+        first, *more = listed(parts, max(_LEAST, min(console.width, 120) - _BESIDE)).splitlines() or ["nothing to do"]
+        sizes = (_size(phase.peak_bytes), _size(phase.mapped_bytes)) if phase.parts else ("-", "-")
+        rows += [((name, *sizes, first), ""), *((("", "", "", line), "") for line in more)]
+    console.print(table(columns, rows, console.width), soft_wrap=True)
 
 
 def _exact(size: int | None) -> str:
@@ -122,10 +114,6 @@ def _exact(size: int | None) -> str:
 
 def _size(size: int | None) -> str:
     return "unknown" if size is None else gb(size)
-
-
-def _parts(phase: Phase) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in phase.parts.items() if size != 0)
 
 
 def _verdict(plan: Plan, console: Console) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from halfbyte.plan.ladder import gb
+from halfbyte.plan.prose import listed
 
 # colour and letter; what a run holds all the time first, what comes and goes last
 STYLES: dict[str, tuple[str, str]] = {
@@ -56,8 +57,9 @@ def render_bars(bars: Sequence[Bar], console: Console) -> None:
     _legend([name for name in _ordered(known) if name in drawn], colours, console)
     thin = [name for name in _ordered(known) if name not in drawn]
     if thin:
-        words = ", ".join(f"{_words(name)} {gb(max(parts.get(name, 0) for _, parts in known))}" for name in thin)
-        console.print(Text(f"too thin to be drawn: {words}", style="dim"))
+        words = [f"{_words(name)} {gb(max(parts.get(name, 0) for _, parts in known))}" for name in thin]
+        told = listed([f"too thin to be drawn: {words[0]}", *words[1:]], min(80, console.width))
+        console.print(Text(told, style="dim"), soft_wrap=True)
 
 
 def widths(parts: Mapping[str, int], largest: int, cells: int) -> dict[str, int]:

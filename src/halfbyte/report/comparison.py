@@ -19,7 +19,7 @@ from halfbyte.evaluate.several import names
 from halfbyte.report import sections
 from halfbyte.report.fill import fill
 from halfbyte.report.read import Evidence, Variant, as_number, prediction
-from halfbyte.report.story import Row, Story
+from halfbyte.report.story import Row, Story, counted, verdict_kind
 from halfbyte.report.words import (
     brief,
     bytes_text,
@@ -154,9 +154,9 @@ def _tiles(compared: Compared) -> list[Row]:
     for row in compared.comparisons:
         interval = change_interval_text(row, unit)
         lines = [f"difference from {brief(row['a'], 28)}", f"{level_text(row)} interval {interval}" if interval else "",
-                 sections.counted(row)]  # fmt: skip
+                 counted(row)]  # fmt: skip
         value = change_text(str(row["metric"]), as_number(row["difference"].get("value")), unit)
-        tiles.append({"name": brief(row["b"], 28), "tag": row["verdict"], "kind": sections.verdict_kind(row),
+        tiles.append({"name": brief(row["b"], 28), "tag": row["verdict"], "kind": verdict_kind(row),
                       "value": value, "lines": lines})  # fmt: skip
     return tiles
 

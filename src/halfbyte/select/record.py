@@ -24,6 +24,7 @@ class Selection:
     look: Look
     seed: int
     limit: int | None
+    earlier: dict[str, Any] | None = None  # select.json of an earlier selection here that recommends something
     evidence: list[Evidence] = field(default_factory=list)
     guess: dict[str, Any] | None = None  # result.json of always answering the training median
     base: Ranking | None = None
@@ -42,10 +43,17 @@ class Selection:
             return 0
         return 3 if "does not fit" in states else 1
 
+    @property
+    def kept(self) -> bool:
+        """Whether what an earlier selection found stands, because this one has no score to set against it."""
+        return self.earlier is not None and not any(variant.result for variant in self.variants)
+
     def write(self, *, finished: bool) -> Path:
-        """Write select.json and return its path. Raises HalfbyteError when the disk refuses."""
+        """Write select.json, unless an earlier one stands, and return its path. Raises HalfbyteError when the disk
+        refuses."""
         file = self.folder / FILE
-        write_json(file, self.to_json(finished=finished))
+        if not self.kept:
+            write_json(file, self.to_json(finished=finished))
         return file
 
     def to_json(self, *, finished: bool) -> dict[str, Any]:
@@ -71,6 +79,7 @@ class Selection:
             "ranking": _ranking(self.base),
             "probe_ranking": _ranking(self.probed),
             "recommendation": None if self.recommendation is None else asdict(self.recommendation),
+            "kept": self.earlier["recommendation"] if self.earlier is not None and self.kept else None,
         }  # fmt: skip
 
     def _candidate(self, found: Evidence) -> dict[str, Any]:

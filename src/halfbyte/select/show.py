@@ -6,51 +6,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.show import figure, interval
 from halfbyte.plan.ladder import gb
+from halfbyte.plan.prose import Column, prose, table
 from halfbyte.select.evidence import Evidence, Probe, Variant
 from halfbyte.select.ranking import metric_for
 from halfbyte.select.record import Selection
 
 _STYLES = {"scored": "", "planned": "dim", "does not fit": "yellow", "too long": "yellow", "failed": "red"}
-_WIDEST = 500  # characters
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 def print_selection(selection: Selection, console: Console) -> None:
-    """Print everything. The table is never folded: a terminal that is too narrow wraps its lines."""
+    """Print everything. Where the table is too wide, the figures stand below the names."""
     metric = metric_for(selection.look.kind)
-    table = _table(selection, metric)
-    console.print(_Unfolded(table), crop=False)
-    console.print(Text("tied: can't be told apart from the best; tuning takes: one item at once, with the weights",
-                       style="dim"), soft_wrap=True)  # fmt: skip
+    _print_table(selection, metric, console)
+    prose(console, "tied: can't be told apart from the best; tuning takes: one item at once, with the weights", "dim")
     for one in selection.evidence:
-        console.print(Text.assemble((one.candidate.label, "bold"), ": ", "; ".join(facts(one))), soft_wrap=True)
+        label = one.candidate.label
+        prose(console, f"{label}: {'; '.join(facts(one))}", bold=len(label))
     for name, reason, style in left_out(selection):
-        console.print(Text(f"{name}: {reason}", style=style), soft_wrap=True)
+        prose(console, f"{name}: {reason}", style)
     for note in notes(selection):
-        console.print(Text(note, style="yellow"), soft_wrap=True)
+        prose(console, note, "yellow")
     if selection.recommendation is not None:
         console.print()
         for reason in selection.recommendation.reasons:
-            console.print(Text(reason), soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class _Unfolded:
-    """A table as wide as it is, whatever the console's width."""
-
-    table: Table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        widest = options.update_width(_WIDEST)
-        yield from console.render(self.table, widest.update_width(Measurement.get(console, widest, self.table).maximum))
+            prose(console, reason)
+    if selection.earlier is not None and selection.kept:
+        prose(console, "The page and select.json are those of the earlier selection, which stands: "
+              f"{selection.earlier['recommendation']['reasons'][0]}")  # fmt: skip
 
 
 def left_out(selection: Selection) -> list[tuple[str, str, str]]:
@@ -162,33 +150,24 @@ def verdict_of(selection: Selection, name: str) -> str:
     return "not probed" if found is None else "worse" if found.verdict == "worse" else "tied"
 
 
-def _table(selection: Selection, metric: Metric) -> Table:
+def _print_table(selection: Selection, metric: Metric, console: Console) -> None:
     probing = any(variant.probe for variant in selection.variants)
     chosen = selection.recommendation.variant if selection.recommendation else None
-    title = f"{selection.look.task_set.task.name}: {metric.name} {_ARROWS[metric.better]}"
-    table = Table(title=Text(f"{title}, {metric.text}", style="bold"), title_justify="left", box=None, pad_edge=False)
-    heads = [
-        "",
-        "variant",
-        f"{metric.name} (95 % interval)",
-        *["after the probe"] * probing,
-        "tuning takes",
-        "time",
-        "",
-    ]
-    for head in heads:
-        table.add_column(head, justify="left" if head == "variant" or head is heads[-1] else "right", no_wrap=True)
-    place = places(selection)
+    title = f"{selection.look.task_set.task.name}: {metric.name} {_ARROWS[metric.better]}, {metric.text}"
+    prose(console, title, "bold")
+    columns = [Column("", name=True), Column("variant", name=True), Column("against the best", name=True),
+               Column(f"{metric.name} (95 % interval)"), *[Column("after the probe")] * probing,
+               Column("tuning takes"), Column("time")]  # fmt: skip
+    place, made = places(selection), []
     for row in rows(selection):
         variant, plan = row.variant, row.variant.planned
         cells: Sequence[str] = [
-            str(place.get(variant.name, "")), row.name, _score(variant, metric),
-            *([_score(variant.probe, metric)] if probing else ()), size(plan.tune_bytes) if plan else "-",
-            duration(plan.seconds) if plan else "-", verdict_of(selection, variant.name) or variant.status,
+            str(place.get(variant.name, "")), row.name, verdict_of(selection, variant.name) or variant.status,
+            _score(variant, metric), *([_score(variant.probe, metric)] if probing else ()),
+            size(plan.tune_bytes) if plan else "-", duration(plan.seconds) if plan else "-",
         ]  # fmt: skip
-        style = "bold" if variant.name == chosen else _STYLES.get(variant.status, "")
-        table.add_row(*map(Text, cells), style=style)
-    return table
+        made.append((cells, "bold" if variant.name == chosen else _STYLES.get(variant.status, "")))
+    console.print(table(columns, made, console.width), soft_wrap=True)
 
 
 def _score(tried: Variant | Probe | None, metric: Metric) -> str:

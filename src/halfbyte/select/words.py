@@ -39,18 +39,20 @@ def recommend(
     beaten: bool | None = None,
     chance: float | None = None,
     steps: int | None = None,
+    tuned: dict[str, Any] | None = None,
 ) -> Recommendation:
     """The recommendation by the probes (of `steps` steps), where there are some, else by the scores out of the box.
 
     `guess` is the result of always answering the training median, `beaten` whether the chosen one is better than it;
-    `chance` is the share of right answers that choosing at random gives.
+    `chance` is the share of right answers that choosing at random gives; `tuned` compares the chosen one after its
+    probe with itself out of the box.
     """
     if base is None:
         return Recommendation(None, (), tuple(_nothing(evidence)))
     decisive = probed or base
     chosen = decisive.chosen
     when = f"after a probe of {steps} steps" if probed else "out of the box"
-    reasons = [_leader(decisive, when), *_decided(decisive)]
+    reasons = [_leader(decisive, when + _made_worse(tuned, decisive)), *_decided(decisive)]
     if guess is not None and beaten is not None:
         reasons.append(_beside_guess(guess, decisive, beaten, when))
     if chance is not None:
@@ -73,6 +75,19 @@ def _leader(ranking: Ranking, when: str) -> str:
         how += ", though not shown to be the best" if chosen is ranking.best else " for its memory, not for its score"
     items = f"{chosen.result['items']:,} items"
     return f"{how}: {chosen.name}, with {score_text(chosen, ranking)} on {items} {when}."
+
+
+def _made_worse(tuned: dict[str, Any] | None, ranking: Ranking) -> str:
+    """What to say where tuning did the chosen one no good."""
+    if tuned is None or tuned["verdict"] == "better":
+        return ""
+    before, after = tuned["a_value"], tuned["b_value"]
+    if before is None or after is None or (after < before if ranking.metric.better == "lower" else after > before):
+        return ""
+    value = f"{ranking.metric.name} {figure(before, ranking.metric)}"
+    if tuned["verdict"] == "worse":
+        return f", which made it worse than out of the box ({value})"
+    return f", no better than out of the box ({value})"
 
 
 def _decided(ranking: Ranking) -> list[str]:

@@ -90,9 +90,10 @@ def reaching(url: str) -> Iterator[None]:
 
     from halfbyte.sweep.secret import scrubbed, shown_url
 
+    faults: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, *_driver_errors())
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, *_driver_errors()) as error:
+    except faults as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         found = scrubbed(str(getattr(cause, "orig", None) or cause).strip(), url).splitlines()
         raise StorageError(
