@@ -52,6 +52,7 @@ def test_a_table_becomes_narrower_and_loses_nothing() -> None:
         "variant", "            score  takes", "1  a-long-name", "  12.5 (10 to 15)  2 GB", "b",
         "                7  10 GB",
     ]  # fmt: skip
+    assert table(columns, rows, 12).plain.splitlines()[3:5] == ["1", "  a-long-name"]
     assert table(columns, rows, 20).plain.splitlines()[3:6] == ["1  a-long-name", "  12.5 (10 to 15)", "  2 GB"]
 
 

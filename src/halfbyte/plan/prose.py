@@ -64,9 +64,19 @@ def table(columns: Sequence[Column], rows: Sequence[Row], width: int) -> Text:
             padded = [cells[at].ljust(sizes[at]) if columns[at].left or columns[at].name else cells[at].rjust(sizes[at])
                       for at in part]  # fmt: skip
             if len(lines) > 1 and not number:
-                padded = [cells[at] for at in part if cells[at]]
+                made += [Text(line, style=style) for line in _names([cells[at] for at in part if cells[at]], width)]
+                continue
             made.append(Text((" " * _GAP * bool(number) + (" " * _GAP).join(padded)).rstrip(), style=style))
     return Text("\n").join(made)
+
+
+def _names(cells: Sequence[str], width: int) -> list[str]:
+    """The names of one row, in as few lines as hold them."""
+    lines = [cells[0]]
+    for cell in cells[1:]:
+        joined = f"{lines[-1]}{' ' * _GAP}{cell}"
+        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, " " * _GAP + cell]
+    return lines
 
 
 def _length(part: Sequence[int], sizes: Sequence[int]) -> int:
