@@ -43,6 +43,7 @@ def tune(
     from halfbyte.data.sides import asked_examples
     from halfbyte.data.template import load_examples
     from halfbyte.evaluate.evaluate import largest_batch
+    from halfbyte.evaluate.judge import check_judge
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.adapter import load_adapter
     from halfbyte.model.build import choose_device
@@ -55,7 +56,7 @@ def tune(
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
     examples = load_examples(config.data.train, config.data.template)  # its faults are cheap to find before loading
     if task is not None:
-        load_task_set(task, seed=config.seed)
+        check_judge(load_task_set(task, seed=config.seed))
         if warning := seen_in_training(examples, asked_examples(task)):
             console.print(f"warning: {warning}", style="bold yellow", markup=False)
     if not force:

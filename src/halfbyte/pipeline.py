@@ -125,6 +125,7 @@ def evaluate_model(
     scorer: str | None = None,
 ) -> None:
     """`halfbyte evaluate`."""
+    from halfbyte.evaluate.judge import check_judge
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.show_details import print_details
     from halfbyte.evaluate.tasks import load_task_set
@@ -137,7 +138,7 @@ def evaluate_model(
     if what.run:  # the run's own seed and training data, so that the result compares with those that the run left
         config = load_run(what.run / "run.yaml")
         task, seed = with_training_median(task, config), config.seed
-    load_task_set(task, seed=seed, limit=limit)  # its faults are cheap to find before the model is loaded
+    check_judge(load_task_set(task, seed=seed, limit=limit))  # faults are cheap to find before the model is loaded
     model = load(what, device, console)
     say_compute(model, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")

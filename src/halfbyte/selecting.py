@@ -77,6 +77,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _begin(options: argparse.Namespace) -> Selection:
     """Everything that can be wrong with the request is found here, before any model is looked at."""
+    from halfbyte.evaluate.judge import check_judge
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.build import choose_device
     from halfbyte.plan.devices import find_device
@@ -92,6 +93,7 @@ def _begin(options: argparse.Namespace) -> Selection:
     choose_device(options.device)
     tasks = {shots: load_task_set(dataclasses.replace(task, shots=shots), seed=seed, limit=options.limit)
              for shots in asked.shots}  # fmt: skip
+    check_judge(next(iter(tasks.values())))
     folder = options.out or Path("runs") / task.name / "select"
     earlier = _earlier(folder, task)
     look = Look(asked, tasks, tuning, find_device(options.device), options.device)

@@ -236,7 +236,7 @@ def test_a_failed_evaluation_leaves_no_result_that_looks_whole(
     monkeypatch.setattr("halfbyte.evaluate.results.os.fsync", full)
     with pytest.raises(HalfbyteError, match=r"(?s)can't be written.*No space left"):
         evaluate_task(plain_model(), prices, out, variant="x")
-    assert sorted(path.name for path in out.iterdir()) == ["predictions.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "predictions.jsonl"]
 
 
 def test_the_constant_guess_is_an_evaluation(prices: TaskConfig, tmp_path: Path) -> None:
@@ -360,4 +360,26 @@ def test_a_scorer_that_fails_names_the_item(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(HalfbyteError) as error:
         evaluate_task(plain_model(), task, tmp_path / "out", variant="x")
     assert "t.jsonl:1" in str(error.value) and "scorer.py:2" in str(error.value) and "ZeroDivision" in str(error.value)
-    assert not (tmp_path / "out" / "result.json").exists()
+    assert not (tmp_path / "out").exists()  # it was tried before the model was asked
+
+
+def test_a_mended_scorer_needs_no_new_answers(
+    tmp_path: Path, prices: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, broken = tmp_path / "scorer.py", "def score(answer, reference, record):\n    return 1 / (record['k'] - 7)\n"
+    scorer.write_text(broken)
+    data = write(tmp_path / "t.jsonl", [{"prompt": f"set {k}", "completion": "x", "k": k} for k in range(10)])
+    task = replace(prices, data=data, train=None, kind="python", scorer=f"{scorer}:score")
+    model, out = plain_model(), tmp_path / "out"
+    with pytest.raises(HalfbyteError, match=r"(?s)t.jsonl:8.*ZeroDivision"):
+        evaluate_task(model, task, out, variant="x")
+    assert [path.name for path in out.iterdir()] == ["answers.jsonl"]
+    scorer.write_text("def score(answer, reference, record):\n    return len(answer)\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("halfbyte.evaluate.generate._decode_batch", lambda *_, **__: pytest.fail("asked again"))
+        result = evaluate_task(model, task, out, variant="x")
+    assert result["resumed"] == 10 and result["tokens_per_second"] is None
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.jsonl", "result.json"]
+    whole = evaluate_task(model, task, tmp_path / "whole", variant="x")
+    assert whole["resumed"] == 0 and whole["metrics"] == result["metrics"]
+    assert (out / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()

@@ -14,6 +14,7 @@ from halfbyte.data.encode import Encoder
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate.details import details
+from halfbyte.evaluate.journal import Journal
 from halfbyte.evaluate.judge import judge_of, prediction
 from halfbyte.evaluate.metrics import choice_scores, loss_scores, number_scores
 from halfbyte.evaluate.results import (
@@ -59,13 +60,16 @@ def evaluate_task(
 
     `seed` is that of the shots and of the intervals. `batch`: rows that are decoded at once. Returns what result.json
     holds. Raises DataError for what is wrong with the data (see `load_task_set`) or does not fit into the model's
-    context, CheckpointError when the model computes NaN, HalfbyteError when the disk refuses.
+    context, CheckpointError when the model computes NaN, HalfbyteError when the disk refuses or a scoring function
+    fails. Answers are kept in `out` until the result is written (see `journal`): interrupted, and also after such a
+    failure, the same call goes on without asking again.
     """
     with MemoryMeter() as meter:
         began = time.perf_counter()
         tasks = load_task_set(task, seed=seed, limit=limit)
         model.net.eval()
-        asked = _ask(task)(model, tasks, batch, progress)
+        journal = Journal(out, model)
+        asked = _ask(task)(model, tasks, batch, progress, journal)
         _show_what_was_asked(model, tasks, asked.predictions)
         metrics, warnings = summarise(task.kind, asked.predictions, seed)
         seconds = time.perf_counter() - began
@@ -77,6 +81,7 @@ def evaluate_task(
         "metrics": metrics,
         "details": details(task.kind, asked.predictions, units_of(asked.predictions), seed),
         "seconds": seconds,
+        "resumed": journal.resumed,
         "tokens_per_second": asked.tokens_per_second,
         "peak_bytes": meter.peak_bytes,
         "mapped_bytes": meter.mapped_bytes,
@@ -87,6 +92,7 @@ def evaluate_task(
         "warnings": tasks.warnings + warnings,
     }
     write_evaluation(out, result, asked.predictions)
+    journal.remove()
     return ShownResult(result)
 
 
@@ -126,7 +132,9 @@ def _unanswered(predictions: Sequence[Prediction]) -> float:
     return sum(1.0 - float(line["scores"].get("answered", 1.0)) for line in predictions) / len(predictions)
 
 
-def _ask_generated(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
+def _ask_generated(
+    model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None, journal: Journal
+) -> _Asked:
     """Greedy answers, judged as the kind has it."""
     from halfbyte.evaluate.generate import check_lengths, end_tokens, generate
 
@@ -137,12 +145,12 @@ def _ask_generated(model: Model, tasks: TaskSet, batch: int | str, progress: Pro
     origins = [item.origin for item in tasks.items]
     longest = tasks.task.decoding.max_new_tokens
     check_lengths(model, [len(prompt) + longest for prompt in prompts], origins, what="prompt and answer")
-    found = generate(model, prompts, tasks.task.decoding, batch=batch, ends=ends, progress=progress)
+    found = generate(model, prompts, tasks.task.decoding, batch=batch, ends=ends, progress=progress, journal=journal)
     lines = [judge(item, answer) for item, answer in zip(tasks.items, found.texts, strict=True)]
     return _Asked(lines, found.tokens_per_second)
 
 
-def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
+def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None, journal: Journal) -> _Asked:
     """Kind `choice` by the likelihood of each option after the prompt.
 
     The end of the answer is left out, as in the literature, with one exception: where the tokens of one option begin
@@ -163,7 +171,7 @@ def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progr
     sizes = [len(p) + max(map(len, choices)) for p, choices in zip(prompts, options, strict=True)]
     check_lengths(model, sizes, [item.origin for item in tasks.items], what="prompt and options")
     began = time.perf_counter()
-    nats = option_log_likelihoods(model, prompts, options, progress=progress)
+    nats = option_log_likelihoods(model, prompts, options, progress=progress, journal=journal)
     seconds = time.perf_counter() - began
     read = sum(map(len, prompts)) + sum(len(option) for choices in options for option in choices)
     lines = []
@@ -173,7 +181,7 @@ def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progr
         chosen, scores = choice_scores(found, list(map(len, own)), sizes, item.right, tasks.task.normalise)
         line = prediction(item, item.options[chosen], item.options[chosen].strip(), scores)
         lines.append(line | {"log_likelihoods": dict(zip(item.options, found, strict=True))})
-    return _Asked(lines, read / seconds)
+    return _Asked(lines, None if journal.resumed else read / seconds)
 
 
 def _without_end(options: Sequence[Sequence[int]], ends: Collection[int]) -> list[list[int]]:
@@ -184,7 +192,7 @@ def _without_end(options: Sequence[Sequence[int]], ends: Collection[int]) -> lis
     return [list(option) for option in options] if nested else bare
 
 
-def _ask_loss(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None) -> _Asked:
+def _ask_loss(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None, journal: Journal) -> _Asked:
     """Kind `loss`: the likelihood of the reference and its end, as the loss of training counts it."""
     from halfbyte.evaluate.generate import check_lengths
     from halfbyte.evaluate.likelihood import learned_log_likelihoods
@@ -198,13 +206,14 @@ def _ask_loss(model: Model, tasks: TaskSet, batch: int | str, progress: Progress
     if empty:
         raise DataError("an item has no token that the loss could count", where=empty[0], found=f"{len(empty)} items")
     began = time.perf_counter()
-    nats = learned_log_likelihoods(model, [r.ids for r in encoded], [r.learned for r in encoded], progress=progress)
+    ids, learned = [row.ids for row in encoded], [row.learned for row in encoded]
+    nats = learned_log_likelihoods(model, ids, learned, progress=progress, journal=journal)
     seconds = time.perf_counter() - began
     lines = []
     for item, row, found in zip(tasks.items, encoded, nats, strict=True):
         scores = loss_scores(-found, row.learned_tokens, len(_learned_text(item).encode()))
         lines.append(prediction(item, None, None, scores))
-    return _Asked(lines, sum(len(row.ids) for row in encoded) / seconds)
+    return _Asked(lines, None if journal.resumed else sum(map(len, ids)) / seconds)
 
 
 def _learned_text(item: Item) -> str:
@@ -228,7 +237,7 @@ def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, i
     return max(((len(rows), max(lengths[row] for row in rows) + new) for rows in cut), key=lambda one: one[0] * one[1])
 
 
-def _ask(task: TaskConfig) -> Callable[[Model, TaskSet, int | str, Progress | None], _Asked]:
+def _ask(task: TaskConfig) -> Callable[[Model, TaskSet, int | str, Progress | None, Journal], _Asked]:
     return _ask_generated if task.generates else {"choice": _ask_options, "loss": _ask_loss}[task.kind]
 
 
@@ -253,7 +262,7 @@ def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> 
     seed = int(source.result["seed"])
     metrics, warnings = summarise("number", predictions, seed)
     nothing = ("model", "weights", "adapter", "seconds", "tokens_per_second", "peak_bytes", "mapped_bytes")
-    own = {"variant": variant, "unanswered": 0.0, "metrics": metrics, "warnings": warnings}
+    own = {"variant": variant, "resumed": 0, "unanswered": 0.0, "metrics": metrics, "warnings": warnings}
     own["details"] = details("number", predictions, units_of(predictions), seed)
     nowhere = dict.fromkeys([*nothing, "cuda_peak_bytes", "device"])
     result = source.result | nowhere | own | environment()

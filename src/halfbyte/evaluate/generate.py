@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 
 from halfbyte.config import DecodingConfig
 from halfbyte.errors import CheckpointError, DataError
+from halfbyte.evaluate.journal import Journal
 from halfbyte.plan import answering
 
 if TYPE_CHECKING:
@@ -67,12 +69,14 @@ def generate(
     ends: Collection[int] | None = None,
     settle: bool = True,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Generated:
     """Greedy answers to `prompts` (token ids). `batch`: rows at once; "auto": as many as the token budget holds.
 
     `settle`: decide near ties apart, so that answers do not depend on the batch. `ends`: tokens that end an answer, by
-    default `end_tokens(model)`. Raises DataError for an empty prompt and one that does not fit into the model's context
-    together with its answer; CheckpointError when logits are not finite.
+    default `end_tokens(model)`. `journal`: where answers are kept, and taken from. Raises DataError for an empty prompt
+    and one that does not fit into the model's context together with its answer; CheckpointError when logits are not
+    finite.
     """
     check_lengths(model, [len(prompt) + decoding.max_new_tokens for prompt in prompts], what="prompt and answer")
     if any(not prompt for prompt in prompts):
@@ -81,14 +85,21 @@ def generate(
     stops = _Stops(decoding.stop, model.tokenizer)
     texts, ids, ended = [""] * len(prompts), [[0]] * len(prompts), [""] * len(prompts)
     began, decoded, decode_seconds, done = time.perf_counter(), 0, 0.0, 0
+    how = [asdict(decoding), sorted(ends), settle]
+    kept = (journal or Journal()).section("generate", how, [list(prompt) for prompt in prompts])
+
+    def ask(rows: Sequence[int]) -> list[tuple[list[int], str]]:
+        nonlocal decoded, decode_seconds
+        asked = [prompts[row] for row in rows]
+        answers, seconds = _decode_batch(model, asked, decoding, ends, stops, settle=settle)
+        decode_seconds += seconds
+        decoded += sum(len(new) + (why == "end") - 1 for new, why in answers)
+        return answers
+
     with torch.inference_mode():
         for rows in batches([len(prompt) for prompt in prompts], decoding.max_new_tokens, batch, model):
-            asked = [prompts[row] for row in rows]
-            answers, seconds = _decode_batch(model, asked, decoding, ends, stops, settle=settle)
-            decode_seconds += seconds
-            for row, (new, why) in zip(rows, answers, strict=True):
+            for row, (new, why) in zip(rows, kept.batch(rows, partial(ask, rows)), strict=True):
                 ids[row], ended[row], texts[row] = new, why, stops.cut(new)
-                decoded += len(new) + (why == "end") - 1
             done += len(rows)
             if progress:
                 progress(done, len(prompts))

@@ -18,12 +18,19 @@ Judge = Callable[[Item, str], Prediction]
 
 
 def judge_of(tasks: TaskSet) -> Judge:
-    """What scores the answers of this task. A scoring function's file is run here, before anything is asked.
+    """What scores the answers of this task. A scoring function's file is run here, before anything is asked, and the
+    function is tried on the first item: with its reference, and with no answer at all, as a model may give it.
 
-    Raises ConfigError for such a file that fails, and what the kind's library raises; the judge itself raises
-    HalfbyteError where the scoring function fails on an item.
+    Raises ConfigError for such a file that fails, HalfbyteError for such a trial, and what the kind's library raises;
+    the judge itself raises HalfbyteError where the scoring function fails on an item.
     """
     return _JUDGES[tasks.task.kind](tasks)
+
+
+def check_judge(tasks: TaskSet) -> None:
+    """Raises what `judge_of` does; of a kind without generated answers there is nothing to check."""
+    if tasks.task.generates:
+        judge_of(tasks)
 
 
 def prediction(item: Item, answer: str | None, parsed: Any, scores: Scores, **more: Any) -> Prediction:
@@ -115,7 +122,9 @@ def _text(tasks: TaskSet) -> Judge:
 def _python(tasks: TaskSet) -> Judge:
     named = tasks.task.scorer
     assert named is not None
-    scorer = load_scorer(named)
+    scorer, first = load_scorer(named), tasks.items[0]
+    for answer in (first.reference, ""):
+        score(scorer, named, answer, first.reference, first.example.record.values, first.origin)
 
     def judge(item: Item, answer: str) -> Prediction:
         found = score(scorer, named, answer, item.reference, item.example.record.values, item.origin)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from halfbyte.evaluate.generate import (
     token_budget,
     tokens_at_once,
 )
+from halfbyte.evaluate.journal import Journal
 
 if TYPE_CHECKING:
     from halfbyte.model.build import Model
@@ -44,9 +46,10 @@ def option_log_likelihoods(
     options: Sequence[Sequence[Sequence[int]]],
     *,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[list[float]]:
     """`nats` of `option_likelihoods`."""
-    found = option_likelihoods(model, prompts, options, progress=progress)
+    found = option_likelihoods(model, prompts, options, progress=progress, journal=journal)
     return [[one.nats for one in choices] for choices in found]
 
 
@@ -56,21 +59,28 @@ def option_likelihoods(
     options: Sequence[Sequence[Sequence[int]]],
     *,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[list[Likelihood]]:
     """How likely each option is after its prompt.
 
-    `options[i]` are the options of `prompts[i]`, each at least one token. Raises CheckpointError where the result is
-    not finite.
+    `options[i]` are the options of `prompts[i]`, each at least one token. `journal`: see `generate`. Raises
+    CheckpointError where the result is not finite.
     """
     found: list[list[Likelihood]] = [[] for _ in prompts]
     pairs = zip(prompts, options, strict=True)
     tokens = [len(choices) * (len(prompt) + max(map(len, choices))) for prompt, choices in pairs]
     done = 0
+    everything = [[list(p), [list(o) for o in choices]] for p, choices in zip(prompts, options, strict=True)]
+    kept = (journal or Journal()).section("options", everything)
+
+    def ask(group: Sequence[int]) -> list[list[tuple[float, bool]]]:
+        scores = _score_options(model, [prompts[item] for item in group], [options[item] for item in group])
+        return [[(one.nats, one.greedy) for one in choices] for choices in scores]
+
     with torch.inference_mode():
         for group in batches(tokens, 0, "auto", model):
-            scores = _score_options(model, [prompts[item] for item in group], [options[item] for item in group])
-            for item, score in zip(group, scores, strict=True):
-                found[item] = score
+            for item, scores in zip(group, kept.batch(group, partial(ask, group)), strict=True):
+                found[item] = [Likelihood(*one) for one in scores]
             done += len(group)
             if progress:
                 progress(done, len(prompts))
@@ -129,6 +139,7 @@ def learned_log_likelihoods(
     learned: Sequence[Sequence[bool]],
     *,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[float]:
     """Sum of the log-probabilities (nats) of each item's learned tokens, as the loss of training counts them.
 
@@ -137,26 +148,35 @@ def learned_log_likelihoods(
     """
     found = [0.0] * len(ids)
     done = 0
+    kept = (journal or Journal()).section("learned", [list(row) for row in ids], [list(row) for row in learned])
+
+    def ask(group: Sequence[int]) -> list[float]:
+        return _sums(model, [ids[item] for item in group], [learned[item] for item in group])
+
     with torch.inference_mode():
         for group in batches([len(row) for row in ids], 0, "auto", model, budget=tokens_at_once(model)):
-            width = max(len(ids[item]) for item in group)
-            padded = torch.tensor([[*ids[item], *[0] * (width - len(ids[item]))] for item in group])
-            counted = [[*learned[item], *[False] * (width - len(ids[item]))] for item in group]
-            # No mask: what is padded on the right is seen by no token. Nothing is predicted from the last column, and a
-            # text that fills the context and one token more has no position for it.
-            seen = padded[:, : max(1, width - 1)]
-            hidden = model.hidden(seen.to(model.device))
-            rows, columns = torch.tensor(counted)[:, 1:].nonzero(as_tuple=True)
-            flat, targets = rows * seen.shape[1] + columns, padded[rows, columns + 1].to(model.device)
-            flat = flat.to(model.device)
-            scores = _log_probabilities(model, hidden.reshape(-1, hidden.shape[-1]), flat, targets)[:, 0]
-            sums = torch.zeros(len(group), dtype=scores.dtype).index_add_(0, rows, scores.cpu())
-            for item, total in zip(group, sums.tolist(), strict=True):
+            for item, total in zip(group, kept.batch(group, partial(ask, group)), strict=True):
                 found[item] = total
             done += len(group)
             if progress:
                 progress(done, len(ids))
     return found
+
+
+def _sums(model: Model, ids: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]]) -> list[float]:
+    """`learned_log_likelihoods` of one batch."""
+    width = max(map(len, ids))
+    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
+    counted = [[*flags, *[False] * (width - len(flags))] for flags in learned]
+    # No mask: what is padded on the right is seen by no token. Nothing is predicted from the last column, and a
+    # text that fills the context and one token more has no position for it.
+    seen = padded[:, : max(1, width - 1)]
+    hidden = model.hidden(seen.to(model.device))
+    rows, columns = torch.tensor(counted)[:, 1:].nonzero(as_tuple=True)
+    flat, targets = rows * seen.shape[1] + columns, padded[rows, columns + 1].to(model.device)
+    scores = _log_probabilities(model, hidden.reshape(-1, hidden.shape[-1]), flat.to(model.device), targets)[:, 0]
+    sums = torch.zeros(len(ids), dtype=scores.dtype).index_add_(0, rows, scores.cpu())
+    return [float(total) for total in sums.tolist()]
 
 
 def _log_probabilities(model: Model, hidden: Tensor, chosen: Tensor, targets: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import DataError, HalfbyteError
+from halfbyte.errors import ConfigError, DataError, HalfbyteError
 from halfbyte.evaluate.declared import Declared, metrics_for
 from halfbyte.evaluate.metrics import Table
 from halfbyte.evaluate.statistics import ENOUGH_UNITS, estimate, share
@@ -130,7 +130,7 @@ def write_evaluation(folder: Path, result: Result, predictions: Iterable[Predict
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULT).unlink(missing_ok=True)
     except OSError as error:
-        raise _refused(folder, error) from None
+        raise refused(folder, error) from None
     write_atomically(folder / PREDICTIONS, lines)
     write_json(folder / RESULT, result)
 
@@ -155,10 +155,11 @@ def write_atomically(file: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise _refused(file, error) from None
+        raise refused(file, error) from None
 
 
-def _refused(file: Path, error: OSError) -> HalfbyteError:
+def refused(file: Path, error: OSError) -> HalfbyteError:
+    """What to raise when the disk refuses `file`."""
     return HalfbyteError("the result can't be written", where=file, found=error.strerror or str(error),
                          do="free some space, or name another folder with --out")  # fmt: skip
 
@@ -186,11 +187,27 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 def stored_fingerprint(folder: Path) -> str | None:
     """Of the evaluation in `folder`; None where there is none."""
+    found = _stored(folder, "fingerprint")
+    return None if found is None else str(found)
+
+
+def stored_parts(folder: Path) -> dict[str, Any] | None:
+    """What the fingerprint of the evaluation in `folder` is made of; None where there is none."""
+    found = _stored(folder, "fingerprint_parts")
+    return found if isinstance(found, dict) else None
+
+
+def _stored(folder: Path, key: str) -> Any:
     try:
-        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))["fingerprint"]
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(found)
+
+
+def other_experiment(folder: Path) -> ConfigError:
+    """What to raise where `folder` holds the result of another experiment, which is not overwritten."""
+    return ConfigError("the folder holds a result on other items, prompts or decoding", where=folder,
+                       do="choose another: --out FOLDER or --variant NAME")  # fmt: skip
 
 
 def _no_evaluation(folder: Path) -> DataError:
