@@ -170,6 +170,7 @@ def evaluate_harness(
     from halfbyte.evaluate.harness import evaluate_harness_task
     from halfbyte.evaluate.harness_tasks import load_harness_tasks
     from halfbyte.evaluate.show import print_result
+    from halfbyte.evaluate.show_details import print_details
     from halfbyte.memory import give_back
 
     _check_count("--limit", limit, 1, "leave it away for all items")
@@ -189,6 +190,7 @@ def evaluate_harness(
             result = evaluate_harness_task(model, name, task, folder, variant=variant, seed=seed, limit=limit,
                                            progress=progress)  # fmt: skip
         print_result(result, console)
+        print_details(result, console)
         console.print(f"written to {folder}", markup=False)
 
 
@@ -205,16 +207,12 @@ def _check_variant(name: str | None) -> None:
 
 def _require_same_experiment(folder: Path, task: TaskConfig, seed: int, limit: int | None) -> None:
     """Raises ConfigError when `folder` holds the result of another experiment: it is not overwritten."""
-    from halfbyte.evaluate.results import stored_fingerprint
+    from halfbyte.evaluate.results import other_experiment, stored_fingerprint
     from halfbyte.evaluate.tasks import load_task_set
 
     there = stored_fingerprint(folder)
     if there is not None and there != load_task_set(task, seed=seed, limit=limit).fingerprint:
-        raise ConfigError(
-            "the folder holds a result on other items, prompts or decoding",
-            where=folder,
-            do="choose another: --out FOLDER or --variant NAME",
-        )
+        raise other_experiment(folder)
 
 
 def with_training_median(task: TaskConfig, config: RunConfig) -> TaskConfig:

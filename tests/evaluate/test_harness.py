@@ -12,12 +12,15 @@ import pytest
 import torch
 import yaml
 
-from halfbyte.config import DecodingConfig, TaskConfig, ToleranceConfig
+from halfbyte.config import AdapterConfig, DecodingConfig, TaskConfig, ToleranceConfig
 from halfbyte.errors import ConfigError, DataError, MissingDependency
 from halfbyte.evaluate.compare import changes, compare_folders
 from halfbyte.evaluate.evaluate import evaluate_task
 from halfbyte.evaluate.results import read_evaluation
+from halfbyte.model.adapter import quant_linears, save_adapter
+from halfbyte.model.build import load_model
 from tests.evaluate.models import plain_model
+from tests.tiny import tiny_checkpoint
 
 pytest.importorskip("lm_eval")
 from halfbyte.evaluate import harness_tasks
@@ -30,8 +33,8 @@ QUESTION = "Question: {question}\nAnswer:"
 
 
 class Request:
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    def __init__(self, *args: Any, item: int = 0) -> None:
+        self.args, self.doc_id = args, item
 
 
 def write_task(folder: Path, name: str, rows: list[dict[str, Any]] | None, **config: Any) -> Path:
@@ -163,8 +166,114 @@ def test_other_prompts_are_another_experiment(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not of the same experiment") as caught:
         compare_folders(tmp_path / "a", tmp_path / "b")
     assert "shots: 0 against 2 (the examples before the prompts)" in str(caught.value)
-    with pytest.raises(ConfigError, match="other items, prompts or decoding"):
-        run(tmp_path / "tasks", "colours", tmp_path / "a", limit=12)
+
+
+def test_the_place_of_another_experiment_is_refused_before_the_model_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_task(tmp_path / "tasks", "colours", TINY, **CHOICE)
+    run(tmp_path / "tasks", "colours", tmp_path / "a", limit=10)
+    before = (tmp_path / "a" / "result.json").read_text()
+    run(tmp_path / "tasks", "colours", tmp_path / "a", limit=10)  # the same one is written again
+    assert (tmp_path / "a" / "result.json").read_text() != before
+    before = (tmp_path / "a" / "result.json").read_text()
+    monkeypatch.setattr("halfbyte.evaluate.harness_model.option_likelihoods", lambda *_, **__: pytest.fail("asked"))
+    for options in ({"limit": 12}, {"limit": 10, "shots": 1}):
+        with pytest.raises(ConfigError, match="other items, prompts or decoding"):
+            run(tmp_path / "tasks", "colours", tmp_path / "a", **options)
+    assert (tmp_path / "a" / "result.json").read_text() == before
+
+
+def test_the_models_own_error_is_not_blamed_on_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_task(tmp_path / "tasks", "colours", TINY, **CHOICE)
+    for error in (RuntimeError("out of memory"), ValueError("a fault of ours"), DataError("too long")):
+
+        def fails(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("halfbyte.evaluate.harness_model.option_likelihoods", fails)
+        with pytest.raises(type(error)) as caught:
+            run(tmp_path / "tasks", "colours", tmp_path / "a")
+        assert caught.value is error
+
+
+def test_an_interrupted_task_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_task(tmp_path / "tasks", "colours", TINY, **CHOICE)
+    whole = run(tmp_path / "tasks", "colours", tmp_path / "whole")
+    monkeypatch.setattr("halfbyte.evaluate.likelihood.token_budget", lambda model: 300)
+    monkeypatch.setattr("halfbyte.evaluate.generate.token_budget", lambda model: 300)
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "tasks", "colours", tmp_path / "a", progress=stop)
+    result = run(tmp_path / "tasks", "colours", tmp_path / "a")
+    assert 15 < result["resumed"] < 30 and result["tokens_per_second"] is None
+    assert result["metrics"]["acc"] == whole["metrics"]["acc"] and result["fingerprint"] == whole["fingerprint"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["predictions.jsonl", "result.json"]
+
+
+def test_the_packed_base_and_its_adapter_are_what_answers(folder: Path) -> None:
+    """In NF4, with an adapter on disk: item by item what our own evaluation of the same model gives."""
+    source = tiny_checkpoint("llama", folder / "model")
+    adapter = AdapterConfig(rank=4, targets="all")
+    model = load_model(str(source), weights="nf4", adapter=adapter)
+    for layer in quant_linears(model.net).values():
+        if layer.lora_B is not None:
+            torch.nn.init.normal_(layer.lora_B, std=0.3)
+    save_adapter(model.net, folder / "adapter", adapter, str(source), model.fingerprint)
+    write_task(folder / "tasks", "colours", TINY, **CHOICE)
+    rows = [{"prompt": row["text"], "completion": " " + row["options"][row["right"]]} for row in TINY]
+    task = TaskConfig(name="ours", kind="choice", options=["red", "green", "blue"],
+                      data=write_own(folder / "t.jsonl", rows))  # fmt: skip
+    nats = {}
+    for name, chosen in (("base", None), ("tuned", folder / "adapter")):
+        model = load_model(str(source), weights="nf4", adapter=chosen)
+        result = run(folder / "tasks", "colours", folder / name, model)
+        assert result["weights"] == "nf4" and (result["adapter"] is None) == (chosen is None)
+        evaluate_task(model, task, folder / f"own-{name}", variant=name)
+        theirs, ours = (read_evaluation(folder / f"{own}{name}").predictions for own in ("", "own-"))
+        for line, own in zip(theirs, ours, strict=True):
+            assert line["log_likelihoods"] == pytest.approx(own["log_likelihoods"], abs=1e-3)
+        nats[name] = [line["log_likelihoods"] for line in theirs]
+    assert nats["base"] != nats["tuned"]
+    assert compare_folders(folder / "base", folder / "tuned")["n"] == 30
+
+
+def test_details_name_the_worst_items_whichever_way_is_better(tmp_path: Path) -> None:
+    write_task(tmp_path / "tasks", "colours", TINY, **CHOICE)
+    found = run(tmp_path / "tasks", "colours", tmp_path / "a")["details"]
+    lines = read_evaluation(tmp_path / "a").predictions
+    wrong = [line for line in lines if not line["scores"]["acc"]]
+    assert {row["id"] for row in found["worst"]} <= {line["id"] for line in wrong} and found["worst"]
+    gaps = [row["score"] for row in found["worst"]]
+    assert gaps == sorted(gaps) and gaps[0] < 0
+    assert {row["class"] for row in found["classes"]} == {"red", "green", "blue"}
+    assert sum(row["count"] for row in found["confusions"]) == len(wrong)
+    texts = ["a set of the little castle " * k for k in (1, 3, 40)] + ["qqq zzz"]
+    write_task(tmp_path / "tasks", "texts", [{"text": text} for text in texts], output_type="loglikelihood_rolling",
+               doc_to_text="", doc_to_target="{{text}}",
+               metric_list=[{"metric": "bits_per_byte"}, {"metric": "byte_perplexity"}])  # fmt: skip
+    result = run(tmp_path / "tasks", "texts", tmp_path / "texts")
+    scores = {line["id"]: line["scores"]["bits_per_byte"] for line in read_evaluation(tmp_path / "texts").predictions}
+    assert [row["id"] for row in result["details"]["worst"]] == sorted(scores, key=lambda name: -scores[name])
+    assert all(result["metrics"][name]["better"] == "lower" for name in ("bits_per_byte", "byte_perplexity"))
+
+
+def test_a_lower_perplexity_is_better(tmp_path: Path) -> None:
+    rows = [{"text": "a set of the little castle " * (1 + k % 5)} for k in range(30)]
+    write_task(tmp_path / "tasks", "texts", rows, output_type="loglikelihood_rolling", doc_to_text="",
+               doc_to_target="{{text}}", metric_list=[{"metric": "word_perplexity"}])  # fmt: skip
+    results = {name: run(tmp_path / "tasks", "texts", tmp_path / name, plain_model(seed=seed))
+               for name, seed in (("a", 0), ("b", 1))}  # fmt: skip
+    values = {name: result["metrics"]["word_perplexity"]["value"] for name, result in results.items()}
+    low, high = sorted("ab", key=lambda name: float(values[name]))
+    assert compare_folders(tmp_path / high, tmp_path / low)["verdict"] == "better"
+    assert compare_folders(tmp_path / low, tmp_path / high)["verdict"] == "worse"
+    improved, worsened = changes(tmp_path / high, tmp_path / low)
+    assert improved[0].b_score < improved[0].a_score and len(improved) > len(worsened)
 
 
 def test_a_metric_of_a_tasks_own_keeps_its_direction(tmp_path: Path) -> None:
@@ -216,6 +325,8 @@ def test_a_long_context_loses_its_beginning_and_greedy_is_greedy() -> None:
     new = model.net.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False)[0, 252:]
     assert long == model.tokenizer.decode(new, skip_special_tokens=True).split("\n")[0]
     assert asked.cut == 1 and asked.ignored == {"top_k"}
+    asked.loglikelihood([Request(text, option, item=1) for option in (" ten", " dollars", " castle")])
+    assert asked.cut == 2  # a prompt counts once, however many options it has
     greedy = model.net.generate(model.tokenizer("the set", return_tensors="pt")["input_ids"], max_new_tokens=3,
                                 do_sample=False)[0, -3:]  # fmt: skip
     said = model.tokenizer.decode(greedy)
@@ -254,7 +365,17 @@ def test_what_is_not_there_or_broken_is_one_clear_error(tmp_path: Path, monkeypa
     monkeypatch.setattr(harness_tasks, "_manager", lambda names, path: own)
     with pytest.raises(ConfigError, match="no such task") as caught:
         load_harness_tasks("fixxed", tasks)
-    assert "did you mean 'fixed'?" in str(caught.value)
+    assert caught.value.found == "nearest: fixed" and "lm_eval ls tasks" in str(caught.value.do)
+    with pytest.raises(ConfigError, match="none is like it"):
+        load_harness_tasks("qqqqqq", tasks)
+    for error, told in ((RuntimeError("scripts are no longer supported"), "can't be had"), (KeyError("x"), "broken")):
+
+        def fails(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched, pytest.raises(DataError, match=told):
+            patched.setattr(own, "load", fails)
+            load_harness_tasks("fixed", tasks)
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.evaluator", None)
     with pytest.raises(MissingDependency, match=r"halfbyte\[harness\]"):
         load_harness_tasks("fixed", tasks)

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from halfbyte.evaluate.compare import compare_folders
+from halfbyte.evaluate.listing import list_results
 from halfbyte.evaluate.metrics import METRICS
-from halfbyte.evaluate.results import read_evaluation
-from halfbyte.evaluate.show import figure, interval, print_comparison, print_result
+from halfbyte.evaluate.results import read_evaluation, summarise, write_evaluation
+from halfbyte.evaluate.show import ShownResult, figure, interval, print_comparison, print_result, print_results
 from tests.evaluate.test_compare import exact, numbers
 
 
@@ -57,3 +58,38 @@ def test_a_comparison_says_its_verdict(tmp_path: Path, kind: object) -> None:
 def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
     found = compare_folders(*(exact(tmp_path / name, [True, False]) for name in ("a", "b")))
     assert "[bold]x[/bold]" in printed(print_comparison, found | {"task": "[bold]x[/bold]"})
+
+
+def harness_result(folder: Path, metric: str, form: str, better: str, values: list[float]) -> Path:
+    """A result of a harness's task with one metric of items."""
+    declared = {metric: {"better": better, "form": form}}
+    lines = [{"id": f"i{k}", "group": None, "prompt": f"p{k}", "answer": "a", "reference": "b", "parsed": "a",
+              "scores": {metric: value}} for k, value in enumerate(values)]  # fmt: skip
+    metrics, warnings = summarise("harness", lines, 0, declared)
+    parts = {"kind": "harness", "metrics": declared}
+    result = {"schema": 1, "task": "t", "kind": "harness", "fingerprint": "f", "fingerprint_parts": parts,
+              "variant": folder.name, "items": len(lines), "unanswered": 0.0, "metrics": metrics, "warnings": warnings,
+              "model": "m", "weights": "nf4", "adapter": None}  # fmt: skip
+    write_evaluation(folder, result, lines)
+    return folder
+
+
+def test_shares_of_the_harness_are_per_cent_as_ours(tmp_path: Path) -> None:
+    a, b = (harness_result(tmp_path / name, "acc,none", "right", "higher", [float(k % 3 == at) for k in range(60)])
+            for at, name in enumerate("ab"))  # fmt: skip
+    text = printed(print_result, read_evaluation(a).result)
+    assert "33.3 %" in text and "0.33" not in text
+    text = printed(print_comparison, compare_folders(a, b))
+    assert "33.3 % -> 33.3 %" in text and "pp" in text and "0.33" not in text
+    text = printed(print_results, list_results(tmp_path))
+    assert "33.3 %" in text and "0.33" not in text
+    html = ShownResult(read_evaluation(a).result)._repr_html_() + compare_folders(a, b)._repr_html_()
+    assert html.count("33.3 %") == 3 and "0.33" not in html
+    text = printed(print_result, read_evaluation(harness_result(tmp_path / "c", "ter", "mean", "lower", [0.5])).result)
+    assert "0.5" in text and "%" not in text.replace("95 %", "")
+
+
+def test_shares_of_fields_and_f1_are_per_cent_too() -> None:
+    metrics = {metric.name: metric for kind in METRICS.values() for metric in kind}
+    assert figure(1 / 3, metrics["field_accuracy"]) == figure(1 / 3, metrics["macro_f1"]) == "33.3 %"
+    assert figure(1 / 3, metrics["rouge_l"]) == "0.3333"

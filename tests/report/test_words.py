@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from halfbyte.report.read import gather
+from halfbyte.report.read import Prediction, Variant, gather
+from halfbyte.report.story import ranked, right_or_wrong
 from halfbyte.report.words import (
     bytes_text,
     change_text,
@@ -137,3 +138,21 @@ def test_sizes_shares_and_money() -> None:
     assert value_text("rmsle", 0.5, "$") == "0.5"
     assert change_text("within", 0.05).translate(plain) == "+5.0 points"
     assert change_text("mae", 2, "€") == "+€2.00"
+
+
+@pytest.mark.parametrize(("better", "order"), [("lower", ["b", "c", "a"]), ("higher", ["a", "c", "b"])])
+def test_items_rank_the_way_that_the_result_says(better: str, order: list[str]) -> None:
+    """A metric that is not ours, and one that has the name of ours and other scores behind it."""
+    for metric in ("word_perplexity", "perplexity"):
+        lines = [
+            Prediction(name, "p", "", "r", None, {metric: score})
+            for name, score in zip("abc", (9.0, 1.0, 5.0), strict=True)
+        ]
+        variant = Variant("v", {"metrics": {metric: {"value": 5.0, "better": better}}}, lines)
+        assert [found.id for _, found in ranked(variant, metric)] == order  # the best first
+
+
+def test_shares_of_the_harness_are_per_cent() -> None:
+    assert value_text("acc_norm", 1 / 3) == value_text("exact_match,strict", 1 / 3) == "33.3\N{NO-BREAK SPACE}%"
+    assert change_text("acc", -0.021) == "\N{MINUS SIGN}\N{WORD JOINER}2.1\N{NO-BREAK SPACE}points"
+    assert right_or_wrong("acc") and right_or_wrong("exact_match,strict") and not right_or_wrong("word_perplexity")

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from halfbyte.errors import ConfigError
-from halfbyte.evaluate.metrics import Metric, Table, metrics_of
+from halfbyte.evaluate.metrics import METRICS, Metric, Table, metrics_of
 from halfbyte.evaluate.statistics import Floats
 
 Declared = Mapping[str, Mapping[str, str]]  # name: better ("lower" | "higher"), form (see `_metric`)
+SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"})  # the harness's: right or wrong
 NATS, WEIGHT = ":nats", ":weight"  # columns of a metric that is no mean
 _FINISH: dict[str, Callable[[Floats], Floats]] = {"perplexity": np.exp, "bits": lambda ratio: ratio / math.log(2)}
 
@@ -28,6 +29,20 @@ def metrics_for(kind: str, table: Table, declared: Declared | None) -> list[Metr
         raise ConfigError("none of the task's metrics is made of its items' scores, so there is nothing to compare",
                           do="take a task with a metric by item, such as acc or exact_match")  # fmt: skip
     return [_metric(name, **facts) for name, facts in declared.items()]
+
+
+def first_metric(kind: str, declared: Declared | None) -> Metric | None:
+    """The metric that decides the comparisons; None where none is made of the items' scores."""
+    if declared is None:
+        return METRICS[kind][0]
+    return next((_metric(name, **facts) for name, facts in declared.items()), None)
+
+
+def metric_named(kind: str, name: str) -> Metric | None:
+    """How a metric of a result of `kind` is shown; None: as a plain number."""
+    if kind == "harness":
+        return _metric(name, "higher", "right") if name.partition(",")[0] in SHARES else None
+    return next((metric for metric in METRICS.get(kind, ()) if metric.name == name), None)
 
 
 def _metric(name: str, better: str, form: str) -> Metric:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.evaluate.metrics import METRICS, normalise
+from halfbyte.evaluate.declared import Declared, first_metric
+from halfbyte.evaluate.metrics import Metric, normalise
 from halfbyte.evaluate.statistics import Floats, Ratio, estimate, share
 
 Prediction = Mapping[str, Any]
@@ -22,13 +23,20 @@ MOST_CLASSES = 200  # of a task that has a table of them
 SHOWN = 10  # worst items, and most frequent confusions
 _PER_BIN, _BINS = 20, 10  # items in a bin of the calibration at least; bins at most
 _LONGEST = 300  # characters of a text that is kept
+_BY_SUM = ("accuracy", "acc")  # of a choice by the likelihood of whole options, as `log_likelihoods` has it
 
 
-def details(kind: str, predictions: Sequence[Prediction], unit_of: NDArray[Any], seed: int) -> dict[str, Any]:
+def details(
+    kind: str, predictions: Sequence[Prediction], unit_of: NDArray[Any], seed: int, declared: Declared | None = None
+) -> dict[str, Any]:
     """`worst` of every kind; `classes` and `confusions` of `choice`, and of `exact` where its references are few;
-    `calibration` of `number`; `fields` of `json`. `unit_of` [items] is each item's unit (see `results.units_of`)."""
-    found: dict[str, Any] = {"worst": worst(kind, predictions)}
-    if kind in ("choice", "exact"):
+    `calibration` of `number`; `fields` of `json`. `unit_of` [items] is each item's unit (see `results.units_of`).
+
+    `declared`: the metrics of a harness's task. Its choices have classes, too, where each item has one right option.
+    `worst` is by the first metric, and empty where none is made of items.
+    """
+    found: dict[str, Any] = {"worst": worst(kind, predictions, declared=declared)}
+    if kind in ("choice", "exact") or (kind == "harness" and all(_margin(p) is not None for p in predictions)):
         found |= by_class(predictions)
     if kind == "number":
         found["calibration"] = calibration(predictions, unit_of, seed)
@@ -157,22 +165,27 @@ def by_field(predictions: Sequence[Prediction], unit_of: NDArray[Any], seed: int
     return sorted(rows, key=lambda row: (float(row["value"]), str(row["field"])))
 
 
-def worst(kind: str, predictions: Sequence[Prediction], count: int = SHOWN) -> list[dict[str, Any]]:
-    """The `count` items with the worst score of the kind's first metric: `id`, `prompt` (its end), `answer`,
-    `reference`, `score`; none that is right.
+def worst(
+    kind: str, predictions: Sequence[Prediction], count: int = SHOWN, declared: Declared | None = None
+) -> list[dict[str, Any]]:
+    """The `count` items with the worst score of the first metric: `id`, `prompt` (its end), `answer`, `reference`,
+    `score`; none that is right.
 
     Of a choice by likelihood: those in which the model was surest of a wrong option (`score` is then by how many nats
     the likelihood of the right one is below that of the chosen one). Of equals, those with the smallest hashes of ids.
     """
-    metric = METRICS[kind][0]
+    metric = first_metric(kind, declared)
+    if metric is None:
+        return []
+    best = _best(kind, metric)
     sign = 1.0 if metric.item_better == "higher" else -1.0
-    best = _best(kind)
+    margins = [_margin(p) if metric.item in _BY_SUM else None for p in predictions]
+    by_margin = None not in margins
     rows = []
-    for p in predictions:
+    for p, margin in zip(predictions, margins if by_margin else [None] * len(predictions), strict=True):
         score = float(p["scores"][metric.item])
         if score == best:
             continue
-        margin = _margin(p)
         rows.append((sign * score if margin is None else margin, _lot(p["id"]), p, score if margin is None else margin))
     rows.sort(key=lambda row: row[:2])
     return [
@@ -182,16 +195,21 @@ def worst(kind: str, predictions: Sequence[Prediction], count: int = SHOWN) -> l
     ]  # fmt: skip
 
 
-def _best(kind: str) -> float | None:
+def _best(kind: str, metric: Metric) -> float | None:
     """The score of an item that nothing is wrong with; None where there is no such."""
+    if kind == "harness":
+        return 1.0 if metric.share else None
     return {"number": 0.0, "text": 100.0, "loss": None, "python": None}.get(kind, 1.0)
 
 
 def _margin(p: Prediction) -> float | None:
-    nats = p.get("log_likelihoods")
-    if not isinstance(nats, Mapping) or p["reference"] not in nats or p["answer"] not in nats:
+    """By how many nats the right option is behind the chosen one; None where there is no one such."""
+    found = p.get("log_likelihoods")
+    if not isinstance(found, Mapping) or p["answer"] is None:
         return None
-    return float(nats[p["reference"]] - nats[p["answer"]])
+    nats = {str(option).strip(): value for option, value in found.items()}
+    right, chosen = p["reference"].strip(), p["answer"].strip()
+    return float(nats[right] - nats[chosen]) if right in nats and chosen in nats else None
 
 
 def _lot(identity: str) -> str:

@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.environment import environment
-from halfbyte.errors import ConfigError
-from halfbyte.evaluate.declared import NATS, WEIGHT
+from halfbyte.evaluate.declared import NATS, SHARES, WEIGHT
+from halfbyte.evaluate.details import details
 from halfbyte.evaluate.evaluate import described
 from halfbyte.evaluate.harness_tasks import BROKEN, SEED, broken, quiet, seeded
+from halfbyte.evaluate.journal import Journal
 from halfbyte.evaluate.results import (
     SCHEMA,
     Prediction,
     Result,
-    stored_fingerprint,
+    other_experiment,
+    stored_parts,
     summarise,
+    units_of,
     write_evaluation,
 )
 from halfbyte.evaluate.show import ShownResult
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
     from halfbyte.evaluate.generate import Progress
     from halfbyte.model.build import Model
 
-_RIGHT_OR_WRONG = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}
 _LARGEST = 700.0  # the exponent of an item's own perplexity stays finite
 
 Sample = Mapping[str, Any]  # what the harness logs of an item and a filter
@@ -60,7 +62,8 @@ def evaluate_harness_task(
 
     `seed` is that of the intervals; `limit` keeps the first items, as the harness does. Returns what result.json holds.
     Raises ConfigError for a task that wants sampled answers and where `out` holds the result of another experiment,
-    DataError for a broken task and for items that the model can't hold, CheckpointError when it computes NaN.
+    both before the model answers; DataError for a broken task and for items that the model can't hold, CheckpointError
+    when it computes NaN. Interrupted, it goes on as `evaluate_task` does.
     """
     from lm_eval import evaluator
 
@@ -69,28 +72,36 @@ def evaluate_harness_task(
     with MemoryMeter() as meter:
         began = time.perf_counter()
         model.net.eval()
-        asked = HarnessModel(model, progress)
+        parts: dict[str, Any] = {}
+
+        def look() -> None:
+            """The harness has made its requests: what the experiment is, and whether its place is free."""
+            parts.update(_parts(name, task))
+            there = stored_parts(out)
+            if there is not None and {key: value for key, value in there.items() if key != "metrics"} != parts:
+                raise other_experiment(out)
+
+        journal = Journal(out, model)
+        asked = HarnessModel(model, progress, journal, look)
         try:
             with quiet(), seeded():
                 found = evaluator.evaluate(asked, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0)
         except BROKEN as error:
+            if error is asked.failed:
+                raise
             raise broken(name, error) from error
         samples: list[Sample] = found["samples"][name]
         declared, whole = _metrics(task, samples)
         predictions = _predictions(task, samples, declared)
-        parts = _parts(name, task, samples, declared)
         metrics, warnings = summarise("harness", predictions, seed, declared) if declared else ({}, [])
         seconds = time.perf_counter() - began
-    fingerprint = digest(parts)
-    if stored_fingerprint(out) not in (None, fingerprint):
-        raise ConfigError("the folder holds a result on other items, prompts or decoding", where=out,
-                          do="choose another: --out FOLDER or --variant NAME")  # fmt: skip
+    parts["metrics"] = declared
     values = found["results"][name]
     result = {
         "schema": SCHEMA,
         "task": name,
         "kind": "harness",
-        "fingerprint": fingerprint,
+        "fingerprint": digest(parts),
         "fingerprint_parts": parts,
         "variant": variant,
         **described(model),
@@ -98,7 +109,9 @@ def evaluate_harness_task(
         "unanswered": sum(line["answer"] == "" for line in predictions) / len(predictions),
         "metrics": metrics | {key: _of_the_whole(values[at], better, len(predictions))
                               for key, (at, better) in whole.items()},
+        "details": details("harness", predictions, units_of(predictions), seed, declared),
         "seconds": seconds,
+        "resumed": journal.resumed,
         "tokens_per_second": asked.tokens_per_second,
         "peak_bytes": meter.peak_bytes,
         "mapped_bytes": meter.mapped_bytes,
@@ -110,6 +123,7 @@ def evaluate_harness_task(
         "warnings": warnings + _warnings(asked, whole),
     }  # fmt: skip
     write_evaluation(out, result, predictions)
+    journal.remove()
     return ShownResult(result)
 
 
@@ -163,7 +177,7 @@ def _form(task: Any, metric: str, items: Sequence[Any]) -> str | None:
     aggregate = task.aggregation().get(metric, metrics.mean)
     if aggregate is metrics.mean and all(_is_number(value) for value in items):
         own_judge = callable(getattr(task.config, "process_results", None))
-        sure = metric in _RIGHT_OR_WRONG and not own_judge and all(value in (0, 1) for value in items)
+        sure = metric in SHARES and not own_judge and all(value in (0, 1) for value in items)
         return "right" if sure else "mean"
     if aggregate in (metrics.perplexity, metrics.weighted_perplexity):
         return "perplexity"
@@ -240,13 +254,14 @@ def _reference(target: Any, options: Sequence[str]) -> str:
     return str(target)
 
 
-def _parts(
-    name: str, task: Any, samples: Sequence[Sample], declared: Mapping[str, Mapping[str, str]]
-) -> dict[str, Any]:
-    """What the fingerprint is made of: all that is asked (options of decoding too) and how it is judged."""
-    first = samples[0]["filter"]
-    asked = [[sample["doc_id"], _plain(sample["arguments"]), _plain(sample["target"])]
-             for sample in samples if sample["filter"] == first]  # fmt: skip
+def _parts(name: str, task: Any) -> dict[str, Any]:
+    """What the fingerprint is made of beside the metrics: all that is asked (options of decoding too) and how it is
+    judged. The task's requests are made."""
+    items: dict[Any, list[Any]] = {}
+    for request in task.instances:
+        items.setdefault(request.doc_id, []).append(request)
+    asked = [[item, _plain([one.args for one in sorted(requests, key=lambda one: one.idx)]),
+              _plain(task.doc_to_target(requests[0].doc))] for item, requests in items.items()]  # fmt: skip
     judging = {key: task.get_config(key) for key in ("filter_list", "metric_list")}
     return {
         "kind": "harness",
@@ -256,7 +271,6 @@ def _parts(
         "data": digest(asked),
         "shots": task.get_config("num_fewshot"),
         "judging": digest(_plain(judging)),
-        "metrics": declared,
     }
 
 

@@ -3,13 +3,14 @@
 Tokens are made as everywhere in halfbyte (`data.encode`): BOS stands once where the tokenizer itself puts one, and a
 prompt's tokens never depend on what follows. Two habits are the harness's own, so that scores compare with published
 ones: white space at the end of a context belongs to the continuation, and a context that is too long for the model
-loses its beginning (it is counted in `cut`, and the result warns).
+loses its beginning (its item is counted in `cut`, and the result warns).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from halfbyte.data.encode import Encoder
 from halfbyte.data.template import Example
 from halfbyte.errors import ConfigError
 from halfbyte.evaluate.generate import Generated, Progress, check_lengths, context_tokens, generate
+from halfbyte.evaluate.journal import Journal
 from halfbyte.evaluate.likelihood import learned_log_likelihoods, option_likelihoods
 
 if TYPE_CHECKING:
@@ -37,41 +39,54 @@ Tokens = list[int]
 class HarnessModel(LM):  # type: ignore[misc]
     """Answers the harness's three kinds of requests, each in batches.
 
-    `cut`: contexts that lost their beginning; `ignored`: options of decoding that mean nothing here;
-    `tokens_per_second`: of the last call, decoded where answers are generated and read where they are scored.
+    `first` is called before the first answer, when the harness has made all its requests; `journal` keeps the answers.
+    `cut`: items whose context lost its beginning; `ignored`: options of decoding that mean nothing here; `failed`: what
+    the model raised, so that it is not taken for a fault of the task; `tokens_per_second`: of the last call, decoded
+    where answers are generated and read where they are scored.
     """
 
-    def __init__(self, model: Model, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        progress: Progress | None = None,
+        journal: Journal | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.progress = model, progress
+        self.model, self.progress, self.journal = model, progress, journal or Journal()
+        self._first_call = first
         self.encoder = Encoder(model.tokenizer, "off")
         self.context = context_tokens(model) or _UNLIMITED
         self.start = self.encoder.prefix or [self._first()]
-        self.cut = 0
+        self._cut: set[Any] = set()
         self.ignored: set[str] = set()
+        self.failed: Exception | None = None
         self.tokens_per_second: float | None = None
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy decoding says just that) of each (context, continuation)."""
+        self._begin()
         pairs = self._pairs([request.args[:2] for request in requests])
         check_lengths(self.model, [len(own) for _, own in pairs], what="continuations")
         shared: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}  # options of a context, each once, in order
-        asked = [(tuple(self._fitting(context, len(own) - 1)), tuple(own)) for context, own in pairs]
+        asked = [(tuple(self._fitting(context, len(own) - 1, request.doc_id)), tuple(own))
+                 for (context, own), request in zip(pairs, requests, strict=True)]  # fmt: skip
         for context, own in asked:
             if own:
                 shared.setdefault(context, {})[own] = None
         began = time.perf_counter()
-        found = option_likelihoods(self.model, [list(context) for context in shared],
-                                   [[list(own) for own in options] for options in shared.values()],
-                                   progress=self.progress)  # fmt: skip
-        read = sum(len(context) + sum(map(len, options)) for context, options in shared.items())
-        self.tokens_per_second = read / max(1e-9, time.perf_counter() - began)
+        with self._asking():
+            found = option_likelihoods(self.model, [list(context) for context in shared],
+                                       [[list(own) for own in options] for options in shared.values()],
+                                       progress=self.progress, journal=self.journal)  # fmt: skip
+        self._count(sum(len(context) + sum(map(len, options)) for context, options in shared.items()), began)
         known = {context: dict(zip(options, row, strict=True))
                  for (context, options), row in zip(shared.items(), found, strict=True)}  # fmt: skip
         return [(known[c][own].nats, known[c][own].greedy) if own else (0.0, True) for c, own in asked]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Log-probability in nats of each (text,), BOS (else EOS) before it; long texts in windows, each token once."""
+        self._begin()
         texts = [self._bare(str(request.args[0])) for request in requests]
         ids: list[Tokens] = []
         learned: list[list[bool]] = []
@@ -84,8 +99,9 @@ class HarnessModel(LM):  # type: ignore[misc]
                 learned.append([False] * len(before) + [True] * len(own))
                 owner.append(at)
         began = time.perf_counter()
-        nats = learned_log_likelihoods(self.model, ids, learned, progress=self.progress)
-        self.tokens_per_second = sum(map(len, ids)) / max(1e-9, time.perf_counter() - began)
+        with self._asking():
+            nats = learned_log_likelihoods(self.model, ids, learned, progress=self.progress, journal=self.journal)
+        self._count(sum(map(len, ids)), began)
         sums = [0.0] * len(texts)
         for at, value in zip(owner, nats, strict=True):
             sums[at] += value
@@ -93,20 +109,44 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Greedy answers to each (context, options). Raises ConfigError for a task that wants sampling or beams."""
+        self._begin()
         texts = [""] * len(requests)
         alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for at, request in enumerate(requests):
             alike.setdefault(self._decoding(request.args[1]), []).append(at)
         made: list[Generated] = []
         for (longest, stop), rows in alike.items():
-            prompts = [self._fitting(self._prompt(requests[at].args[0]), longest) for at in rows]
+            prompts = [self._fitting(self._prompt(requests[at].args[0]), longest, requests[at].doc_id) for at in rows]
             decoding = DecodingConfig(max_new_tokens=longest, stop=list(stop))
-            made.append(generate(self.model, prompts, decoding, progress=self.progress))
+            with self._asking():
+                made.append(generate(self.model, prompts, decoding, progress=self.progress, journal=self.journal))
             for at, text in zip(rows, made[-1].texts, strict=True):
                 texts[at] = text
         seconds = sum(one.decode_seconds for one in made)
         self.tokens_per_second = sum(one.decoded_tokens for one in made) / seconds if seconds else None
         return texts
+
+    @property
+    def cut(self) -> int:
+        return len(self._cut)
+
+    def _begin(self) -> None:
+        first, self._first_call = self._first_call, None
+        if first is not None:
+            first()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failed = error
+            raise
+
+    def _count(self, tokens: int, began: float) -> None:
+        """Tokens read a second; not known where some were read before an interruption."""
+        seconds = max(1e-9, time.perf_counter() - began)
+        self.tokens_per_second = None if self.journal.resumed else tokens / seconds
 
     def _first(self) -> int:
         """What a text is predicted from where the tokenizer puts nothing before it."""
@@ -133,12 +173,12 @@ class HarnessModel(LM):  # type: ignore[misc]
             pairs.append((row.ids[: row.prompt_tokens] or list(self.start), own))
         return pairs
 
-    def _fitting(self, context: Tokens, after: int) -> Tokens:
+    def _fitting(self, context: Tokens, after: int, item: Any) -> Tokens:
         """The end of `context` that the model can hold together with `after` more tokens, but at least one token."""
         room = max(1, self.context - after)
         if len(context) <= room:
             return context
-        self.cut += 1
+        self._cut.add(item)
         return context[-room:]
 
     def _decoding(self, options: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:

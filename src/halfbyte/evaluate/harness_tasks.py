@@ -6,20 +6,21 @@ examples are those that others publish scores of; the process's own random state
 
 from __future__ import annotations
 
+import difflib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from halfbyte.errors import ConfigError, DataError, HalfbyteError, MissingDependency, nearest
+from halfbyte.errors import ConfigError, DataError, HalfbyteError, MissingDependency
 
 SEED = 1234  # of the examples before a prompt
-BROKEN = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ImportError, SyntaxError, TemplateError,
-          RuntimeError)  # fmt: skip  # datasets raises the last one for data sets that are scripts
+BROKEN = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ImportError, SyntaxError, TemplateError)
+_NEAREST = 5
 
 
 def load_harness_tasks(named: str, path: Path | None = None, shots: int | None = None) -> dict[str, Any]:
@@ -40,8 +41,7 @@ def load_harness_tasks(named: str, path: Path | None = None, shots: int | None =
         manager = _manager(names, path)
         for name in names:
             if name not in manager.task_index:
-                raise ConfigError("the harness has no such task", where=f"--harness {name}",
-                                  do=nearest(name, manager.all_tasks, "tasks"))  # fmt: skip
+                raise _unknown(name, manager.all_tasks, path)
             found |= _loaded(manager, name)
         for name, task in found.items():
             _check_runnable(name, task)
@@ -52,6 +52,17 @@ def load_harness_tasks(named: str, path: Path | None = None, shots: int | None =
             task.set_config(key="num_fewshot", value=(own or 0) if shots is None else shots)
             task.set_fewshot_seed(seed=SEED)
     return found
+
+
+def _unknown(name: str, known: Iterable[str], path: Path | None) -> ConfigError:
+    """For a name that no task has: the nearest few, and how to see all."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=_NEAREST)
+    close += [task for task in known if name.lower() in task.lower() and task not in close][: _NEAREST - len(close)]
+    found = f"nearest: {', '.join(close)}" if close else "none is like it"
+    there = f", and those in {path}" if path else ""
+    return ConfigError("the harness has no such task", where=f"--harness {name}", found=found,
+                       do=f"list all: lm_eval ls tasks{there}")  # fmt: skip
 
 
 def _check_installed() -> None:
@@ -79,7 +90,7 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
         return dict(manager.load([name])["tasks"])
     except HalfbyteError:
         raise
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where a data set is a script, which datasets runs no more
         raise DataError("the data set of a harness task can't be had", where=name, found=_first_line(error),
                         do="load it once with a network, or name a task of your own with --harness-path"
                         ) from error  # fmt: skip

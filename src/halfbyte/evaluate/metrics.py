@@ -45,6 +45,12 @@ class Metric:
     share: bool = False  # of right or wrong items: numerator and denominator are 0 or 1
     unit: str = ""
     f1: bool = False
+    percent: bool = False  # a share of something else than items
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether it is shown in per cent, and its differences in percentage points."""
+        return self.share or self.f1 or self.percent
 
     @property
     def item_better(self) -> str:
@@ -120,7 +126,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {  # the first one of a kind decides it
     ),
     "json": (
         Metric("field_accuracy", "share of the references' fields that are right", "higher", "field_accuracy",
-               _column("right_fields"), _column("fields")),
+               _column("right_fields"), _column("fields"), percent=True),
         _mean("object_match", "share of answers that are the reference object", "higher", share=True),
         _mean("valid", "share of answers that are JSON", "higher", share=True),
         _mean("schema_valid", "share of answers that the schema allows", "higher", share=True),

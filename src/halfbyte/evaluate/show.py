@@ -9,7 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from halfbyte.evaluate.metrics import METRICS, Metric
+from halfbyte.evaluate.declared import metric_named
+from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.several import names
 from halfbyte.evaluate.statistics import LEVEL
 from halfbyte.notebook import table
@@ -24,12 +25,11 @@ class ShownResult(dict[str, Any]):
     """What result.json holds; a notebook shows it as a table."""
 
     def _repr_html_(self) -> str:
-        known = {metric.name: metric for metric in METRICS.get(self["kind"], ())}
         rows = [
-            (name, figure(found["value"], known.get(name)), interval(found["low"], found["high"], known.get(name)),
-             found["n"])
+            (name, figure(found["value"], metric), interval(found["low"], found["high"], metric), found["n"])
             for name, found in self["metrics"].items()
-        ]  # fmt: skip
+            for metric in [metric_named(self["kind"], name)]
+        ]
         title = f"{self['task']}: {self['variant']}, {self['items']} items"
         return table(title, ("metric", "value", f"{_percent(LEVEL)} interval", "n"), rows, self.get("warnings", ()))
 
@@ -98,7 +98,7 @@ def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told:
     """A line for each result of one experiment, and with `told` what makes it another one than the first."""
     first = rows[0]
     name = first["metric"]["name"]
-    metric = next((m for m in METRICS.get(first["kind"], ()) if m.name == name), None)
+    metric = metric_named(first["kind"], name)
     prose(console, f"{first['task']}: {name} with its {_percent(LEVEL)} interval, best first")
     columns = [Column("variant", name=True), Column("model", name=True), Column("weights", left=True),
                Column("adapter", left=True), Column("items"),
@@ -123,7 +123,6 @@ def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told:
 
 
 def render_result(result: dict[str, Any]) -> RenderableType:
-    known = {metric.name: metric for metric in METRICS.get(result["kind"], ())}
     grid = Table(title=Text(f"{result['task']}: {result['variant']}, {result['items']} items"), title_justify="left")
     grid.add_column("metric")
     grid.add_column("value", justify="right")
@@ -132,7 +131,7 @@ def render_result(result: dict[str, Any]) -> RenderableType:
     grid.add_column("what it is")
     all_answered = not result.get("unanswered")
     for name, found in result["metrics"].items():
-        metric = known.get(name)
+        metric = metric_named(result["kind"], name)
         if all_answered and name.endswith("_answered"):
             continue  # the same as over all items
         grid.add_row(
@@ -179,8 +178,8 @@ def render_comparison(comparison: dict[str, Any], known: Mapping[str, str] | Non
 
 
 def _metric(comparison: dict[str, Any]) -> Metric | None:
-    """The metric of a comparison; None: it is not one of ours."""
-    return next((m for m in METRICS.get(comparison["kind"], ()) if m.name == comparison["metric"]), None)
+    """How the metric of a comparison is shown."""
+    return metric_named(comparison["kind"], comparison["metric"])
 
 
 def _chance(comparison: dict[str, Any], found: dict[str, Any]) -> str:
@@ -217,7 +216,7 @@ def _percent(level: float) -> str:
 
 
 def figure(value: float | None, metric: Metric | None, *, sign: bool = False) -> str:
-    """A value with its unit; shares in per cent, differences of shares in percentage points."""
+    """A value with its unit; shares and F1 in per cent, their differences in percentage points."""
     if value is None:
         return "-"
     unit = f" {metric.unit}" if metric is not None and metric.unit else ""
@@ -233,7 +232,7 @@ def interval(low: float | None, high: float | None, metric: Metric | None, *, si
 
 def _number(value: float, metric: Metric | None, sign: bool) -> str:
     plus = "+" if sign else ""
-    if metric is not None and metric.share:
+    if metric is not None and metric.in_percent:
         return f"{100 * value:{plus}.1f} {'pp' if sign else '%'}"
     return f"{value:{plus}.4g}" if abs(value) < 1000 else f"{value:{plus},.0f}"
 

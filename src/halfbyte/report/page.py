@@ -183,7 +183,8 @@ def _score_row(story: Story, name: str, variants: list[Variant]) -> Row:
             {"value": value_text(name, found.get("value"), story.unit), "interval": _interval(story, found, name)}
         )
     metric = metric_of(name)
-    hint = f"{metric.better} is better" if metric else ""
+    better = metric.better if metric else next(filter(None, (variant.better(name) for variant in variants)), None)
+    hint = f"{better} is better" if better else ""
     return {
         "name": label(name),
         "text": metric.text if metric else "",
@@ -217,7 +218,7 @@ def _wrong(story: Story) -> Row:
             {"true": cut(true, 60), "answer": answer, "count": count}
             for (true, answer), count in sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:6]
         ]
-    elif metric_of(story.metric):
+    else:
         worst = [
             {
                 "prompt": cut(p.prompt, 120, tail=True),

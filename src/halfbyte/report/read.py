@@ -66,6 +66,12 @@ class Variant:
         found = self.metric(name)
         return found["value"] if found else None
 
+    def better(self, name: str) -> str | None:
+        """Whether the metric is better "lower" or "higher"; None where the result does not say."""
+        found = (self.result.get("metrics") or {}).get(name)
+        better = found.get("better") if isinstance(found, Mapping) else None
+        return better if better in ("lower", "higher") else None
+
     @property
     def metrics(self) -> list[str]:
         return [name for name in self.result.get("metrics") or {} if self.metric(name)]

@@ -173,8 +173,8 @@ def _pairs(story: Story) -> list[tuple[float, float]]:
     """The items' own scores before and after (more is worse), for the items that both have."""
     if not story.base or not story.tuned or not story.metric:
         return []
-    before = {p.id: item_error(p, story.metric) for p in story.base.predictions}
-    pairs = [(before.get(p.id), item_error(p, story.metric)) for p in story.tuned.predictions]
+    before = {p.id: item_error(story.base, p, story.metric) for p in story.base.predictions}
+    pairs = [(before.get(p.id), item_error(story.tuned, p, story.metric)) for p in story.tuned.predictions]
     shift = 1 if right_or_wrong(story.metric) else 0  # right is 0, wrong is 1
     return [(a + shift, b + shift) for a, b in pairs if a is not None and b is not None]
 
@@ -202,15 +202,16 @@ def differences(story: Story) -> Row:
     made = []
     for name, points in drawn.items():
         metric = metric_of(name)
-        percent = metric is not None and metric.share
+        percent = metric is not None and metric.in_percent
         unit = (
             " (percentage points)" if percent else f" ({story.unit})" if story.unit and name.startswith("mae") else ""
         )
-        better = {"lower": "left of zero is better", "higher": "right of zero is better"}
+        sides = {"lower": "left of zero is better", "higher": "right of zero is better"}
+        better = next((str(item["better"]) for item in found if item.get("metric") == name and item.get("better")), "")
         svg = pictures.differences(points, f"difference in {label(name)}{unit}", 100 if percent else 1)
         levels = {level_text(item) for item in found if item.get("metric") == name}
         title = f"Differences with {' or '.join(sorted(levels))} intervals" + (
-            f"; {better[metric.better]}" if metric else ""
+            f"; {sides[better]}" if better in sides else ""
         )
         made.append({"svg": svg, "title": title})
     told = [f"{item['b']} against {item['a']}: {text}" for item in found for text in item.get("warnings") or []]
@@ -248,7 +249,7 @@ def _changed(story: Story) -> list[tuple[str, list[Prediction]]]:
     if not story.base or not story.tuned or not story.metric:
         return []
     before, after = (
-        {p.id: error for p in variant.predictions if (error := item_error(p, story.metric)) is not None}
+        {p.id: error for p in variant.predictions if (error := item_error(variant, p, story.metric)) is not None}
         for variant in (story.base, story.tuned)
     )
     found = most_changed(before, after, better="lower", count=SAMPLES)
@@ -263,7 +264,7 @@ def sample(story: Story, item: Prediction) -> Row:
         if not variant:
             continue
         found = variant.by_id.get(item.id)
-        error = item_error(found, story.metric) if found and story.metric else None
+        error = item_error(variant, found, story.metric) if found and story.metric else None
         note = ""
         if error is not None and story.metric:
             note = _judged(story, error)

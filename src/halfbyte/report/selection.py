@@ -68,9 +68,9 @@ def _picture(selection: Selection, metric: Metric) -> str:
     if not points:
         return ""
     guess = value_of(selection.guess, metric) if selection.guess else None
-    in_percent = " (%)" if metric.share else f" ({metric.unit})" if metric.unit else ""
+    in_percent = " (%)" if metric.in_percent else f" ({metric.unit})" if metric.unit else ""
     asked = selection.look.asked.budget
-    return pictures.score_memory(points, label(metric.name) + in_percent, scale=100 if metric.share else 1,
+    return pictures.score_memory(points, label(metric.name) + in_percent, scale=100 if metric.in_percent else 1,
                                  budget=None if asked is None else float(asked), guess=guess)  # fmt: skip
 
 

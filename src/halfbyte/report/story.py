@@ -44,7 +44,7 @@ class Story:
 
 def ranked(variant: Variant, metric: str) -> list[tuple[float, Prediction]]:
     """(error, item), smallest error first; equals in the order of their lot."""
-    scored = [(error, p) for p in variant.predictions if (error := item_error(p, metric)) is not None]
+    scored = [(error, p) for p in variant.predictions if (error := item_error(variant, p, metric)) is not None]
     return sorted(scored, key=lambda pair: (pair[0], lot(pair[1].id)))
 
 
@@ -57,7 +57,7 @@ def right_or_wrong(metric: str) -> bool:
     return (
         found is not None
         and (found.share or found.f1)
-        and (found.item.startswith("accuracy") or found.item in ("exact_match", "contains"))
+        and (found.item.startswith("acc") or found.item.partition(",")[0] in ("exact_match", "contains"))
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from halfbyte.evaluate.declared import metric_named
 from halfbyte.evaluate.metrics import METRICS, Metric
 from halfbyte.report.read import MEDIAN, Evidence, Prediction, Variant, as_number
 
@@ -41,7 +42,8 @@ ABSURD = 10  # times the largest true value
 
 
 def metric_of(name: str) -> Metric | None:
-    return _ALL.get(name)
+    """Ours of that name, else the harness's, of which only shares are known."""
+    return _ALL.get(name) or metric_named("harness", name)
 
 
 def label(name: str) -> str:
@@ -128,8 +130,8 @@ def value_text(name: str, value: float | None, unit: str = "") -> str:
     """A metric's value with its unit: a share in per cent, an error in the task's unit, if that is known."""
     if value is None:
         return "–"
-    metric = _ALL.get(name)
-    if metric and metric.share:
+    metric = metric_of(name)
+    if metric and metric.in_percent:
         return f"{100 * value:.1f}{_SPACE}%".replace("-", _MINUS)
     if unit and name.startswith("mae"):
         sign = _MINUS if value < 0 else ""
@@ -141,9 +143,9 @@ def change_text(name: str, value: float | None, unit: str = "") -> str:
     """A difference of two values of a metric, with its sign; of shares in percentage points."""
     if value is None:
         return "–"
-    metric = _ALL.get(name)
+    metric = metric_of(name)
     text = value_text(name, value, unit)
-    if metric and metric.share:
+    if metric and metric.in_percent:
         text = text.replace("%", "points")
     return f"+{text}" if value > 0 else text
 
@@ -304,11 +306,14 @@ def wrong_note(tuned: Variant, unit: str) -> list[str]:
     return lines
 
 
-def item_error(prediction: Prediction, metric: str) -> float | None:
-    """The item's own score of `metric`, turned so that more is worse."""
+def item_error(variant: Variant, prediction: Prediction, metric: str) -> float | None:
+    """The item's own score of `metric`, turned so that more is worse. A metric that is not ours is better the way that
+    the result says."""
     known = _ALL.get(metric)
-    score = prediction.scores.get(known.item if known else metric)
-    return None if score is None else score if known and known.item_better == "lower" else -score
+    ours = known is not None and known.item in prediction.scores
+    item, better = (known.item, known.item_better) if known and ours else (metric, variant.better(metric))
+    score = prediction.scores.get(item)
+    return None if score is None else score if better == "lower" else -score
 
 
 def money(value: float | None, unit: str) -> str:
