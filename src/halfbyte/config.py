@@ -111,6 +111,9 @@ class DataConfig:
     template: dict[str, str] | None = option(
         None, "prompt and completion, made of columns: {prompt: 'Set {Name}', ...}"
     )
+    group: str | None = option(
+        None, "column; a group is never both trained on and validated on; null: that of the TASK.yaml in train"
+    )
     learn: str = option("completion", "what the loss counts", check=_one_of("completion", "all"))
     max_tokens: int = option(
         1024, "longest item; what is cut is counted and reported", unit="tokens", check=_between(LEAST_TOKENS)

@@ -92,6 +92,47 @@ def test_split_keeps_equal_prompts_on_one_side_and_is_stable():
     assert prompts(split(examples(values), 0.1, seed=5)[1]) != prompts(validation)
 
 
+def grouped(count):
+    """Groups of four; every seventh prompt stands in two groups."""
+    values = [row | {"plate": f"g{k // 4}"} for k, row in enumerate(rows(count))]
+    return values + [row | {"plate": f"g{k + 1}"} for k, row in enumerate(rows(count)) if k % 7 == 0 and k < count // 8]
+
+
+def test_a_group_is_never_on_both_sides():
+    values = grouped(400)
+    for seed in range(5):
+        train, validation, _ = split(examples(values), 0.2, seed, "plate")
+        sides = [{example.record.values["plate"] for example in side} for side in (train, validation)]
+        assert not sides[0] & sides[1] and not prompts(train) & prompts(validation)
+        assert 0.1 < len(validation) / len(values) < 0.3
+    torn = split(examples(values), 0.2, 0)
+    assert {e.record.values["plate"] for e in torn[0]} & {e.record.values["plate"] for e in torn[1]}
+    same = examples([{"prompt": "continue:", "completion": str(k), "plate": f"g{k // 4}"} for k in range(80)])
+    train, validation, _ = split(same, 0.2, 0, "plate")  # a prompt that all share says nothing
+    assert train and validation
+    assert split(examples(values[:4]), 0.5, 0, "plate")[2] == "no validation: the training data holds one group only"
+    with pytest.raises(DataError, match=r"(?s)no column 'plat' to split by.*did you mean 'plate'"):
+        split(examples(values), 0.2, 0, "plat")
+
+
+def test_the_group_comes_from_the_run_or_from_the_task_that_is_trained_on(tmp_path):
+    write(tmp_path / "all.jsonl", grouped(400))
+    (tmp_path / "task.yaml").write_text("kind: exact\ndata: all.jsonl\ngroup: plate\nsplit: {share: 0.3}\n")
+    for config in (DataConfig(train=str(tmp_path / "task.yaml"), validation=0.2),
+                   DataConfig(train=str(tmp_path / "all.jsonl"), validation=0.2, group="plate")):  # fmt: skip
+        data = load_training(config, tiny_tokenizer(), 0)
+        sides = [{e.record.values["plate"] for e in side} for side in (data.examples, data.validation_examples)]
+        assert all(sides) and not sides[0] & sides[1]
+    other = write(
+        tmp_path / "other.jsonl", [{"prompt": "new", "completion": "x", "plate": plate} for plate in ("g1", "q")]
+    )
+    config = DataConfig(train=str(tmp_path / "all.jsonl"), validation=other, group="plate")
+    assert (
+        "1 of 2 validation items are of groups that are trained on"
+        in load_training(config, tiny_tokenizer(), 0).describe()
+    )
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
 def test_both_sides_of_a_small_set_hold_something(count, share):

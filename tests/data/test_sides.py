@@ -74,6 +74,23 @@ def test_equal_prompts_are_never_on_both_sides(task_file: Path) -> None:
     assert test and train and not test & train
 
 
+@pytest.mark.parametrize("column", ["id", "group"])
+def test_equal_prompts_are_never_on_both_sides_whatever_their_ids(task_file: Path, column: str) -> None:
+    own = {"id": "number", "group": "theme"}[column]
+    task_file.write_text(f"{TASK}{column}: {own}\n")
+    write(task_file.parent, [row | {"name": f"set {k % 90}", "theme": f"t{k % 60}"} for k, row in enumerate(rows(200))])
+    sides = (asked_examples(load_task(task_file)), training_examples(task_file))
+    for name in ("name", own):
+        test, train = (set(columns(side, name)) for side in sides)
+        assert test and train and not test & train
+    # what has no twin keeps the side that its own id or group gives it
+    write(task_file.parent, rows(200))
+    alone = set(columns(asked_examples(load_task(task_file)), own))
+    write(task_file.parent, rows(200) + [row | {"name": "new", "theme": "new"} for row in rows(2)])
+    more = [row for row in asked_examples(load_task(task_file)) if row.record.values["name"] != "new"]
+    assert set(columns(more, own)) == alone
+
+
 def test_a_run_trains_on_the_other_side(task_file: Path) -> None:
     (task_file.parent / "run.yaml").write_text("model: tiny\ndata: {train: task.yaml}\ntask: task.yaml\n")
     run = load_run(task_file.parent / "run.yaml")

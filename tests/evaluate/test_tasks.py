@@ -139,8 +139,55 @@ def test_options_are_rendered_as_completions_are(tmp_path: Path) -> None:
         "no column 'wher' for the options": "wher",
     }
     for fault, options in faults.items():
-        with pytest.raises(DataError, match=fault):
+        with pytest.raises((DataError, ConfigError), match=fault):
             load_task_set(TaskConfig(name="x", data=plain, kind="choice", options=options))
+
+
+def choice(folder: Path, completions: list[Any], options: Any, **more: Any) -> TaskConfig:
+    rows = [{"prompt": f"p{k}", "completion": text} for k, text in enumerate(completions)]
+    return TaskConfig(name="x", data=write(folder / "t.jsonl", rows), kind="choice", options=options, **more)
+
+
+def test_faults_of_the_options_are_one_error_with_its_advice(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_task_set(choice(tmp_path, ["yes", "perhaps", "perhaps", "never"] + ["perhaps"] * 5, ["yes", "no"]))
+    text, place = str(caught.value), f"{tmp_path}/t.jsonl"
+    assert text.startswith("8 of 9 items of the test set can't be used")
+    assert text.count("is none of the options") == 2
+    assert f"{place}:2: the reference is none of the options ('perhaps'); so in 6 more: {place}:3, {place}:5" in text
+    assert "do: add it to the task's options, or mend the reference (options: 'yes', 'no')" in text
+    with pytest.raises(DataError) as caught:
+        load_task_set(choice(tmp_path, ["yes"] * 9, "wher"))
+    text = str(caught.value)
+    assert text.count("no column 'wher' for the options") == 1 and "; so in 8 more" in text
+    assert "do: let options name a column of the data" in text and "needs a completion" not in text
+    for options, said in ((["yes"], "two options or more"), (["yes", " yes"], "stands twice"), (["yes", ""], "empty")):
+        with pytest.raises(ConfigError, match=said) as error:
+            load_task_set(choice(tmp_path, ["yes"] * 9, options))
+        assert error.value.where == "task x: options" and error.value.do
+
+
+def test_options_that_a_written_answer_can_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    alike = choice(tmp_path, ["Yes", "no"], ["Yes", "no", "yes."])
+    assert len(load_task_set(alike).items) == 2
+    with pytest.raises(ConfigError, match=r"(?s)can't tell two options apart.*'Yes' and 'yes\.'"):
+        load_task_set(replace(alike, answer="generated"))
+    rows = [{"prompt": "a", "completion": "no", "o": ["no", "Yes"]}, {"prompt": "b", "completion": "no",
+             "o": ["no", "yes", '"Yes"']}]  # fmt: skip
+    columns = replace(alike, data=write(tmp_path / "c.jsonl", rows), options="o")
+    assert len(load_task_set(columns).items) == 2
+    with pytest.raises(DataError, match=r"(?s)1 of 2 items.*c.jsonl:2: a written answer can't tell"):
+        load_task_set(replace(columns, answer="generated"))
+
+
+def test_missing_and_empty_answers_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_task_set(replace(choice(tmp_path, ["a", None, "", None, "b", "x"], None), kind="number"))
+    text = str(caught.value)
+    assert text.startswith("6 of 6 items of the test set can't be used")
+    assert "t.jsonl:3: the completion is empty" in text and "t.jsonl:2: there is no reference answer; so in 1" in text
+    assert "t.jsonl:1: the reference is no number ('a')" in text
+    assert "leave records without an answer out of the file; write a number" in text
 
 
 def test_shots_come_before_the_prompt(prices: TaskConfig) -> None:
@@ -163,6 +210,19 @@ def test_shots_come_before_the_prompt(prices: TaskConfig) -> None:
         load_task_set(replace(task, shots=4))
     with pytest.raises(DataError, match="too few training examples"):
         load_task_set(replace(task, train=task.data))  # never an item of the test set
+
+
+def test_shots_are_of_no_test_items_group(prices: TaskConfig, tmp_path: Path) -> None:
+    rows = [{"name": f"old {k}", "price": k, "theme": f"t{k % 4}"} for k in range(40)]
+    train = write(tmp_path / "grouped.jsonl", rows)
+    for seed in range(5):
+        tasks = load_task_set(replace(prices, train=train, group="theme", shots=8), seed=seed)
+        assert {item.group for item in tasks.items} == {"t0", "t1"} and not tasks.warnings
+        assert {shot.record.values["theme"] for shot in tasks.shots} <= {"t2", "t3"}
+    with pytest.raises(DataError, match="20 whose neither prompt nor group is in the test set; shots: 21"):
+        load_task_set(replace(prices, train=train, group="theme", shots=21))
+    (warning,) = load_task_set(replace(prices, group="theme", shots=1)).warnings
+    assert warning.startswith("3 of 3 training examples have no 'theme'")
 
 
 def json_task(folder: Path, *completions: str, **options: Any) -> TaskConfig:

@@ -6,12 +6,15 @@ import hashlib
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from halfbyte.config import DataConfig
+from halfbyte.config import DataConfig, load_task
 from halfbyte.data.encode import Encoder, Item
 from halfbyte.data.numbers import parse_number
+from halfbyte.data.sides import value_of
 from halfbyte.data.template import Example, load_examples
+from halfbyte.data.units import joined
 from halfbyte.errors import ConfigError, DataError
 
 
@@ -76,8 +79,9 @@ def load_training(config: DataConfig, tokenizer: Any, seed: int) -> TrainingData
     """Read, encode and split the data of a run.
 
     `validation` is a file of its own, or a share of train: then each prompt is assigned by its hash and the seed, so
-    that an item keeps its side when others join, and equal prompts are never on both sides. Raises DataError, and
-    ConfigError when no training data is named.
+    that an item keeps its side when others join, and equal prompts are never on both sides; nor are the items of a
+    group, where `group` or the TASK.yaml that is trained on names one. Raises DataError, and ConfigError when no
+    training data is named.
     """
     if not config.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
@@ -99,8 +103,9 @@ def load_training(config: DataConfig, tokenizer: Any, seed: int) -> TrainingData
         shared = sum(_text_of(example) in seen for example in validation)
         if shared:
             notes.append(f"{shared:,} of {len(validation):,} validation prompts stand in the training data, too")
+        notes += _shared_groups(train, validation, group_of(config))
     else:
-        train, validation, note = split(train, config.validation or 0.0, seed)
+        train, validation, note = split(train, config.validation or 0.0, seed, group_of(config))
         notes += [note] if note else []
     items, counts = _encode(encoder, train, config)
     held_out, held_counts = _encode(encoder, validation, config)
@@ -112,25 +117,46 @@ def load_training(config: DataConfig, tokenizer: Any, seed: int) -> TrainingData
     return TrainingData(items, held_out, train, validation, counts, held_counts, encoder.pad, notes)
 
 
+def group_of(config: DataConfig) -> str | None:
+    """The column whose items stay on one side of the split: the run's own, else that of the task that is trained on."""
+    if config.group or Path(str(config.train)).suffix.lower() not in (".yaml", ".yml"):
+        return config.group
+    return load_task(str(config.train), runs=False).group
+
+
+def _shared_groups(train: Sequence[Example], validation: Sequence[Example], group: str | None) -> list[str]:
+    if group is None:
+        return []
+    known = {value_of(example.record, group) for example in train}
+    shared = sum(value_of(example.record, group) in known for example in validation)
+    return [f"{shared:,} of {len(validation):,} validation items are of groups that are trained on, too"] * bool(shared)
+
+
 def _encode(encoder: Encoder, examples: Sequence[Example], config: DataConfig) -> tuple[list[Item], Counts]:
     items = encoder.items(examples, config.learn, config.max_tokens)
     kept = [item for item in items if any(item.learned)]
     return kept, Counts.of(kept, len(items) - len(kept))
 
 
-def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example], str | None]:
+def split(
+    examples: Sequence[Example], share: float, seed: int, group: str | None = None
+) -> tuple[list[Example], list[Example], str | None]:
     """(train, validation, note): about `share` of the distinct prompts held out, with at least one on each side.
 
-    Where all prompts are equal (as with texts that have none), the completion counts as well.
+    Where all prompts are equal (as with texts that have none), the completion counts as well. `group`: a column; then
+    about `share` of the groups are held out, and those that share a prompt stay together, too.
     """
     if not share:
         return list(examples), [], None
     keys = [_text_of(example) for example in examples]
-    if len(set(keys)) == 1:
+    if group is not None:
+        keys = joined([value_of(example.record, group) for example in examples], keys)
+    elif len(set(keys)) == 1:
         keys = [_whole_of(example) for example in examples]
     ranks = {text: _rank(text, seed) for text in set(keys)}
     if len(ranks) == 1:
-        return list(examples), [], "no validation: the training data holds one distinct item only"
+        what = "distinct item" if group is None else "group"
+        return list(examples), [], f"no validation: the training data holds one {what} only"
     first, last = min(ranks, key=ranks.__getitem__), max(ranks, key=ranks.__getitem__)
     chosen = {text for text, rank in ranks.items() if rank < share and text != last} | {first}
     train = [example for example, key in zip(examples, keys, strict=True) if key not in chosen]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.bare import BareTokenizer, has_chat_template
-from halfbyte.data.dataset import split
+from halfbyte.data.dataset import group_of, split
 from halfbyte.data.encode import Encoder, Item
 from halfbyte.data.sides import asked_examples
 from halfbyte.data.template import Example, load_examples
@@ -78,7 +78,7 @@ def _sides(config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]
     examples = load_examples(str(config.train), config.template)
     if isinstance(config.validation, str):
         return examples, load_examples(config.validation, config.template, split="validation")
-    train, validation, _ = split(examples, config.validation or 0.0, seed)
+    train, validation, _ = split(examples, config.validation or 0.0, seed, group_of(config))
     return train, validation
 
 

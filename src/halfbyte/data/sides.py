@@ -1,26 +1,31 @@
 """One file, two sides: which records of a task's data are for testing, and which may be trained on.
 
-A record's side is settled by a hash of its group, else its id, else its prompt, and by nothing else: it keeps its side
-when records join, leave or change places, and a group is never on both.
+A record's side is settled by a hash of its group, else its id, else its prompt: it keeps its side when records join,
+leave or change places. A group is never on both, and neither is a prompt: records with one prompt go where the smallest
+of their groups or ids goes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from halfbyte.config import TaskConfig, load_task
 from halfbyte.data.records import Record, load_records
 from halfbyte.data.template import Example, to_examples
+from halfbyte.data.units import joined
 from halfbyte.errors import ConfigError, DataError, nearest
 
 
-def asked_examples(task: TaskConfig) -> list[Example]:
-    """The examples that `task` is scored on: all of its data, or the testing side of it."""
+def asked_examples(task: TaskConfig, faults: list[DataError] | None = None) -> list[Example]:
+    """The examples that `task` is scored on: all of its data, or the testing side of it.
+
+    What is wrong with records that are no example is added to `faults`; without that list it is raised.
+    """
     if task.split.share is None:
-        return to_examples(load_records(task.data, split="test"), task.template)
-    return [example for example, test in _sides(task) if test]
+        return to_examples(load_records(task.data, split="test"), task.template, faults)
+    return [example for example, test in _sides(task, faults) if test]
 
 
 def training_examples(file: Path, template: Mapping[str, str] | None = None) -> list[Example]:
@@ -36,14 +41,14 @@ def training_examples(file: Path, template: Mapping[str, str] | None = None) -> 
     return kept if template is None else to_examples([example.record for example in kept], template)
 
 
-def _sides(task: TaskConfig) -> list[tuple[Example, bool]]:
+def _sides(task: TaskConfig, faults: list[DataError] | None = None) -> list[tuple[Example, bool]]:
     """(example, whether it is for testing), in the order of the data. Raises DataError where a side is empty."""
     share, salt = task.split.share, task.split.salt
     assert share is not None
-    examples = to_examples(load_records(task.data), task.template)
-    made = [(example, _rank(_key(example, task), salt) < share) for example in examples]
+    examples = to_examples(load_records(task.data), task.template, faults)
+    made = [(example, _rank(key, salt) < share) for example, key in zip(examples, _keys(examples, task), strict=True)]
     tests = sum(test for _, test in made)
-    if not 0 < tests < len(made):
+    if not 0 < tests < len(made) and not faults:
         side = "testing" if tests == 0 else "training"
         raise DataError(f"the split leaves nothing for {side}", where=f"task {task.name}: split",
                         found=f"{len(made)} records, share {share:g}, salt {salt}",
@@ -51,15 +56,17 @@ def _sides(task: TaskConfig) -> list[tuple[Example, bool]]:
     return made
 
 
-def _key(example: Example, task: TaskConfig) -> str:
+def _keys(examples: Sequence[Example], task: TaskConfig) -> list[str]:
+    """What settles the side of each example."""
+    prompts = [" ".join(f"{example.system or ''} {example.prompt}".split()).casefold() for example in examples]
     column = task.group or task.id
     if column is None:
-        prompt = " ".join(f"{example.system or ''} {example.prompt}".split()).casefold()
-        return prompt or (example.completion or "")
-    return _value(example.record, column)
+        return [prompt or (example.completion or "") for prompt, example in zip(prompts, examples, strict=True)]
+    return joined([value_of(example.record, column) for example in examples], prompts)
 
 
-def _value(record: Record, column: str) -> str:
+def value_of(record: Record, column: str) -> str:
+    """The text in `column`, by which records are split. Raises DataError where there is none."""
     if column not in record.values:
         hint = nearest(column, map(str, record.values), "columns")
         raise DataError(f"there is no column '{column}' to split by", where=record.origin, do=hint)

@@ -53,8 +53,10 @@ def load_examples(source: str, template: Mapping[str, str] | None = None, *, spl
     return to_examples(load_records(source, split=split), template)
 
 
-def to_examples(records: Sequence[Record], template: Mapping[str, str] | None = None) -> list[Example]:
-    """`to_example` of every record; one DataError names the faults of all."""
+def to_examples(
+    records: Sequence[Record], template: Mapping[str, str] | None = None, into: list[DataError] | None = None
+) -> list[Example]:
+    """`to_example` of every record; one DataError names the faults of all, unless they are to be added `into` a list."""
     examples: list[Example] = []
     faults: list[DataError] = []
     for record in records:
@@ -62,6 +64,9 @@ def to_examples(records: Sequence[Record], template: Mapping[str, str] | None = 
             examples.append(to_example(record, template))
         except DataError as fault:
             faults.append(fault)
+    if into is not None:
+        into += faults
+        return examples
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -69,12 +74,28 @@ def to_examples(records: Sequence[Record], template: Mapping[str, str] | None = 
     return examples
 
 
-def gathered(faults: Sequence[DataError], total: int, what: str) -> DataError:
-    """One error for the faults of several records: the first few, their number, what to do about the first."""
-    lines = [f"{fault.where}: {fault.what}" + (f" ({fault.found})" if fault.found else "") for fault in faults[:_SHOWN]]
-    if len(faults) > _SHOWN:
-        lines.append(f"and {len(faults) - _SHOWN} more")
-    return DataError(f"{len(faults)} of {total} {what} can't be used", found="\n         ".join(lines), do=faults[0].do)
+def gathered(faults: Sequence[DataError], total: int, what: str, where: object = None) -> DataError:
+    """One error for the faults of several records: the first few kinds of them, each at its first place with the number
+    of others like it, and what to do about each."""
+    alike: dict[tuple[str, object], list[DataError]] = {}
+    for fault in faults:
+        alike.setdefault((fault.what, fault.found), []).append(fault)
+    shown = list(alike.values())[:_SHOWN]
+    lines = [f"{same[0].where}: {same[0].what}" + (f" ({same[0].found})" if same[0].found else "") + _as_in(same[1:])
+             for same in shown]  # fmt: skip
+    left = len(faults) - sum(map(len, shown))
+    lines += [f"and {left} more"] * bool(left)
+    advice = "; ".join(dict.fromkeys(same[0].do for same in shown if same[0].do))
+    return DataError(f"{len(faults)} of {total} {what} can't be used", where=where, found="\n         ".join(lines),
+                     do=advice or None)  # fmt: skip
+
+
+def _as_in(others: Sequence[DataError]) -> str:
+    """Where else the same is wrong, in a few places."""
+    if not others:
+        return ""
+    places = ", ".join(str(fault.where) for fault in others[: _SHOWN - 1])
+    return f"; so in {len(others)} more: {places}" + (", ..." if len(others) >= _SHOWN else "")
 
 
 def to_example(record: Record, template: Mapping[str, str] | None = None) -> Example:

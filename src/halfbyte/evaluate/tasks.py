@@ -18,15 +18,13 @@ from typing import Any
 from halfbyte.config import TaskConfig
 from halfbyte.data.encode import Encoder
 from halfbyte.data.numbers import parse_number
-from halfbyte.data.records import Record
 from halfbyte.data.sides import asked_examples
-from halfbyte.data.template import Example, fill, load_examples
+from halfbyte.data.template import Example, gathered, load_examples
 from halfbyte.errors import ConfigError, DataError, nearest
 from halfbyte.evaluate.likeness import check_chrf
+from halfbyte.evaluate.options import check_options, rendered_options
 from halfbyte.evaluate.scorer import describe_scorer
 from halfbyte.evaluate.structured import load_schema, read_json
-
-_SHOWN = 5  # faults that one error spells out
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,20 @@ def load_task_set(task: TaskConfig, *, seed: int = 0, limit: int | None = None) 
 
     Raises DataError for a missing or broken file, an empty test set, an item without a reference, an id that stands
     twice, a reference of a `number` task that is no number, of a `choice` task that is no option, and of a `json` task
-    that is no object; MissingDependency for a library that the kind needs; ConfigError for a scoring function's file
-    that can't be read.
+    that is no object, all of them in one error; MissingDependency for a library that the kind needs; ConfigError for a
+    scoring function's file that can't be read, and for a list of options that can't be used.
     """
     _needs(task)
-    examples = asked_examples(task)
-    items = _items(examples, task)
+    faults: list[DataError] = []
+    items = _items(asked_examples(task, faults), task, faults)
     if limit is not None and limit < len(items):
         kept = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[: max(1, limit)]
         ids = {item.id for item in kept}
         items = [item for item in items if item.id in ids]
     train = load_examples(task.train, task.template) if task.train and (task.shots or task.kind == "number") else []
-    shots = _shots(task, train, items, seed)
+    shots, told = _shots(task, train, items, seed)
     fallback, source, warnings = _fallback(task, train, items) if task.kind == "number" else (None, None, [])
-    return TaskSet(task, items, shots, fallback, source, _parts(task, items, shots, fallback), warnings)
+    return TaskSet(task, items, shots, fallback, source, _parts(task, items, shots, fallback), told + warnings)
 
 
 def _needs(task: TaskConfig) -> None:
@@ -103,51 +101,50 @@ def _needs(task: TaskConfig) -> None:
         check_chrf()
     if task.kind == "json" and task.schema is not None:
         load_schema(task.schema)
+    check_options(task)
     if task.kind == "python" and task.scorer is None:
         raise ConfigError("kind 'python' needs a scoring function", where=f"task {task.name}",
                           do="add 'scorer: scorer.py:score'")  # fmt: skip
 
 
-def _items(examples: Sequence[Example], task: TaskConfig) -> list[Item]:
-    faults: list[str] = []
+def _items(examples: Sequence[Example], task: TaskConfig, faults: Sequence[DataError]) -> list[Item]:
+    """The items of `examples`; `faults`: records that are no example. All faults are one error."""
+    found = list(faults)
     items: list[Item] = []
     seen: dict[str, int] = {}
     for example in examples:
-        origin, reference = example.record.origin, example.completion
-        if reference is None:
-            faults.append(f"{origin}: there is no reference answer")
-            continue
         try:
-            name = _value(example, task.id, "id") if task.id else digest([example.prompt, reference])[:16]
-            group = _value(example, task.group, "group") if task.group else None
-            item = Item(name, group, example, reference)
-            items.append(_with_kind(item, task))
+            item = _item(example, task)
+            seen[item.id] = count = seen.get(item.id, 0) + 1
+            if count > 1 and task.id:
+                raise DataError(f"the id {item.id!r} stands twice", do="name a column that differs from item to item")
+            items.append(item if count == 1 else replace(item, id=f"{item.id}#{count}"))
         except DataError as fault:
-            faults.append(f"{origin}: {fault.what}" + (f" ({fault.found})" if fault.found else ""))
-            continue
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1 and task.id:
-            faults.append(f"{origin}: the id {name!r} stands twice")
-        elif seen[name] > 1:
-            items[-1] = replace(items[-1], id=f"{name}#{seen[name]}")
-    if faults:
-        more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise DataError(
-            f"{len(faults)} of {len(examples)} items of the test set can't be used",
-            where=f"task {task.name}: {task.data}",
-            found="\n         ".join(faults[:_SHOWN] + more),
-            do="a test item needs a completion (from its column or the template) that fits the task's kind",
-        )
+            found.append(DataError(fault.what, where=example.record.origin, found=fault.found, do=fault.do))
+    if found:
+        where = f"task {task.name}: {task.data}"
+        raise gathered(found, len(examples) + len(faults), "items of the test set", where=where)
     return items
+
+
+def _item(example: Example, task: TaskConfig) -> Item:
+    reference = example.completion
+    if reference is None:
+        raise DataError("there is no reference answer", do="a test item needs a completion (of its column or the "
+                        "template)")  # fmt: skip
+    name = _value(example, task.id, "id") if task.id else digest([example.prompt, reference])[:16]
+    group = _value(example, task.group, "group") if task.group else None
+    return _with_kind(Item(name, group, example, reference), task)
 
 
 def _value(example: Example, column: str, what: str) -> str:
     values = example.record.values
     if column not in values:
-        raise DataError(f"there is no column '{column}' for the {what}: {nearest(column, map(str, values), 'columns')}")
+        raise DataError(f"there is no column '{column}' for the {what}: {nearest(column, map(str, values), 'columns')}",
+                        do=f"let {what} name a column of the data")  # fmt: skip
     value = values[column]
     if value is None or value == "" or isinstance(value, (list, dict)):
-        raise DataError(f"the column '{column}' holds no {what}", found=repr(value))
+        raise DataError(f"the column '{column}' holds no {what}", found=repr(value), do="fill it in for every item")
     return str(value)
 
 
@@ -156,76 +153,52 @@ def _with_kind(item: Item, task: TaskConfig) -> Item:
     if task.kind == "number":
         number = parse_number(item.reference)
         if number is None:
-            raise DataError("the reference is no number", found=repr(item.reference))
+            raise DataError("the reference is no number", found=repr(item.reference),
+                            do="write a number as the reference, or set another kind")  # fmt: skip
         return replace(item, number=number)
     if task.kind == "choice":
-        options = _options(item, task)
-        rendered = tuple(_render(item.example, option, task) for option in options)
-        if item.reference not in rendered:
-            raise DataError("the reference is none of the options",
-                            found=f"{item.reference!r}; options: {', '.join(map(repr, rendered[:10]))}")  # fmt: skip
-        return replace(item, options=rendered, right=rendered.index(item.reference))
+        options, right = rendered_options(item.example, task)
+        return replace(item, options=options, right=right)
     if task.kind == "json":
         fields = read_json(item.reference)
         if not isinstance(fields, dict) or not fields:
-            raise DataError("the reference is no JSON object with fields", found=repr(item.reference[:80]))
+            raise DataError("the reference is no JSON object with fields", found=repr(item.reference[:80]),
+                            do='write an object as the reference: {"name": "Fire Truck"}')  # fmt: skip
         return replace(item, fields=fields)
     return item
 
 
-def _options(item: Item, task: TaskConfig) -> list[str]:
-    options: Any = task.options
-    if isinstance(options, str):
-        values = item.example.record.values
-        if options not in values:
-            raise DataError(
-                f"there is no column '{options}' for the options: {nearest(options, map(str, values), 'columns')}"
-            )
-        options = values[options]
-        if isinstance(options, str):  # CSV knows no lists
-            try:
-                options = json.loads(options)
-            except ValueError:
-                raise DataError("the options are no list", found=repr(options), do='write ["yes", "no"]') from None
-    if not isinstance(options, list) or len(options) < 2 or not all(str(option).strip() for option in options):
-        raise DataError("there must be a list of two options or more, none of them empty", found=repr(options))
-    texts = [str(option) for option in options]
-    twice = sorted({text for text in texts if texts.count(text) > 1})
-    if twice:
-        raise DataError("an option stands twice", found=repr(twice[0]))
-    return texts
-
-
-def _render(example: Example, option: str, task: TaskConfig) -> str:
-    """`option` written as the completion writes the right one: in its template, or in the white space around it."""
-    completion = example.completion or ""
-    pattern, values = (task.template or {}).get("completion", ""), example.record.values
-    columns = [column for column in values if f"{{{column}}}" in pattern]
-    if len(columns) == 1:
-        return fill(pattern, Record(values | {columns[0]: option}, example.record.origin))
-    bare = completion.strip()
-    if option == completion or not bare:
-        return option
-    lead = completion[: len(completion) - len(completion.lstrip())]
-    return lead + option.strip() + completion[len(completion.rstrip()) :]
-
-
-def _shots(task: TaskConfig, train: Sequence[Example], items: Sequence[Item], seed: int) -> list[Example]:
-    """`task.shots` training examples, the same for every item; none of them has the prompt of a test item."""
+def _shots(
+    task: TaskConfig, train: Sequence[Example], items: Sequence[Item], seed: int
+) -> tuple[list[Example], list[str]]:
+    """(`task.shots` training examples, the same for every item; warnings). None of them has the prompt of a test item,
+    or is of a test item's group."""
     if not task.shots:
-        return []
+        return [], []
     if not task.train:
         raise DataError(
             "shots need training examples", where=f"task {task.name}", found=f"shots: {task.shots}, no train",
             do="name the training data: train: train.jsonl",
         )  # fmt: skip
     tested = {item.example.prompt for item in items}
-    usable = [example for example in train if example.completion is not None and example.prompt not in tested]
+    groups, grouped = {item.group for item in items if item.group is not None}, [_group(one, task) for one in train]
+    usable = [example for example, group in zip(train, grouped, strict=True)
+              if example.completion is not None and example.prompt not in tested and group not in groups]  # fmt: skip
     if len(usable) < task.shots:
+        which = "neither prompt nor group is" if task.group else "prompt is not"
         raise DataError("there are too few training examples for the shots", where=task.train,
-                        found=f"{len(usable)} whose prompt is not in the test set; shots: {task.shots}",
+                        found=f"{len(usable)} whose {which} in the test set; shots: {task.shots}",
                         do="lower shots, or name more training data")  # fmt: skip
-    return random.Random(seed).sample(usable, task.shots)
+    unknown = grouped.count(None) if task.group else 0
+    told = [f"{unknown:,} of {len(train):,} training examples have no '{task.group}', so an example before the prompts"
+            " may be of a test item's group"] * bool(unknown)  # fmt: skip
+    return random.Random(seed).sample(usable, task.shots), told
+
+
+def _group(example: Example, task: TaskConfig) -> str | None:
+    """The group of a training example; None where it says none."""
+    value = example.record.values.get(task.group) if task.group else None
+    return None if value is None or value == "" else str(value)
 
 
 def _with_shots(example: Example, shots: Sequence[Example], *, chat: bool) -> Example:
