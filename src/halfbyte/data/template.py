@@ -56,7 +56,7 @@ def load_examples(source: str, template: Mapping[str, str] | None = None, *, spl
 def to_examples(
     records: Sequence[Record], template: Mapping[str, str] | None = None, into: list[DataError] | None = None
 ) -> list[Example]:
-    """`to_example` of every record; one DataError names the faults of all, unless they are to be added `into` a list."""
+    """`to_example` of every record; one DataError names the faults of all, unless they are to go `into` a list."""
     examples: list[Example] = []
     faults: list[DataError] = []
     for record in records:

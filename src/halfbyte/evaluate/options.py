@@ -59,7 +59,8 @@ def _checked(options: Any, task: TaskConfig) -> list[str]:
     if not isinstance(options, list) or len(options) < 2 or not all(str(option).strip() for option in options):
         raise DataError("there must be a list of two options or more, none of them empty", found=repr(options),
                         do='write ["yes", "no"]')  # fmt: skip
-    texts, seen = [str(option) for option in options], {}
+    texts = [str(option) for option in options]
+    seen: dict[str, str] = {}
     for text in texts:
         known = normalise(text) if task.answer == "generated" else text.strip()
         if known in seen and text.strip() == seen[known].strip():
