@@ -362,8 +362,8 @@ def test_a_tasks_own_code_runs_only_with_its_flag(
         assert main(refused) == 2
         said = capsys.readouterr().err
         assert "runs Python code" in said and f"--scorer {folder}/scorer.py:score" in said
-    assert main([*select, "--scorer", f"{folder}/scorer.py:score"]) == 1  # past it: there is no such candidate
     assert not trace.exists()
+    assert main([*select, "--scorer", f"{folder}/scorer.py:score"]) == 1  # past it: there is no such candidate
     assert main([*evaluate, "--scorer", f"{folder}/scorer.py:score"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert trace.exists() and "score ↑" in said and "2.45" in said and "worst items" in said
