@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte import __version__
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.formats import COMPUTE, WEIGHTS
+from halfbyte.memory import ran_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,48 +27,62 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 130 interrupted."""
+    """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 130 stopped by Ctrl-C or
+    SIGTERM."""
     parser, options = _parser(), argparse.Namespace(debug=False)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        options = parser.parse_args(arguments)
-        if not hasattr(options, "handler"):
-            parser.print_help()
-            return 2
-        code: int = options.handler(options)
-        sys.stdout.flush()
-        return code
+        with _sigterm_as_ctrl_c():
+            options = parser.parse_args(arguments)
+            if not hasattr(options, "handler"):
+                parser.print_help()
+                return 2
+            code: int = options.handler(options)
+            sys.stdout.flush()
+            return code
     except HalfbyteError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("stopped; what was finished is kept, and nothing that is half written counts", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        print(
-            "error: memory ran out\n  do: see `halfbyte plan`, close other programs, or take a smaller model",
-            file=sys.stderr,
-        )
-        return 1
-    except OSError as error:
-        if options.debug:
-            raise
-        hint = (
-            "  do: free some disk space" if error.errno == errno.ENOSPC else "  do: run again with --debug for details"
-        )
-        print(f"error: {error.strerror or error}\n  where: {error.filename or 'unknown'}\n{hint}", file=sys.stderr)
-        return 1
     except Exception as error:
         if options.debug:
             raise
-        print(
-            f"error: {type(error).__name__}: {error}\n  do: a fault of halfbyte; run again with --debug and report it",
-            file=sys.stderr,
-        )
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM unwinds a verb as Ctrl-C does, so that it can clear up behind it."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: whoever runs it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _in_words(error: Exception) -> str:
+    """What to say of an error that no verb has made words of."""
+    if ran_out(error):
+        return "memory ran out\n  do: see `halfbyte plan`, close other programs, or take a smaller model"
+    if isinstance(error, OSError):
+        full = error.errno == errno.ENOSPC
+        do = "free some disk space" if full else "run again with --debug for details"
+        return f"{error.strerror or error}\n  where: {error.filename or 'unknown'}\n  do: {do}"
+    return f"{type(error).__name__}: {error}\n  do: a fault of halfbyte; run again with --debug and report it"
 
 
 def _parser() -> argparse.ArgumentParser:

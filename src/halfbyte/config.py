@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from halfbyte import durable
 from halfbyte.errors import ConfigError, nearest
 from halfbyte.formats import COMPUTE, WEIGHTS
 
@@ -142,6 +143,12 @@ class TuneConfig:
         0.1, "how often the validation loss is taken", unit="epochs", check=_between(0, above=True)
     )
     checkpoint_every: float = option(300, "how often the state is saved", unit="seconds", check=_between(0))
+    explosion: float = option(
+        3.0,
+        "ends the run when the loss of 5 steps in a row is above this times the median of the first 10, plus 1 nat; "
+        "0: never",
+        check=_between(0),
+    )
     recompute: int | str = option(
         "auto",
         "layers whose activations are computed again in the backward pass",
@@ -595,7 +602,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_yaml(config: Any, file: Path) -> None:
-    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write a configuration, whole or not at all. Raises OSError."""
+    durable.write_text(file, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
+from halfbyte import durable
 from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
 from halfbyte.errors import CheckpointError, ConfigError, DataError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights
@@ -47,7 +49,8 @@ def tune(
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.adapter import load_adapter
     from halfbyte.model.build import choose_device
-    from halfbyte.tune.run import make_folder, prepare_folder, run_training
+    from halfbyte.tune.folder import make_folder, prepare_folder
+    from halfbyte.tune.run import run_training
 
     no_short_name(config.model)
     choose_device(config.device)
@@ -61,8 +64,9 @@ def tune(
             console.print(f"warning: {warning}", style="bold yellow", markup=False)
     if not force:
         _refuse(config, LEAST_TOKENS, console)
-    config = prepare_folder(config, resume)
-    data = _data(config)
+    read = functools.cache(lambda: _data(config))
+    config = prepare_folder(config, resume, lambda: read()[1])
+    data, _ = read()
     if not force:
         _refuse(config, data.counts.longest, console)
     folder = Path(config.out)
@@ -116,17 +120,19 @@ def _open(what: Target, device: str, ledger: Ledger, console: Console) -> Any:
         return load(what, device, console)
 
 
-def _data(config: RunConfig) -> Any:
-    """The items of the run, by the model's tokenizer: nothing else of the model is read for them."""
+def _data(config: RunConfig) -> tuple[Any, dict[str, str]]:
+    """The items of the run, by the model's tokenizer, and what the run is made of. No weights are loaded."""
     from halfbyte.checkpoint.source import open_checkpoint
     from halfbyte.data.dataset import load_training
-    from halfbyte.model.build import load_tokenizer
+    from halfbyte.model.build import load_tokenizer, origin
     from halfbyte.plan.shapes import text_config
+    from halfbyte.tune.inputs import inputs_of
 
     checkpoint = open_checkpoint(config.model, config.revision)
     vocabulary = text_config(checkpoint.config).get("vocab_size")
     tokenizer = load_tokenizer(checkpoint, int(vocabulary) if vocabulary else 2**31)
-    return load_training(config.data, tokenizer, config.seed)
+    data = load_training(config.data, tokenizer, config.seed)
+    return data, inputs_of(origin(checkpoint), checkpoint.path, data)
 
 
 def _refuse(config: RunConfig, longest: int, console: Console) -> None:
@@ -190,14 +196,13 @@ def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Conso
     evaluations = folder / "evaluations"
     result = _evaluate_once(model, task, folder, "tuned", console, seed)
     comparison = compare_folders(evaluations / base, evaluations / "tuned", seed=seed)
-    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    durable.write_text(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     print_comparison(comparison, console)
     if task.kind == "number":
         constant_folder(evaluations / "tuned", evaluations / "median")
         against = compare_folders(evaluations / "median", evaluations / "tuned", seed=seed)
         (folder / "comparisons").mkdir(exist_ok=True)
-        text = json.dumps(against, indent=2) + "\n"
-        (folder / "comparisons" / "median-tuned.json").write_text(text, encoding="utf-8")
+        durable.write_text(folder / "comparisons" / "median-tuned.json", json.dumps(against, indent=2) + "\n")
         print_comparison(against, console)
     return result
 

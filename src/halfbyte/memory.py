@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import gc
 import os
@@ -36,6 +37,16 @@ def give_back() -> None:
         products.clear_all()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's; other systems do without
         ctypes.CDLL(None).malloc_trim(0)
+
+
+_REFUSED = ("can't allocate memory", "cannot allocate memory", "std::bad_alloc", "out of memory")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's own, that of torch on either device, or the system's."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _REFUSED)
 
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h

@@ -33,11 +33,10 @@ def test_a_restored_state_goes_on_bit_for_bit(folder: Path) -> None:
     first.save(folder)
     found = last_checkpoint(folder)
     assert found is not None
-    tensors, progress, place, broken = found
-    assert place.name == "step-000003" and not broken and progress.best_loss == 1.5
+    assert found.place.name == "step-000003" and not found.broken and found.progress.best_loss == 1.5
 
     second = state(seed=9)
-    second.restore(tensors, progress)
+    second.restore(found.tensors, found.progress)
     for seed in range(3, 6):
         step(first, seed)
         step(second, seed)
@@ -48,8 +47,8 @@ def test_a_restored_state_goes_on_bit_for_bit(folder: Path) -> None:
 def test_a_state_without_moments_yet_can_be_saved(folder: Path) -> None:
     state().save(folder)
     found = last_checkpoint(folder)
-    assert found is not None and found[1].step == 0
-    state(seed=1).restore(found[0], found[1])
+    assert found is not None and found.progress.step == 0
+    state(seed=1).restore(found.tensors, found.progress)
 
 
 def test_only_the_last_two_stay_and_a_broken_one_is_passed_over(folder: Path) -> None:
@@ -60,7 +59,7 @@ def test_only_the_last_two_stay_and_a_broken_one_is_passed_over(folder: Path) ->
     assert [place.name for place in checkpoints(folder)] == ["step-000003", "step-000004"]
     (folder / "step-000004" / "state.safetensors").write_bytes(b"cut")
     found = last_checkpoint(folder)
-    assert found is not None and found[1].step == 3 and [p.name for p in found[3]] == ["step-000004"]
+    assert found is not None and found.progress.step == 3 and [p.name for p in found.broken] == ["step-000004"]
     (folder / "step-000003" / "state.json").write_text("{")
     with pytest.raises(TrainingError, match="no checkpoint can be read"):
         last_checkpoint(folder)
@@ -72,7 +71,7 @@ def test_a_half_written_checkpoint_does_not_count(folder: Path) -> None:
     made.save(folder)
     (folder / ".step-000002.part").mkdir()
     found = last_checkpoint(folder)
-    assert found is not None and found[1].step == 1
+    assert found is not None and found.progress.step == 1
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
@@ -81,7 +80,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
     assert found is not None
     other = State({"c": nn.Parameter(torch.zeros(2))}, TuneConfig())
     with pytest.raises(TrainingError, match="another adapter"):
-        other.restore(found[0], Progress())
+        other.restore(found.tensors, Progress())
 
 
 def test_no_checkpoint_is_none(folder: Path) -> None:

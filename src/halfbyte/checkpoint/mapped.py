@@ -17,6 +17,7 @@ import mmap
 import sys
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -64,6 +65,32 @@ class Mapped:
 
     def _view(self, stored: Stored, *, as_bytes: bool = False) -> Tensor:
         return view(self._file(stored.file), stored, as_bytes=as_bytes)
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """What files looked like when they were opened: a mapped file that changes later changes the model with it."""
+
+    seen: dict[Path, tuple[int, int, int, int] | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Stamps:
+        return cls({file: _stamp(file) for file in (checkpoint.path / name for name in checkpoint.files)})
+
+    def changed(self) -> list[str]:
+        """The files that are not any more what they were: gone, replaced, or written to."""
+        now = {file: _stamp(file) for file in self.seen}
+        return [f"{file} is {'gone' if now[file] is None else 'another one'}" for file, stamp in self.seen.items()
+                if now[file] != stamp]  # fmt: skip
+
+
+def _stamp(file: Path) -> tuple[int, int, int, int] | None:
+    """Which file it is, its size and when it was written; None: it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read(checkpoint: Checkpoint, name: str) -> Tensor:

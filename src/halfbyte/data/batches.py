@@ -56,10 +56,15 @@ def step_items(items: int, step: int, batch: int, seed: int) -> list[int]:
     return taken
 
 
-def step_batches(items: Sequence[Item], step: int, batch: int, micro_batch: int, pad_id: int, seed: int) -> list[Batch]:
-    """The micro-batches of an optimiser step, the longest items first (so that a lack of memory shows at once)."""
+def step_order(items: Sequence[Item], step: int, batch: int, seed: int) -> list[Item]:
+    """The items of an optimiser step, the longest first (so that a lack of memory shows at once)."""
     chosen = [items[number] for number in step_items(len(items), step, batch, seed)]
-    chosen.sort(key=lambda item: -len(item.ids))
+    return sorted(chosen, key=lambda item: -len(item.ids))
+
+
+def step_batches(items: Sequence[Item], step: int, batch: int, micro_batch: int, pad_id: int, seed: int) -> list[Batch]:
+    """The micro-batches of an optimiser step, cut from its items in the order of `step_order`."""
+    chosen = step_order(items, step, batch, seed)
     return [collate(chosen[start : start + micro_batch], pad_id) for start in range(0, len(chosen), micro_batch)]
 
 

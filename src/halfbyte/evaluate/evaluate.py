@@ -60,9 +60,9 @@ def evaluate_task(
 
     `seed` is that of the shots and of the intervals. `batch`: rows that are decoded at once. Returns what result.json
     holds. Raises DataError for what is wrong with the data (see `load_task_set`) or does not fit into the model's
-    context, CheckpointError when the model computes NaN, HalfbyteError when the disk refuses or a scoring function
-    fails. Answers are kept in `out` until the result is written (see `journal`): interrupted, and also after such a
-    failure, the same call goes on without asking again.
+    context, CheckpointError when the model computes NaN or its files were changed meanwhile, HalfbyteError when the
+    disk refuses or a scoring function fails. Answers are kept in `out` until the result is written (see `journal`):
+    interrupted, and also after such a failure, the same call goes on without asking again.
     """
     with MemoryMeter() as meter:
         began = time.perf_counter()
@@ -70,6 +70,7 @@ def evaluate_task(
         model.net.eval()
         journal = Journal(out, model)
         asked = _ask(task)(model, tasks, batch, progress, journal)
+        model.check_files()
         _show_what_was_asked(model, tasks, asked.predictions)
         metrics, warnings = summarise(task.kind, asked.predictions, seed)
         seconds = time.perf_counter() - began

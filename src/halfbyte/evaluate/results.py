@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte import durable
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 from halfbyte.evaluate.declared import Declared, metrics_for
 from halfbyte.evaluate.metrics import Table
@@ -141,20 +140,11 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a file beside its place, then move it there. Raises HalfbyteError."""
-    temporary = None
+    """Write a file, whole or not at all. Raises HalfbyteError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # noqa: PTH101
-        os.replace(temporary, file)  # noqa: PTH105
+        durable.write_text(file, text)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise refused(file, error) from None
 
 

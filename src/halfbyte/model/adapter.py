@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from halfbyte import durable
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, nearest
 from halfbyte.model.linear import QuantLinear
@@ -66,9 +67,23 @@ def adapter_tensors(net: nn.Module) -> dict[str, Tensor]:
 def save_adapter(net: nn.Module, folder: Path, config: AdapterConfig, base: str, fingerprint: str) -> None:
     """Write the adapter so that PEFT loads it. `base` names the base model, `fingerprint` is that of its checkpoint.
 
-    Each file is written beside its place and renamed, so that an interruption leaves the old one whole.
+    Each file is written beside its place, flushed and renamed, so that an interruption leaves the old one whole.
+    Raises OSError, SafetensorError.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    file = folder / WEIGHTS
+    part = durable.part_of(file)
+    part.unlink(missing_ok=True)  # of a run that was killed: it may be another name of a checkpoint's file
+    save_file(adapter_tensors(net), part, metadata={"format": "pt", "halfbyte_base_fingerprint": fingerprint})
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o666 & ~mask)  # safetensors writes for the owner alone
+    durable.put(part, file)
+    save_config(net, folder, config, base)
+
+
+def save_config(net: nn.Module, folder: Path, config: AdapterConfig, base: str) -> None:
+    """Write what PEFT needs to know of the adapter beside its weights. Raises OSError."""
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -82,15 +97,7 @@ def save_adapter(net: nn.Module, folder: Path, config: AdapterConfig, base: str,
         "inference_mode": True,
         "target_modules": _target_modules(net),
     }
-    part = folder / (WEIGHTS + ".part")
-    save_file(adapter_tensors(net), part, metadata={"format": "pt", "halfbyte_base_fingerprint": fingerprint})
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o666 & ~mask)  # safetensors writes for the owner alone
-    part.replace(folder / WEIGHTS)
-    part = folder / (CONFIG + ".part")
-    part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / CONFIG)
+    durable.write_text(folder / CONFIG, json.dumps(described, indent=2) + "\n")
 
 
 def _target_modules(net: nn.Module) -> list[str]:

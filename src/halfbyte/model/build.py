@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from halfbyte import targets
 from halfbyte.checkpoint.load import load_state
+from halfbyte.checkpoint.mapped import Stamps
 from halfbyte.checkpoint.pack import NOTE, as_weights
 from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_names, skeleton
 from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
@@ -84,6 +85,7 @@ class Model:
     int8: bool = False  # products with packed weights are computed in it
     attention: Choice | None = None  # transformers' name of it, and why; None: as transformers chose
     replaced: list[Replacement] = field(default_factory=list)  # the parts that halfbyte computes itself, and which not
+    files: Stamps = field(default_factory=Stamps)  # that its weights are mapped from
 
     def __post_init__(self) -> None:
         self._body: Any = getattr(self.net, self.net.base_model_prefix, None)
@@ -177,6 +179,13 @@ class Model:
         """How many parameters an adapter of `config` has."""
         return sum(config.rank * (layer.in_features + layer.out_features) for layer in self.targeted(config))
 
+    def check_files(self) -> None:
+        """Raises CheckpointError when a file that the weights are mapped from is not the one that was opened."""
+        if changed := self.files.changed():
+            raise CheckpointError("a file of the model was changed while it was in use", where=self.name,
+                                  found="; ".join(changed),
+                                  do="put the very file back and start again; a run goes on with --resume")  # fmt: skip
+
     def add_adapter(self, config: AdapterConfig, seed: int = 0) -> None:
         """Give the targeted layers a fresh LoRA pair. Raises ConfigError when a target matches nothing."""
         generator = torch.Generator().manual_seed(seed)
@@ -251,7 +260,7 @@ def load_model(
     where, reason = choose_device(device)
     hold_little()
     source, checkpoint, weights = open_packed(model, revision, weights, progress=progress)
-    net = skeleton(checkpoint)
+    net, files = skeleton(checkpoint), Stamps.of(checkpoint)
     state = load_state(checkpoint, net)
     chosen = _settle(compute, where, net, state, weights)
     assemble(net, state, where, chosen.dtype)
@@ -276,6 +285,7 @@ def load_model(
         path=source.path,
         attention=use_attention(net, where),
         replaced=replaced,
+        files=files,
     )
     if isinstance(adapter, AdapterConfig):
         made.add_adapter(adapter, seed)

@@ -33,6 +33,7 @@ _REFUSED = {
     "data": _OTHER_LOSS,
     "tune.validate_every": "it changes at which points the trials are compared",
     "tune.checkpoint_every": _SAME_RESULT,
+    "tune.explosion": "it only ends a run that has failed already",
     "tune.micro_batch": _SAME_RESULT,
     "tune.recompute": _SAME_RESULT,
     "memory": _SAME_RESULT,

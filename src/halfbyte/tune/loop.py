@@ -7,6 +7,7 @@ micro-batches; so micro-batch and accumulation change the rounding and nothing e
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,16 @@ import torch
 from torch import Tensor
 
 from halfbyte.config import TuneConfig
-from halfbyte.data.batches import Batch, collate, step_batches
+from halfbyte.data.batches import Batch, collate, step_batches, step_order
 from halfbyte.data.encode import Item
 from halfbyte.errors import TrainingError
 from halfbyte.model.build import Model
 from halfbyte.model.loss import IGNORED, next_token_loss
 from halfbyte.tune.schedule import learning_rate
-from halfbyte.tune.state import State
+from halfbyte.tune.state import Progress, State
 
 FP16_LOSS_SCALE = 2.0**10  # keeps the gradients of fp16 activations out of the subnormals
+FIRST, IN_A_ROW, MARGIN = 10, 5, 1.0  # steps that say what is normal; steps that make an explosion; nats a token
 
 
 @dataclass
@@ -69,14 +71,16 @@ def train(
 ) -> Iterator[StepRecord]:
     """Train from `state` to the end of `plan`, a record a step; `state` is up to date whenever a record is yielded.
 
-    `stop` is asked before each micro-batch. Raises Stopped when it says so, and TrainingError when the loss or the
-    gradient is not finite; the state is then that before the step.
+    `stop` is asked before each micro-batch. Raises Stopped when it says so, TrainingError when the loss or the gradient
+    is not finite or the loss explodes, and CheckpointError when a file of the model was changed: the state is then that
+    before the step, unless it was noticed in a validation.
     """
     parameters = list(state.parameters.values())
     scale = FP16_LOSS_SCALE if model.dtype == torch.float16 else 1.0
     while state.progress.step < plan.steps:
         started = time.perf_counter()
         step = state.progress.step
+        chosen = step_order(items, step, options.batch, plan.seed)
         batches = list(step_batches(items, step, options.batch, plan.micro_batch, plan.pad_id, plan.seed))
         learned = sum(learned_tokens(batch) for batch in batches)
         torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)  # dropout's masks
@@ -84,28 +88,30 @@ def train(
         state.optimiser.zero_grad(set_to_none=True)
         state.reserve()
         loss = 0.0
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if stop():
                 raise Stopped
             total = batch_loss(model, batch)
             (total * (scale / learned)).backward()  # type: ignore[no-untyped-call]
             loss += total.item() / learned
+            if not math.isfinite(loss):
+                first = number * plan.micro_batch
+                raise _not_finite(step, f"loss {loss}", chosen[first : first + plan.micro_batch])
         state.note_gradients()
         if scale != 1.0:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                "the loss or its gradient is not finite",
-                where=f"step {step + 1}",
-                found=f"loss {loss}, norm of the gradient {norm}",
-                do="lower tune.learning_rate, or look at the items of this step",
-            )
+        if not math.isfinite(norm):
+            raise _not_finite(step, f"loss {loss}, norm of the gradient {norm}", chosen)
+        exploding = explosion(state.progress, loss, options.explosion)
+        model.check_files()
         rate = learning_rate(options, step, plan.steps)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        state.optimiser.step()
-        state.progress.step = step + 1
+        state.update()
+        state.progress.exploding = exploding
+        if len(state.progress.first_losses) < FIRST:
+            state.progress.first_losses.append(loss)
         tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
         seconds = time.perf_counter() - started
         record = StepRecord(
@@ -121,8 +127,43 @@ def train(
         )
         if step + 1 in plan.validate_at and validation:
             record.validation_loss = validation_loss(model, validation, plan)
+            model.check_files()
         state.progress.seconds += time.perf_counter() - started
         yield record
+
+
+def _not_finite(step: int, found: str, items: Sequence[Item]) -> TrainingError:
+    origins = [item.origin for item in items]
+    more = f" and {len(origins) - 8} more" if len(origins) > 8 else ""
+    return TrainingError(
+        "the loss or its gradient is not finite",
+        where=f"step {step + 1}: {', '.join(origins[:8])}{more}",
+        found=found,
+        do="start another run with a lower tune.learning_rate, or look at these items",
+    )
+
+
+def explosion(progress: Progress, loss: float, factor: float) -> int:
+    """How many steps in a row the loss has been too high, with this one: above `factor` times the median of the first
+    FIRST, plus MARGIN. Always 0 where `factor` is. Raises TrainingError when there are IN_A_ROW of them.
+
+    A loss that is in order may double from step to step where batches are small; nearly the opposite of one that has
+    exploded, which stays high. So it is measured where the run began, not at what it had reached.
+    """
+    if not factor or len(progress.first_losses) < FIRST:
+        return 0
+    limit = factor * statistics.median(progress.first_losses) + MARGIN
+    count = progress.exploding + 1 if loss > limit else 0
+    if count >= IN_A_ROW:
+        raise TrainingError(
+            "the loss has exploded",
+            where=f"steps {progress.step + 2 - count} to {progress.step + 1}",
+            found=f"{loss:.3g} nats a token now, in all of them above {limit:.3g}: {factor:g} times the median of the "
+            f"first {FIRST} steps, plus {MARGIN:g}",
+            do="start another run with a lower tune.learning_rate, or a longer tune.warmup; to go on nevertheless: "
+            "--resume --set tune.explosion=0",
+        )
+    return count
 
 
 def batch_loss(model: Model, batch: Batch) -> Tensor:

@@ -1,20 +1,25 @@
 """All that the future of a run depends on, and how it is saved.
 
 A step is a pure function of the state and the step's number: the items of a step, their order and the dropout masks
-all follow from (seed, step). So the state is small: the adapter, AdamW's two moments, the number of steps done and the
-best validation loss. No random state needs saving and no half-done step: an interrupted step is done again, the same.
+all follow from (seed, step). So the state is small: the adapter, AdamW's two moments, the number of steps done, the
+best adapter so far with its loss, and what the run was made of. No random state needs saving and no half-done step: an
+interrupted step is done again, the same.
 
-A checkpoint is a folder `step-NNNNNN` with `state.safetensors` and `state.json`. It is written under another name,
-flushed to disk and renamed; only then does it count.
+A checkpoint is a folder `step-NNNNNN` with `state.safetensors`, `state.json`, `best.safetensors` (where there is a best
+one) and `SHA256SUMS`, which `sha256sum --check` reads. It is written under another name, flushed to disk and renamed,
+and the folder is flushed; only then does it count, and only then are older ones removed. One that its digests do not
+fit never counts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +28,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from halfbyte import durable
 from halfbyte.config import TuneConfig
 from halfbyte.errors import TrainingError
 
 KEPT = 2  # checkpoints that stay: the newest and the one before
+TENSORS, PROGRESS, BEST, SUMS = "state.safetensors", "state.json", "best.safetensors", "SHA256SUMS"
+_NAME = re.compile(r"step-(\d+)")
 
 
 @dataclass
@@ -37,8 +45,11 @@ class Progress:
     best_loss: float | None = None  # lowest validation loss so far, nats a token
     best_step: int | None = None
     seconds: float = 0.0  # spent training so far
-    data: str = ""  # fingerprint of the items
     gradient_bytes: int | None = None  # the most that stood there after a backward pass
+    first_losses: list[float] = field(default_factory=list)  # of the first steps, nats a token
+    exploding: int = 0  # steps up to now, in a row, whose loss is too high
+    inputs: dict[str, str] = field(default_factory=dict)  # digests of what the run is made of (tune.inputs)
+    made_with: dict[str, Any] = field(default_factory=dict)  # what may change the last bits (tune.inputs)
 
 
 class State:
@@ -50,6 +61,7 @@ class State:
             self.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.progress = Progress()
+        self.between_steps = True  # False while the optimiser is at work: what is there then is no state
 
     def reserve(self) -> None:
         """Make room for AdamW's moments, all in one block: matrix by matrix they would lie in the heap, and the holes
@@ -63,6 +75,13 @@ class State:
         for p in self.parameters.values():
             self.optimiser.state[p] = {"step": torch.tensor(0.0), "exp_avg": next(places).view_as(p),
                                        "exp_avg_sq": next(places).view_as(p)}  # fmt: skip
+
+    def update(self) -> None:
+        """Take the optimiser's step. Interrupted in its midst (memory ran out, Ctrl-C twice), the state is lost."""
+        self.between_steps = False
+        self.optimiser.step()
+        self.progress.step += 1
+        self.between_steps = True
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
@@ -107,21 +126,31 @@ class State:
                         moments[key].copy_(tensors[f"{key}.{name}"])
         self.progress = progress
 
-    def save(self, folder: Path) -> Path:
-        """Write a checkpoint into `folder` and remove those older than the last `KEPT`."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, folder: Path, best: Path | None = None) -> Path:
+        """Write a checkpoint into `folder` and remove those older than the last `KEPT`.
+
+        `best`: the file with the weights of the best adapter so far, where there is one. A checkpoint of this step that
+        stands there already is this very state, and stays. Raises TrainingError when the disk refuses.
+        """
+        assert self.between_steps
         place = folder / f"step-{self.progress.step:06d}"
-        part = folder / f".{place.name}.part"
-        shutil.rmtree(part, ignore_errors=True)
+        if place.exists():
+            return place
+        part = durable.part_of(place)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f".step-*{durable.PART}"):  # by a session that was killed
+                shutil.rmtree(left)
             part.mkdir()
-            save_file(self.tensors(), part / "state.safetensors")
-            (part / "state.json").write_text(json.dumps(asdict(self.progress), indent=2) + "\n", encoding="utf-8")
+            save_file(self.tensors(), part / TENSORS)
+            (part / PROGRESS).write_text(json.dumps(asdict(self.progress), indent=2) + "\n", encoding="utf-8")
+            if best is not None:
+                link_or_copy(best, part / BEST)
+            sums = "".join(f"{digest(file)}  {file.name}\n" for file in sorted(part.iterdir()))
+            (part / SUMS).write_text(sums, encoding="utf-8")
             for file in part.iterdir():
-                flush_to_disk(file)
-            if place.exists():
-                shutil.rmtree(place)
-            part.rename(place)
+                durable.flush(file)
+            durable.put(part, place)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
             raise TrainingError(
@@ -135,38 +164,79 @@ class State:
         return place
 
 
-def flush_to_disk(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDWR)
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that is never written in place; a copy where the file system has no such names."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
+    """The checkpoints in `folder`, whole or not, oldest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def last_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress, Path, list[Path]] | None:
-    """The newest checkpoint that can be read, and the newer ones that can't. None where there is none at all.
+@dataclass
+class Saved:
+    """A checkpoint that is whole, read. `broken`: the newer ones that are not, each with what is wrong with it."""
 
-    Raises TrainingError when there are checkpoints and none can be read.
+    place: Path
+    tensors: dict[str, Tensor]
+    progress: Progress
+    best: Path | None  # the file with the weights of the best adapter
+    broken: dict[Path, str] = field(default_factory=dict)
+
+
+def last_checkpoint(folder: Path) -> Saved | None:
+    """The newest checkpoint that is whole. None where there is none at all.
+
+    Raises TrainingError when there are checkpoints and none is whole.
     """
-    broken: list[Path] = []
-    faults: list[str] = []
+    broken: dict[Path, str] = {}
     for place in reversed(checkpoints(folder)):
         try:
-            values: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
-            return load_file(place / "state.safetensors"), Progress(**values), place, broken
+            best = place / BEST if BEST in _check(place) else None
+            return Saved(place, load_file(place / TENSORS), _progress(place), best, broken)
         except (OSError, ValueError, TypeError, SafetensorError) as error:
-            broken.append(place)
-            faults.append(f"{place.name}: {error}")
+            broken[place] = str(error) or type(error).__name__
     if broken:
         raise TrainingError(
             "no checkpoint can be read",
             where=folder,
-            found="; ".join(faults),
+            found="; ".join(f"{place.name}: {fault}" for place, fault in broken.items()),
             do="start the run again in another folder (--set out=...)",
         )
     return None
+
+
+def last_inputs(folder: Path) -> dict[str, str] | None:
+    """What the run in `folder` is made of, by the newest `state.json` that can be read; None: there is none."""
+    for place in reversed(checkpoints(folder)):
+        try:
+            return _progress(place).inputs
+        except (OSError, ValueError, TypeError):
+            continue
+    return None
+
+
+def _progress(place: Path) -> Progress:
+    return Progress(**json.loads((place / PROGRESS).read_text(encoding="utf-8")))
+
+
+def _check(place: Path) -> set[str]:
+    """The names of a checkpoint's files. Raises OSError, ValueError for one that is missing or is not as written."""
+    lines = (place / SUMS).read_text(encoding="utf-8").splitlines()
+    sums = {name: known for known, _, name in (line.partition("  ") for line in lines)}
+    if missing := {TENSORS, PROGRESS} - set(sums):
+        raise ValueError(f"{SUMS} lacks {', '.join(sorted(missing))}")
+    if wrong := [name for name, known in sums.items() if digest(place / name) != known]:
+        raise ValueError(f"the digest of {', '.join(wrong)} is not the one in {SUMS}")
+    return set(sums)
