@@ -131,8 +131,10 @@ def put_best(weights: Path, model: Model, config: RunConfig) -> None:
     """Make the best adapter of a checkpoint the run's: a step that is done again decides anew. Raises OSError."""
     folder = Path(config.out) / ADAPTER
     folder.mkdir(parents=True, exist_ok=True)
-    part = durable.part_of(folder / WEIGHTS)
+    place = folder / WEIGHTS
+    part = durable.part_of(place)
     part.unlink(missing_ok=True)
-    link_or_copy(weights, part)
-    durable.put(part, folder / WEIGHTS)
+    if not (place.exists() and place.samefile(weights)):  # a name is not renamed to another one of the same file
+        link_or_copy(weights, part)
+        durable.put(part, place)
     save_config(model.net, folder, config.adapter, config.model)

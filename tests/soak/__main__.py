@@ -1,0 +1,170 @@
+"""`make soak`: kill runs by SIGKILL at random moments, resume them, and compare them with runs that were never stopped.
+
+An attempt ends at a random time, at a random time after a checkpoint began to be written, or after a micro-batch; where
+it was is read from what the process said until then. Some attempts are stopped by SIGTERM or SIGINT instead, and must
+exit with code 130 and leave a checkpoint of the last step. Exits with 1 when anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.soak.child import BEGINS, MICRO, TRAINS, WRITES, WRITTEN, Child
+from tests.soak.runs import MICRO_BATCHES, RUNS, differences, write_run
+
+INSIDE, BETWEEN = "inside a checkpoint write", "between micro-batches"
+
+
+class Soak:
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.random = folder, random.Random(seed)
+        self.kills: Counter[str] = Counter()  # by where
+        self.stops: Counter[str] = Counter()  # by signal
+        self.faults: list[str] = []
+        self.start = 1.0  # seconds until training begins, as seen last
+        self.write = 0.005  # seconds of a checkpoint's write, as seen last
+
+    def run(self, name: str, seed: int, epochs: int, model: Path) -> None:
+        """One run: once without a stop, once with many; their folders are compared."""
+        made = [
+            write_run(self.folder / f"{name}-{seed}" / part, model, name, seed, epochs) for part in ("whole", "parts")
+        ]
+        variables = {"HALFBYTE_KERNELS": RUNS[name]["kernels"]} if RUNS[name]["kernels"] else {}
+        code = self._child(made[0], variables).end()
+        if code != 0:
+            raise SystemExit(f"the run that is not stopped ends with {code}: see {made[0].parent / 'log.txt'}")
+        while (code := self._attempt(made[1], variables)) != 0:
+            if code not in (-signal.SIGKILL, 130):
+                self.faults.append(f"{name}-{seed}: an attempt ended with {code}: see {made[1].parent / 'log.txt'}")
+                return
+        self.faults += [f"{name}-{seed}: {found}" for found in differences(*(file.parent / "out" for file in made))]
+
+    def _child(self, run_yaml: Path, variables: dict[str, str]) -> Child:
+        arguments = ["tune", str(run_yaml), "--debug"]
+        if (run_yaml.parent / "out" / "measured.json").exists():
+            arguments.append("--resume")
+        return Child(arguments, run_yaml.parent / "log.txt", variables)
+
+    def _attempt(self, run_yaml: Path, variables: dict[str, str]) -> int:
+        """Start or resume the run and end it somewhere; its exit code."""
+        child, began = self._child(run_yaml, variables), time.monotonic()
+        way = self.random.choices(("time", "write", "micro", "term", "int"), (3, 3, 2, 1, 1))[0]
+        reached = child.wait_for(BEGINS, 1)
+        if way == "write":
+            reached = child.wait_for(WRITES, self.random.randint(1, 4))
+            child.pass_time(self.random.uniform(0, 1.5 * self.write))
+        elif way == "micro":
+            reached = child.wait_for(MICRO, self.random.randint(1, 3 * MICRO_BATCHES))
+            child.pass_time(self.random.uniform(0, 0.01))
+        else:
+            child.pass_time(self.random.uniform(0, 1.4 * self.start))
+        if not reached:
+            return child.end()
+        if way in ("term", "int"):
+            return self._stopped(child, run_yaml.parent / "out", signal.SIGTERM if way == "term" else signal.SIGINT)
+        self._learn(child, began)
+        code = child.kill()
+        if code == -signal.SIGKILL:
+            self.kills[child.where(MICRO_BATCHES)] += 1
+        return code
+
+    def _learn(self, child: Child, began: float) -> None:
+        """How long it takes until training begins, and to write a checkpoint: the next attempts aim by that."""
+        if TRAINS in child.seen and WRITTEN not in child.seen:
+            self.start = 0.5 * self.start + 0.5 * (time.monotonic() - began)
+
+    def _stopped(self, child: Child, out: Path, number: signal.Signals) -> int:
+        code = child.end(number)
+        self.stops[number.name] += 1
+        if code not in (0, 130):
+            self.faults.append(f"{number.name} ends with {code}, not with 130: {child.where(MICRO_BATCHES)}")
+        metrics = out / "metrics.jsonl"
+        if code == 130 and TRAINS in child.seen and metrics.exists():
+            steps = len(metrics.read_text().splitlines())
+            if not (out / "checkpoints" / f"step-{steps:06d}").is_dir():
+                self.faults.append(f"{number.name} after step {steps} left no checkpoint of it")
+        return code
+
+
+def warm_up() -> None:
+    """Import what a run imports, once for all that are forked off; compute nothing."""
+    import halfbyte.experiment
+    import halfbyte.pipeline
+    import halfbyte.report.page
+    import halfbyte.tune.run  # noqa: F401
+    import tests.tiny  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def make_model(folder: Path) -> Path:
+    """A tiny model, made by a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        from tests.tiny import tiny_checkpoint
+
+        tiny_checkpoint("llama", folder)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise SystemExit("the tiny model can't be made")
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="at least so many (default: 100)")
+    parser.add_argument("--inside", type=int, default=20, help="of them inside a checkpoint write (default: 20)")
+    parser.add_argument("--between", type=int, default=10, help="of them between micro-batches (default: 10)")
+    parser.add_argument("--epochs", type=int, default=10, help="of a run (default: 10)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write what was found to this JSON file")
+    options = parser.parse_args()
+    began, place = time.monotonic(), Path(tempfile.mkdtemp(prefix="soak-"))
+    os.environ |= {"HALFBYTE_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1"}
+    warm_up()
+    soak, model, seed = Soak(place, options.seed), make_model(place / "model"), 0
+    while not soak.faults and (soak.kills.total() < options.kills or soak.kills[INSIDE] < options.inside
+                               or soak.kills[BETWEEN] < options.between):  # fmt: skip
+        name = list(RUNS)[seed % len(RUNS)]
+        soak.run(name, seed, options.epochs, model)
+        seed += 1
+        print(f"run {seed} ({name}): {soak.kills.total()} kills so far, {soak.kills[INSIDE]} {INSIDE}, "
+              f"{soak.kills[BETWEEN]} {BETWEEN}; stops {dict(soak.stops)}", flush=True)  # fmt: skip
+    report(soak, seed, time.monotonic() - began, options)
+    if soak.faults:
+        print(f"kept: {place}")
+        return 1
+    shutil.rmtree(place)
+    return 0
+
+
+def report(soak: Soak, runs: int, seconds: float, options: argparse.Namespace) -> None:
+    from halfbyte.environment import environment
+
+    found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": options.seed, "runs": runs,
+             "kills": soak.kills.total(), "where": dict(sorted(soak.kills.items())), "stops": dict(soak.stops),
+             "seconds": round(seconds), "faults": soak.faults, **environment()}  # fmt: skip
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps({key: found[key] for key in ("runs", "kills", "where", "stops", "seconds")}, indent=2))
+    print(
+        "\n".join(soak.faults) or "every run ended with the same adapter, state, metrics and predictions, bit for bit"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
