@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NATIVE := $(wildcard src/halfbyte/kernels/*.h src/halfbyte/kernels/*/*.h src/halfbyte/kernels/*/*.cpp)
 
-.PHONY: setup demo test lint bench bench-8b clean
+.PHONY: setup demo test lint soak bench bench-8b clean
 
 setup: $(READY)
 
@@ -21,6 +21,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Some minutes: runs are killed 100 times and more, resumed, and compared with runs that were never stopped.
+soak: $(READY)
+	$(BIN)/python -m tests.soak --out build/soak.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

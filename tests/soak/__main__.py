@@ -28,8 +28,8 @@ INSIDE, BETWEEN = "inside a checkpoint write", "between micro-batches"
 
 
 class Soak:
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.random = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, task: bool) -> None:
+        self.folder, self.random, self.task = folder, random.Random(seed), task
         self.kills: Counter[str] = Counter()  # by where
         self.stops: Counter[str] = Counter()  # by signal
         self.faults: list[str] = []
@@ -39,7 +39,8 @@ class Soak:
     def run(self, name: str, seed: int, epochs: int, model: Path) -> None:
         """One run: once without a stop, once with many; their folders are compared."""
         made = [
-            write_run(self.folder / f"{name}-{seed}" / part, model, name, seed, epochs) for part in ("whole", "parts")
+            write_run(self.folder / f"{name}-{seed}" / part, model, name, seed, epochs, self.task)
+            for part in ("whole", "parts")
         ]
         variables = {"HALFBYTE_KERNELS": RUNS[name]["kernels"]} if RUNS[name]["kernels"] else {}
         code = self._child(made[0], variables).end()
@@ -129,21 +130,22 @@ def main() -> int:
     parser.add_argument("--inside", type=int, default=20, help="of them inside a checkpoint write (default: 20)")
     parser.add_argument("--between", type=int, default=10, help="of them between micro-batches (default: 10)")
     parser.add_argument("--epochs", type=int, default=10, help="of a run (default: 10)")
+    parser.add_argument("--no-task", action="store_true", help="evaluate nothing, which is faster")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write what was found to this JSON file")
     options = parser.parse_args()
     began, place = time.monotonic(), Path(tempfile.mkdtemp(prefix="soak-"))
     os.environ |= {"HALFBYTE_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1"}
     warm_up()
-    soak, model, seed = Soak(place, options.seed), make_model(place / "model"), 0
+    soak, model, run = Soak(place, options.seed, not options.no_task), make_model(place / "model"), options.seed
     while not soak.faults and (soak.kills.total() < options.kills or soak.kills[INSIDE] < options.inside
                                or soak.kills[BETWEEN] < options.between):  # fmt: skip
-        name = list(RUNS)[seed % len(RUNS)]
-        soak.run(name, seed, options.epochs, model)
-        seed += 1
-        print(f"run {seed} ({name}): {soak.kills.total()} kills so far, {soak.kills[INSIDE]} {INSIDE}, "
+        name = list(RUNS)[run % len(RUNS)]
+        soak.run(name, run, options.epochs, model)
+        run += 1
+        print(f"run {run} ({name}): {soak.kills.total()} kills so far, {soak.kills[INSIDE]} {INSIDE}, "
               f"{soak.kills[BETWEEN]} {BETWEEN}; stops {dict(soak.stops)}", flush=True)  # fmt: skip
-    report(soak, seed, time.monotonic() - began, options)
+    report(soak, run - options.seed, time.monotonic() - began, options)
     if soak.faults:
         print(f"kept: {place}")
         return 1

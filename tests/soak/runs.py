@@ -18,7 +18,7 @@ RUNS: dict[str, dict[str, Any]] = {
 _MEASURED = {"seconds", "tokens_per_second", "peak_bytes", "mapped_bytes"}  # of a line: they differ every time
 
 
-def write_run(folder: Path, model: Path, name: str, seed: int, epochs: int) -> Path:
+def write_run(folder: Path, model: Path, name: str, seed: int, epochs: int, task: bool) -> Path:
     """Write the run's files into `folder`; returns RUN.yaml."""
     folder.mkdir(parents=True)
     lines = [{"prompt": f"set {i} costs $" + " now" * (i % 11), "completion": f"{i % 9}.99" + " so" * (i % 4)}
@@ -29,9 +29,9 @@ def write_run(folder: Path, model: Path, name: str, seed: int, epochs: int) -> P
     run = RUNS[name]
     (folder / "run.yaml").write_text(
         f"model: {model}\nweights: {run['weights']}\ncompute: {run['compute']}\nseed: {seed}\nout: out\n"
-        "adapter: {rank: 4, dropout: 0.2}\ndata: {train: train.jsonl, validation: valid.jsonl}\ntask: task.yaml\n"
+        "adapter: {rank: 4, dropout: 0.2}\ndata: {train: train.jsonl, validation: valid.jsonl}\n"
         f"tune: {{epochs: {epochs}, batch: 8, micro_batch: 2, recompute: {run['recompute']}, learning_rate: 2.0e-3, "
-        f"validate_every: 0.4, checkpoint_every: {run['every']}}}\n"
+        f"validate_every: 0.4, checkpoint_every: {run['every']}}}\n" + "task: task.yaml\n" * task
     )
     return folder / "run.yaml"
 

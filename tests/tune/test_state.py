@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from halfbyte import durable
 from halfbyte.config import TuneConfig
 from halfbyte.errors import TrainingError
 from halfbyte.tune.state import Progress, State, checkpoints, last_checkpoint
@@ -102,3 +105,52 @@ def test_moments_lie_in_one_block_and_start_as_adamw_starts_them() -> None:
         mine.optimiser.step()
         plain.step()
     assert all(torch.equal(names[name], theirs[name]) for name in names)
+
+
+def test_the_best_adapter_is_part_of_the_checkpoint_and_outlives_the_file_that_it_was(folder: Path) -> None:
+    made, best = state(), folder / "best"
+    save_file({"a": torch.ones(3)}, best)
+    place = made.save(folder / "checkpoints", best)
+    best.unlink()
+    found = last_checkpoint(folder / "checkpoints")
+    assert found is not None and found.best == place / "best.safetensors"
+    assert torch.equal(load_file(found.best)["a"], torch.ones(3))
+
+
+def test_the_digests_are_those_of_sha256sum(folder: Path) -> None:
+    place = state().save(folder)
+    done = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0 and "state.safetensors: OK" in done.stdout
+
+
+def test_what_a_killed_write_left_goes_with_the_next_one(folder: Path) -> None:
+    made = state()
+    (folder / ".step-000007.part").mkdir()
+    step(made, 0)
+    made.save(folder)
+    assert [path.name for path in folder.iterdir()] == ["step-000001"]
+
+
+def test_older_ones_go_only_when_the_new_one_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = state()
+    for seed in range(2):
+        step(made, seed)
+        made.save(folder)
+    step(made, 2)
+    flushed: list[str] = []
+
+    def flush(path: Path) -> None:
+        flushed.append(path.name)
+        assert [place.name for place in checkpoints(folder)][0] == "step-000001", "removed too early"
+
+    monkeypatch.setattr(durable, "flush", flush)
+    made.save(folder)
+    assert [place.name for place in checkpoints(folder)] == ["step-000002", "step-000003"]
+    assert flushed[-2:] == [".step-000003.part", folder.name] and set(flushed[:-2]) == {
+        "state.safetensors", "state.json", "SHA256SUMS"}  # fmt: skip
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(folder: Path) -> None:
+    for name in ("step-1000000", "step-999999", "step-0000x", "broken-step-000003"):
+        (folder / name).mkdir()
+    assert [place.name for place in checkpoints(folder)] == ["step-999999", "step-1000000"]
