@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from halfbyte import durable
 def test_a_text_takes_the_place_of_the_old_one_and_leaves_nothing_beside_it(folder: Path) -> None:
     for text in ("one", "two"):
         durable.write_text(folder / "a.yaml", text)
-        assert (folder / "a.yaml").read_text() == text and os.listdir(folder) == ["a.yaml"]
+        assert (folder / "a.yaml").read_text() == text and [path.name for path in folder.iterdir()] == ["a.yaml"]
 
 
 def test_what_was_there_stays_where_the_new_one_can_not_be_written(
@@ -28,7 +27,7 @@ def test_what_was_there_stays_where_the_new_one_can_not_be_written(
     with pytest.raises(OSError, match="No space left") as caught:
         durable.write_text(folder / "a.yaml", "two")
     assert caught.value.filename == str(folder / "a.yaml")
-    assert (folder / "a.yaml").read_text() == "one" and os.listdir(folder) == ["a.yaml"]
+    assert (folder / "a.yaml").read_text() == "one" and [path.name for path in folder.iterdir()] == ["a.yaml"]
 
 
 def test_file_and_folder_are_flushed_in_the_order_that_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from halfbyte.tune import loop
 from halfbyte.tune.folder import prepare_folder
 from halfbyte.tune.inputs import inputs_of
 from halfbyte.tune.loop import StepRecord
+from halfbyte.tune.records import Records
 from halfbyte.tune.run import Outcome, run_training
 from halfbyte.tune.state import State
 from tests.tiny import tiny_checkpoint
@@ -347,3 +349,41 @@ def test_a_loss_that_explodes_ends_the_run_at_the_last_good_checkpoint(
     calls = 0
     config = dataclasses.replace(config, tune=dataclasses.replace(config.tune, explosion=0.0))
     assert run(config, resume=True)[0].finished
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on(
+    source: Path, data_file: Path, whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = loop.batch_loss, 0
+
+    def interrupted(model: Model, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        for _ in range(2 * (calls == 6)):
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(model, batch)
+
+    config = options(source, data_file, folder / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "batch_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    assert not (folder / "run" / "adapter-last").exists()  # it was not given the time
+    assert goes_on_to(whole, config)
+
+
+def test_a_stop_while_the_last_of_a_run_is_written_begins_nothing_more(
+    source: Path, data_file: Path, whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Records.end
+
+    def end(self: Records) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    config = options(source, data_file, folder / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "end", end)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    assert same(whole, folder / "run") and goes_on_to(whole, config)

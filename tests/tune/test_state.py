@@ -141,7 +141,7 @@ def test_older_ones_go_only_when_the_new_one_counts(folder: Path, monkeypatch: p
 
     def flush(path: Path) -> None:
         flushed.append(path.name)
-        assert [place.name for place in checkpoints(folder)][0] == "step-000001", "removed too early"
+        assert checkpoints(folder)[0].name == "step-000001", "removed too early"
 
     monkeypatch.setattr(durable, "flush", flush)
     made.save(folder)

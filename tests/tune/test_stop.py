@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, in every phase of a run: exit code 130, nothing half written that counts, and it goes on."""
+"""SIGTERM in every phase of a run: exit code 130, nothing half written that counts, and it goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from halfbyte.cli import main
 from tests.tiny import tiny_checkpoint
@@ -25,27 +24,27 @@ PHASES = {  # what runs in each, and is interrupted there
 }
 
 
-def write_run(folder: Path, **more: str) -> Path:
+def write_run(folder: Path) -> Path:
     tiny_checkpoint("llama", folder / "tiny")
     lines = [{"prompt": f"set {i} costs $", "completion": f"{i % 9}.99"} for i in range(20)]
     for name, part in (("train", lines), ("test", lines[:4])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
     (folder / "task.yaml").write_text("kind: number\ndata: test.jsonl\ndecoding: {max_new_tokens: 3}\n")
     keys = {"model": "tiny", "compute": "fp32", "data": "{train: train.jsonl}", "out": "out",
-            "tune": "{max_steps: 3, batch: 4, micro_batch: 2, checkpoint_every: 0}"} | more  # fmt: skip
+            "task": "task.yaml", "tune": "{max_steps: 3, batch: 4, micro_batch: 2, checkpoint_every: 0}"}  # fmt: skip
     (folder / "run.yaml").write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
     return folder / "run.yaml"
 
 
-def signalled(original: Callable[..., Any], call: int, *numbers: signal.Signals) -> Callable[..., Any]:
+def signalled(original: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """`original`, which is preceded by a SIGTERM at its so many-th call."""
     calls = 0
 
     def wrapped(*values: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
-            for number in numbers:
-                os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
         return original(*values, **named)
 
     return wrapped
@@ -59,11 +58,11 @@ def tune(run_yaml: Path) -> int:
 def test_sigterm_in_every_phase(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, out = folder / "cache", folder / "out"
     monkeypatch.setenv("HALFBYTE_CACHE", str(cache))
-    run_yaml = write_run(folder, task="task.yaml")
+    run_yaml = write_run(folder)
     for phase, (module, name) in PHASES.items():
         with monkeypatch.context() as patched:
             original = getattr(importlib.import_module(module), name)
-            patched.setattr(f"{module}.{name}", signalled(original, 3 if phase == "training" else 1, signal.SIGTERM))
+            patched.setattr(f"{module}.{name}", signalled(original, 3 if phase == "training" else 1))
             assert tune(run_yaml) == 130, phase
         found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
         assert not [file for file in found if "part" in file], phase
@@ -73,29 +72,3 @@ def test_sigterm_in_every_phase(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         assert steps is None or (out / "checkpoints" / f"step-{steps:06d}").is_dir()
         assert not (out / "evaluations" / "tuned" / "result.json").exists()
     assert tune(run_yaml) == 0 and (out / "report.html").is_file()
-
-
-def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_yaml = write_run(folder)
-    assert main(["tune", str(run_yaml), "--set", f"out={folder / 'whole'}"]) == 0
-    loop = importlib.import_module("halfbyte.tune.loop")
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "batch_loss", signalled(loop.batch_loss, 4, signal.SIGINT, signal.SIGINT))
-        assert tune(run_yaml) == 130
-    assert not (folder / "out" / "adapter-last").exists()  # it was not given the time
-    assert tune(run_yaml) == 0
-    for name in ("adapter", "adapter-last"):
-        one, two = (load_file(folder / run / name / "adapter_model.safetensors") for run in ("whole", "out"))
-        assert all((one[key] == two[key]).all() for key in one)
-
-
-def test_a_stop_while_the_last_of_a_run_is_written_begins_no_evaluation(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_yaml = write_run(folder, task="task.yaml")
-    records = importlib.import_module("halfbyte.tune.records").Records
-    with monkeypatch.context() as patched:
-        patched.setattr(records, "end", signalled(records.end, 1, signal.SIGTERM))
-        assert tune(run_yaml) == 130
-    assert (folder / "out" / "adapter-last").is_dir() and not (folder / "out" / "evaluations" / "tuned").exists()
-    assert tune(run_yaml) == 0
