@@ -1,12 +1,14 @@
 """Quantising and dequantising matrices, and products with them. An op has a folder; its implementations have one
 signature and one test.
 
-`choose` says which implementation runs and why: `cpu` (cpu.cpp, native) or `reference` (plain PyTorch, every device).
-Both quantise and dequantise to the same bits, those of bitsandbytes' CPU backend; products differ in rounding.
+`choose` says which implementation runs and why: `cpu` (cpu.cpp, native), `gpu` (gpu.py, Triton; imported when it is
+first needed) or `reference` (plain PyTorch, every device).
+All quantise and dequantise to the same bits, those of bitsandbytes' CPU backend; products differ in rounding.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NoReturn, TypeGuard
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfbyte.errors import CheckpointError
-from halfbyte.formats import QUANTISED, Weights
+from halfbyte.formats import BLOCKSIZE, QUANTISED, Weights
 from halfbyte.kernels import native, product_int8
 from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.dequantise import reference as _decode
@@ -51,8 +53,9 @@ def quantise(weight: Tensor, weights: Weights, *, name: str = "") -> PackedWeigh
     """`weight` [out, in], bf16, fp16 or fp32, in the format `weights`: "nf4", "nf4-single" or "int8".
 
     Beside the result it needs some MB, and with double quantisation the absmax values in fp32 (n / 16 bytes); a
-    weight that is not contiguous is copied. The offset of double quantisation is torch's mean over all absmax values
-    and depends, in its last bits, on torch's number of threads. Methods: see `halfbyte.formats`.
+    weight that is not contiguous is copied. The offset of double quantisation is torch's mean over all absmax values,
+    on the CPU wherever the weight lies, and depends, in its last bits, on torch's number of threads. Methods: see
+    `halfbyte.formats`.
 
     Raises CheckpointError, with `name`, for a tensor that is no matrix of these types, for NaN and infinity, for
     magnitudes over 65504 in int8 (it passes through fp16), and for an offset that overflows fp32.
@@ -63,23 +66,24 @@ def quantise(weight: Tensor, weights: Weights, *, name: str = "") -> PackedWeigh
         raise CheckpointError("only a matrix of bf16, fp16 or fp32 can be quantised", where=name,
                               found=f"{weight.dtype} {list(weight.shape)}")  # fmt: skip
     weight = weight.detach().contiguous()
-    shape, isa = (weight.shape[0], weight.shape[1]), choose(weight.device).isa
+    shape, how = (weight.shape[0], weight.shape[1]), choose(weight.device)
+    isa, plain = how.isa, _encoder(how)
     if weights == "int8":
-        made = native.quantise_int8(weight, isa) if isa else _encode.quantise_int8(weight)
+        made = native.quantise_int8(weight, isa) if isa else plain.quantise_int8(weight)
         if made is None:
             _refuse(weight, weights, name)
         return Int8Weight(shape, *made)
-    made = native.quantise_nf4(weight, isa) if isa else _encode.quantise_nf4(weight)
+    made = native.quantise_nf4(weight, isa) if isa else plain.quantise_nf4(weight)
     if made is None:
         _refuse(weight, weights, name)
     codes, absmax = made
     if weights == "nf4-single":
         return NF4Weight(shape, codes, absmax)
-    offset = absmax.mean().item()
+    offset = absmax.cpu().mean().item()
     if offset == float("inf"):
         raise CheckpointError("the weights are too large for double quantisation: the mean absmax overflows fp32",
                               where=name, do="quantise with weights: nf4-single")  # fmt: skip
-    absmax_codes, nested = (native if isa else _encode).quantise_absmax(absmax, offset)
+    absmax_codes, nested = (native if isa else plain).quantise_absmax(absmax, offset)
     return NF4Weight(shape, codes, absmax_codes, nested, offset)
 
 
@@ -100,7 +104,8 @@ def dequantise(
         raise ValueError(f"{dtype} is no type to dequantise to; there are {DTYPES}")
     if not 0 <= first <= last <= packed.shape[0]:
         raise ValueError(f"rows {first}..{last} are not within 0..{packed.shape[0]}")
-    isa = choose(packed.device).isa
+    how = choose(packed.device)
+    isa, plain = how.isa, _decoder(how, dtype)
     if out is None:
         size = (last - first, columns)
         out = native.empty(size, dtype) if isa else torch.empty(size, dtype=dtype, device=packed.device)
@@ -115,12 +120,30 @@ def dequantise(
         if isa:
             native.dequantise_int8(packed, first, last, out, isa)
         else:
-            _decode.dequantise_int8(packed, first, last, out)
+            plain.dequantise_int8(packed, first, last, out)
     elif isa:
         native.dequantise_nf4(packed, first * columns, last * columns, out, isa)
     else:
-        _decode.dequantise_nf4(packed, first * columns, last * columns, out.view(-1))
+        plain.dequantise_nf4(packed, first * columns, last * columns, out.view(-1))
     return out
+
+
+def _encoder(how: Choice) -> ModuleType:
+    """The functions of quantise/reference.py, on any device, in the implementation that was chosen."""
+    if how.name != "gpu":
+        return _encode
+    from halfbyte.kernels.quantise import gpu
+
+    return gpu
+
+
+def _decoder(how: Choice, dtype: torch.dtype) -> ModuleType:
+    """The functions of dequantise/reference.py, likewise, for results of type `dtype`."""
+    if not how.triton(dtype):
+        return _decode
+    from halfbyte.kernels.dequantise import gpu
+
+    return gpu
 
 
 def linear(
@@ -146,6 +169,11 @@ def linear(
         y = _plain.linear(x, weight, bias, pair)
         return y if out is None else out.copy_(y)
     x = x.contiguous()
+    if how.name == "gpu":
+        assert not isinstance(weight, Tensor)
+        from halfbyte.kernels.product import gpu
+
+        return gpu.few(x, weight, bias, _contiguous(pair), out)
     if native.reaches(how.isa, BF16):
         return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
     y = _product.few(x, weight, bias, how.isa or "", out)
@@ -245,6 +273,8 @@ def _in_int8(weight: FrozenWeight, x: Tensor) -> TypeGuard[PackedWeight]:
 def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     """The implementation that multiplies rows `x` [T, ...] with `weight`, and why."""
     choice = choose(x.device)
+    if choice.name == "gpu":
+        return _product_on_card(x, weight, choice)
     if choice.isa is None:
         return choice
     if 0 in weight.shape:
@@ -260,6 +290,18 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     return Choice(
         "reference", f"torch's product of the dequantised weight: no native one for {x.dtype} on this processor"
     )
+
+
+def _product_on_card(x: Tensor, weight: FrozenWeight, choice: Choice) -> Choice:
+    if isinstance(weight, Tensor):
+        return Choice("reference", "torch's product: the weight is dense")
+    if not choice.triton(x.dtype):
+        return Choice("reference", f"torch's product of the dequantised weight: no {x.dtype} on this card")
+    if len(x) > _product.FEW or x.dtype not in DTYPES:
+        return Choice("reference", "torch's product of the weight, which Triton dequantises into a reused buffer")
+    if isinstance(weight, NF4Weight) and weight.shape[1] % BLOCKSIZE:
+        return Choice("reference", "torch's product of the dequantised weight: its rows are no whole blocks")
+    return choice
 
 
 def _contiguous(pair: Pair | None) -> Pair | None:
