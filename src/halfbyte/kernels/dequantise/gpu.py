@@ -2,7 +2,7 @@
 
 NF4: a program decodes `BLOCKS` whole blocks. A byte is loaded once and gives two neighbours; the 16 levels are one line
 of the first-level cache. A range that starts or ends within a block is cut by the mask of the store.
-int8: a program takes `WIDTH` weights of a row.
+int8: a program takes `WIDTH` weights of `ROWS` rows.
 
 Both move 2.5 to 5 bytes a weight and calculate little, so tiles only have to keep enough bytes on their way: 64 blocks
 are 2 KB of codes and 8 KB of bf16, 16 bytes a thread of 128 in a load.
@@ -19,7 +19,7 @@ from halfbyte.kernels import tables
 from halfbyte.kernels.gpu import EXACT, block_scales, narrow, on, stored
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
-BLOCKS, WIDTH = 64, 2048
+BLOCKS, ROWS, WIDTH = 64, 4, 1024
 
 
 @triton.jit
@@ -42,12 +42,17 @@ def _nf4(
 
 
 @triton.jit
-def _int8(codes_ptr, scale_ptr, out_ptr, columns, HOW: tl.constexpr, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    codes = tl.load(codes_ptr + row * columns + place, mask=place < columns, other=0)
-    values = codes.to(tl.float32) * tl.load(scale_ptr + row) * (1.0 / 127.0)
-    tl.store(out_ptr + row * columns + place, narrow(values, out_ptr.dtype.element_ty, HOW), mask=place < columns)
+def _int8(
+    codes_ptr, scale_ptr, out_ptr, rows, columns, HOW: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row, column = tl.arange(0, ROWS), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = (first + row < rows)[:, None] & (column < columns)[None, :]
+    inner = row[:, None] * columns + column[None, :]
+    codes = tl.load(codes_ptr + first * columns + inner, mask=inside, other=0)
+    scale = tl.load(scale_ptr + first + row, mask=first + row < rows, other=0.0)
+    values = codes.to(tl.float32) * scale[:, None] * (1.0 / 127.0)
+    tl.store(out_ptr + first * columns + inner, narrow(values, out_ptr.dtype.element_ty, HOW), mask=inside)
 
 
 def dequantise_nf4(packed: NF4Weight, first: int, last: int, out: Tensor) -> None:
@@ -68,7 +73,7 @@ def dequantise_int8(packed: Int8Weight, first: int, last: int, out: Tensor) -> N
     columns = packed.shape[1]
     raw, how = stored(out)
     with on(packed.device):
-        _int8[(last - first, triton.cdiv(columns, WIDTH))](
-            packed.codes[first:last], packed.scale[first:last], raw, columns,
-            HOW=how, WIDTH=WIDTH, num_warps=4, **EXACT,
+        _int8[(triton.cdiv(last - first, ROWS), triton.cdiv(columns, WIDTH))](
+            packed.codes[first:last], packed.scale[first:last], raw, last - first, columns,
+            HOW=how, ROWS=ROWS, WIDTH=WIDTH, num_warps=4, **EXACT,
         )  # fmt: skip

@@ -3,7 +3,9 @@ decoded leaves the processor. More rows take the reference's way: `dequantise` (
 torch's product (cuBLAS).
 
 A program makes a few of the outputs, of all rows. In a step it reads some hundred weights of each of its rows of W. The
-two neighbours in a byte meet the even and the odd columns of x, so that weights are never interleaved.
+two neighbours in a byte meet the even and the odd columns of x, so that weights are never interleaved. The next step's
+codes are asked for before this step's are used, by hand (`num_stages=1`): Triton's own pipelining would also carry every
+level that is looked up through shared memory, 4 bytes a weight.
 
 - Up to 4 rows of x: multiply-adds in fp32 on the decoded weights, unrounded. Each thread keeps its own sums; they are
   added once, at the end.
@@ -83,6 +85,21 @@ def _finish(
 
 
 @triton.jit
+def _step_nf4(
+    codes_ptr, absmax_ptr, nested_ptr, dynamic_ptr, offset, before, first, blocks, real,
+    NESTED: tl.constexpr, OUTS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Codes [O, BLOCKS, 32] and scales [O, BLOCKS] of the blocks from `first` on of each row; `before`: blocks in W
+    before the first row."""
+    o, k = tl.arange(0, OUTS), first + tl.arange(0, BLOCKS)
+    kept = real[:, None] & (k < blocks)[None, :]
+    place = o[:, None] * blocks + k[None, :]
+    where = codes_ptr + before * 32 + (place[:, :, None] * 32 + tl.arange(0, 32)[None, None, :])
+    codes = tl.load(where, mask=kept[:, :, None], other=0)
+    return codes, block_scales(absmax_ptr, nested_ptr, dynamic_ptr, offset, before, place, kept, NESTED)
+
+
+@triton.jit
 def _nf4(
     x_ptr, codes_ptr, absmax_ptr, nested_ptr, levels_ptr, dynamic_ptr, bias_ptr, h_ptr, b_ptr, y_ptr,
     offset, rows, O, blocks, rank,
@@ -91,22 +108,22 @@ def _nf4(
 ):  # fmt: skip
     """W [O, 64 * blocks]; BLOCKS of each row in a step."""
     out = tl.program_id(0).to(tl.int64) * OUTS
-    m, o, k, byte = tl.arange(0, M), tl.arange(0, OUTS), tl.arange(0, BLOCKS), tl.arange(0, 32)
-    column = tl.arange(0, BLOCKS * 64)
+    real = out + tl.arange(0, OUTS) < O
+    m, column = tl.arange(0, M), tl.arange(0, BLOCKS * 64)
     sums = tl.zeros([M, OUTS] if DOT else [M, OUTS, BLOCKS * 32], tl.float32)
+    next_codes, next_scale = _step_nf4(codes_ptr, absmax_ptr, nested_ptr, dynamic_ptr, offset, out * blocks, 0, blocks,
+                                       real, NESTED, OUTS, BLOCKS)  # fmt: skip
     for first in range(0, blocks, BLOCKS):
-        kept = (out + o < O)[:, None] & (first + k < blocks)[None, :]
-        place = o[:, None] * blocks + (first + k)[None, :]
-        scale = block_scales(absmax_ptr, nested_ptr, dynamic_ptr, offset, out * blocks, place, kept, NESTED)
-        where = codes_ptr + out * blocks * 32 + (place[:, :, None] * 32 + byte[None, None, :])
-        codes = tl.load(where, mask=kept[:, :, None], other=0).to(tl.int32)
-        high = tl.load(levels_ptr + (codes >> 4)) * scale[:, :, None]
-        low = tl.load(levels_ptr + (codes & 15)) * scale[:, :, None]
+        codes, scale = next_codes.to(tl.int32), next_scale[:, :, None]
+        next_codes, next_scale = _step_nf4(codes_ptr, absmax_ptr, nested_ptr, dynamic_ptr, offset, out * blocks,
+                                           first + BLOCKS, blocks, real, NESTED, OUTS, BLOCKS)  # fmt: skip
         inside = (m < rows)[:, None] & (column < (blocks - first) * 64)[None, :]
         raw = tl.load(x_ptr + first * 64 + (m[:, None] * (blocks * 64) + column[None, :]), mask=inside, other=0)
         even, odd = tl.split(tl.reshape(widen(raw, HOW), [M, BLOCKS * 32, 2]))
-        sums = _add(sums, even, tl.reshape(high, [OUTS, BLOCKS * 32]), x_ptr.dtype.element_ty, HOW, DOT)
-        sums = _add(sums, odd, tl.reshape(low, [OUTS, BLOCKS * 32]), x_ptr.dtype.element_ty, HOW, DOT)
+        high = tl.reshape(tl.load(levels_ptr + (codes >> 4)) * scale, [OUTS, BLOCKS * 32])
+        low = tl.reshape(tl.load(levels_ptr + (codes & 15)) * scale, [OUTS, BLOCKS * 32])
+        sums = _add(sums, even, high, x_ptr.dtype.element_ty, HOW, DOT)
+        sums = _add(sums, odd, low, x_ptr.dtype.element_ty, HOW, DOT)
     made = sums if DOT else tl.sum(sums, axis=2)
     _finish(made, bias_ptr, h_ptr, b_ptr, y_ptr, out, rows, O, rank, BIAS, HOW, M, OUTS)
 
@@ -116,16 +133,19 @@ def _int8(
     x_ptr, codes_ptr, scale_ptr, bias_ptr, h_ptr, b_ptr, y_ptr, rows, O, columns, rank,
     BIAS: tl.constexpr, HOW: tl.constexpr, DOT: tl.constexpr, M: tl.constexpr, OUTS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """W [O, columns]; the row's scale is applied to the sum."""
+    """W [O, columns], STEP of each row in a step; the row's scale is applied to the sum."""
     out = tl.program_id(0).to(tl.int64) * OUTS
     m, o, k = tl.arange(0, M), tl.arange(0, OUTS), tl.arange(0, STEP)
+    codes_ptr += out * columns
+    real = (out + o < O)[:, None]
     sums = tl.zeros([M, OUTS] if DOT else [M, OUTS, STEP], tl.float32)
+    following = tl.load(codes_ptr + (o[:, None] * columns + k[None, :]), mask=real & (k < columns)[None, :], other=0)
     for first in range(0, columns, STEP):
-        inside = first + k < columns
-        where = codes_ptr + out * columns + (o[:, None] * columns + (first + k)[None, :])
-        codes = tl.load(where, mask=(out + o < O)[:, None] & inside[None, :], other=0)
-        raw = tl.load(x_ptr + m[:, None] * columns + (first + k)[None, :], mask=(m < rows)[:, None] & inside[None, :],
-                      other=0)  # fmt: skip
+        codes, after = following, first + STEP + k
+        following = tl.load(codes_ptr + (o[:, None] * columns + after[None, :]), mask=real & (after < columns)[None, :],
+                            other=0)  # fmt: skip
+        inside = (m < rows)[:, None] & (first + k < columns)[None, :]
+        raw = tl.load(x_ptr + (m[:, None] * columns + (first + k)[None, :]), mask=inside, other=0)
         sums = _add(sums, widen(raw, HOW), codes.to(tl.float32), x_ptr.dtype.element_ty, HOW, DOT)
     made = sums if DOT else tl.sum(sums, axis=2)
     made *= (tl.load(scale_ptr + out + o, mask=out + o < O, other=0.0) * (1.0 / 127.0))[None, :]
@@ -152,7 +172,7 @@ def few(
     arguments = [stored(tensor)[0] for tensor in after]
     constants = {
         "BIAS": bias is not None, "HOW": how, "DOT": dot, "M": FEW if dot else triton.next_power_of_2(rows),
-        "OUTS": outs, "num_warps": warps,
+        "OUTS": outs, "num_warps": warps, "num_stages": 1,
     }  # fmt: skip
     grid = (triton.cdiv(outputs, outs),)
     with on(device):

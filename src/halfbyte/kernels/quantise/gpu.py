@@ -1,7 +1,7 @@
 """Quantisation in Triton: the same bits as reference.py, whose docstring has the peculiarities.
 
-A program takes `BLOCKS` blocks of NF4, `NESTED_BLOCKS` blocks of absmax values, or a row in int8 (read twice, the second
-time from the cache). A value that is not finite makes its absmax infinite, so that one look at the absmax values, after
+A program takes `BLOCKS` blocks of NF4, `NESTED_BLOCKS` blocks of absmax values, or `ROWS` rows in int8 (read
+twice, the second time from the cache). A value that is not finite makes its absmax infinite, so that one look at the absmax values, after
 all kernels, tells whether a matrix can be encoded; that look is the only time the host waits for the card.
 
 The levels are compared one after another, 15 comparisons a weight: a search by halves would save arithmetic, but packing
@@ -20,7 +20,7 @@ from halfbyte.kernels import tables
 from halfbyte.kernels.gpu import EXACT, on, stored, widen
 from halfbyte.kernels.quantise.reference import F16_MAX, TINY
 
-BLOCKS, NESTED_BLOCKS, WIDTH = 64, 16, 2048
+BLOCKS, NESTED_BLOCKS, ROWS, WIDTH = 64, 16, 8, 512
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -69,24 +69,30 @@ def _absmax(absmax_ptr, lookup_ptr, codes_ptr, nested_ptr, offset, count, blocks
 
 @triton.jit
 def _int8(
-    weight_ptr, codes_ptr, scale_ptr, columns, F16_MAX: tl.constexpr, HOW: tl.constexpr, WIDTH: tl.constexpr
+    weight_ptr, codes_ptr, scale_ptr, rows, columns, F16_MAX: tl.constexpr, HOW: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * columns
-    place = tl.arange(0, WIDTH)
-    largest = tl.zeros([WIDTH], tl.float32)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row, place = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    real = (first + row < rows)[:, None]
+    weight_ptr += first * columns
+    codes_ptr += first * columns
+    largest = tl.zeros([ROWS, WIDTH], tl.float32)
     for start in range(0, columns, WIDTH):
-        values = widen(tl.load(weight_ptr + row + start + place, mask=start + place < columns, other=0), HOW)
+        inner = row[:, None] * columns + (start + place)[None, :]
+        values = widen(tl.load(weight_ptr + inner, mask=real & (start + place < columns)[None, :], other=0), HOW)
         size = tl.abs(values)
         largest = tl.maximum(largest, tl.where(size <= F16_MAX, size.to(tl.float16).to(tl.float32), float("inf")))
-    scale = tl.max(largest, axis=0)
-    tl.store(scale_ptr + tl.program_id(0), scale)
-    factor = tl.math.div_rn(tl.full([WIDTH], 1.0, tl.float32), tl.zeros([WIDTH], tl.float32) + scale) * 127.0
+    scale = tl.max(largest, axis=1)
+    tl.store(scale_ptr + first + row, scale, mask=first + row < rows)
+    factor = (tl.math.div_rn(tl.full([ROWS], 1.0, tl.float32), scale) * 127.0)[:, None]
     for start in range(0, columns, WIDTH):
-        values = widen(tl.load(weight_ptr + row + start + place, mask=start + place < columns, other=0), HOW)
-        scaled = values.to(tl.float16).to(tl.float32) * factor
+        inner = row[:, None] * columns + (start + place)[None, :]
+        inside = real & (start + place < columns)[None, :]
+        scaled = widen(tl.load(weight_ptr + inner, mask=inside, other=0), HOW).to(tl.float16).to(tl.float32) * factor
         near = (scaled + 12582912.0) - 12582912.0  # 1.5 * 2^23: what is left is an integer, ties to even
-        near = tl.where((scaled == scaled) & (tl.abs(scaled) < 256.0), near, 0.0)  # a row of zeros; a refused matrix
-        tl.store(codes_ptr + row + start + place, near.to(tl.int32).to(tl.int8), mask=start + place < columns)
+        near = tl.where(tl.abs(scaled) < 256.0, near, 0.0)  # not so: a row of zeros, or a matrix that is refused
+        tl.store(codes_ptr + inner, near.to(tl.int32).to(tl.int8), mask=inside)
 
 
 def quantise_nf4(weight: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -130,5 +136,7 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor] | None:
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
     raw, how = stored(weight)
     with on(weight.device):
-        _int8[(rows,)](raw, codes, scale, columns, F16_MAX, HOW=how, WIDTH=WIDTH, num_warps=4, **EXACT)
+        _int8[(triton.cdiv(rows, ROWS),)](
+            raw, codes, scale, rows, columns, F16_MAX, HOW=how, ROWS=ROWS, WIDTH=WIDTH, num_warps=4, **EXACT
+        )
     return (codes, scale) if torch.isfinite(scale).all() else None
