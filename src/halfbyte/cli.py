@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("model", metavar="MODEL", help="a local folder or a hub id, in 16 or 32 bits")
     pack.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     pack.add_argument("--revision", help="branch, tag or commit of a hub model")
+    pack.add_argument("--device", default="cpu", help="what quantises: cpu, cuda, cuda:N or auto (default: cpu)")
     weights(pack, "nf4")
 
     evaluate = verb(
@@ -354,7 +355,8 @@ def _plan(options: argparse.Namespace) -> int:
 def _pack(options: argparse.Namespace) -> int:
     from halfbyte import pipeline
 
-    pipeline.pack_model(options.model, options.out, options.weights or "nf4", options.revision, _console())
+    pipeline.pack_model(options.model, options.out, options.weights or "nf4", options.revision, _console(),
+                        options.device)  # fmt: skip
     return 0
 
 

@@ -308,7 +308,7 @@ class _Planner:
 
         kernels, dtype = choose_kernels(self.model.device), self.model.dtype
         if kernels.isa is None or dtype == torch.float16:  # the kernels between the products take bf16 and fp32
-            return native.plain(kernels.reason if kernels.isa is None else "activations are fp16")
+            return native.plain(kernels.beside if kernels.isa is None else "activations are fp16")
         attention = self.model.attention
         products = native_library.reaches(kernels.isa, BF16) and dtype == torch.bfloat16
         return native.of_model(self.model.replaced, "" if attention is None else attention.name, products=products,

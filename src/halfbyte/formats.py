@@ -24,6 +24,7 @@ from typing import Literal
 Weights = Literal["nf4", "nf4-single", "int8", "bf16", "fp32"]
 WEIGHTS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8", "bf16", "fp32")
 COMPUTE = ("auto", "bf16", "fp16", "fp32", "int8")  # of activations and products; int8: products with packed weights
+FP16_OVERFLOWS = "gemma"  # families of that name have activations over 65504, the largest fp16
 QUANTISED: tuple[Weights, ...] = ("nf4", "nf4-single", "int8")
 
 BLOCKSIZE = 64  # weights that share an absmax
@@ -102,3 +103,16 @@ def packed_bytes(weights: Weights, rows: int, columns: int) -> PackedBytes:
         tables = 4 * (len(NF4_CODE) + len(DYNAMIC_CODE))
         return PackedBytes(codes=-(-n // 2), absmax=blocks, nested_absmax=4 * nested, tables=tables)
     raise ValueError(f"{weights!r} is no quantised format; there are {QUANTISED}")
+
+
+def without_bf16(dtype: str, family: str, weights: str) -> tuple[str, str]:
+    """What `compute: auto` is on a card without bf16, and why, for a checkpoint stored as `dtype` (torch's name) of a
+    `family` (config.json's model_type) whose layers are in the format `weights`."""
+    if dtype == "float16":
+        return "fp16", "the checkpoint is in fp16"
+    if weights not in QUANTISED:
+        return "fp32", "which holds the checkpoint's bf16 exactly"
+    if family.startswith(FP16_OVERFLOWS):
+        return "fp32", f"activations of {family} pass 65,504, the largest fp16"
+    return "fp16", ("its products sum in fp32, and training scales the loss against underflow; "
+                    "should activations pass 65,504, use compute: fp32")  # fmt: skip

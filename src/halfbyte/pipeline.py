@@ -89,15 +89,21 @@ def calibrate_machine(console: Console) -> None:
     console.print(f"kept in {store(made)}", markup=False)
 
 
-def pack_model(model: str, out: Path, weights: Weights, revision: str | None, console: Console) -> None:
+def pack_model(
+    model: str, out: Path, weights: Weights, revision: str | None, console: Console, device: str = "cpu"
+) -> None:
     """`halfbyte pack`."""
     from halfbyte.checkpoint.pack import pack
     from halfbyte.checkpoint.source import open_checkpoint
+    from halfbyte.model.build import choose_device
 
     no_short_name(model)
+    where, reason = choose_device(device)
     checkpoint = open_checkpoint(model, revision)
+    if device != "cpu":
+        console.print(f"device {where}: {reason}", markup=False)
     with _bytes_bar(console) as progress:
-        report = pack(checkpoint, out, weights, progress=progress)
+        report = pack(checkpoint, out, weights, device=where, progress=progress)
     if report.already:
         console.print(f"{out} holds this checkpoint in {weights} already: nothing was done", markup=False)
         return

@@ -86,3 +86,27 @@ def test_a_product_that_had_to_wait_does_not_make_bf16_slow(monkeypatch: pytest.
     monkeypatch.setattr(compute.time, "perf_counter", lambda: clock[0])
     found = MEASURE()
     assert found.bf16 == 0.0002 and not found.bf16_is_slow
+
+
+@pytest.mark.parametrize(
+    ("stored", "weights", "family", "chosen", "because"),
+    [
+        (torch.bfloat16, "nf4", "llama", "fp16", "sum in fp32, and training scales the loss"),
+        (torch.bfloat16, "int8", "", "fp16", "65,504"),
+        (torch.bfloat16, "nf4", "gemma3_text", "fp32", "activations of gemma3_text"),
+        (torch.bfloat16, "bf16", "llama", "fp32", "exactly"),
+    ],
+)
+def test_a_card_without_bf16_takes_fp16_where_it_holds_the_activations(
+    stored: torch.dtype, weights: str, family: str, chosen: str, because: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(compute, "_card_has_bf16", lambda device: False)
+    card = torch.device("cuda")
+    made = choose_compute("auto", card, stored, weights, family)
+    assert made.name == chosen and because in made.reason and "Tesla T4 has no bf16" in made.reason
+    assert choose_compute("auto", card, torch.float32, weights, family).name == "fp32"
+    with pytest.raises(ConfigError, match="no bf16"):
+        choose_compute("bf16", card, stored, weights, family)
+    monkeypatch.setattr(compute, "_card_has_bf16", lambda device: True)
+    assert choose_compute("auto", card, stored, weights, family).name == "bf16"

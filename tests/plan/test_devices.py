@@ -90,7 +90,9 @@ def test_on_a_card_the_weights_are_part_of_the_peak_and_nothing_is_mapped():
     assert any("no native kernel for cuda" in reason for reason in plan.reasons)
 
 
-def test_a_card_without_bf16_computes_in_fp32():
-    with_it, without = (plan_model("llama-3.2-1b", device=card, memory="16GB") for card in ("L4", "T4"))
-    assert (with_it.settings["dtype_bytes"], without.settings["dtype_bytes"]) == (2, 4)
-    assert without.phases["tune"].peak_bytes > with_it.phases["tune"].peak_bytes
+@pytest.mark.parametrize(("model", "weights", "width"), [("llama-3.2-1b", "nf4", 2), ("llama-3.2-1b", "bf16", 4),
+                                                          ("gemma-2-2b", "nf4", 4)])  # fmt: skip
+def test_a_card_without_bf16_computes_in_fp16_where_that_holds_the_activations(model, weights, width):
+    with_it, without = (plan_model(model, device=card, memory="16GB", weights=weights) for card in ("L4", "T4"))
+    assert (with_it.settings["dtype_bytes"], without.settings["dtype_bytes"]) == (2, width)
+    assert (without.phases["tune"].peak_bytes > with_it.phases["tune"].peak_bytes) == (width == 4)

@@ -121,3 +121,17 @@ def test_a_missing_calibration_is_noted_and_one_that_holds_is_shown(monkeypatch,
     assert module._calibration().mark == "note" and "--calibrate" in module._calibration().do
     store(Calibration(identity(), "2026-01-01", 1.0, {"bf16": {}}, {"product_bf16": 4e11, "read": 3e10}))
     assert module._calibration().found == "calibrated here on 2026-01-01: 400 GFLOP/s in bf16, reads 30.0 GB/s"
+
+
+def test_a_card_has_its_own_line_for_kernels(monkeypatch):
+    import torch
+
+    from halfbyte.kernels import choice
+
+    assert module._kernels_on_card() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for found, mark in ((choice.Choice("gpu", "Triton 3.7.1 on NVIDIA L4"), "ok"),
+                        (choice.Choice("reference", "plain PyTorch: triton is not installed"), "note")):  # fmt: skip
+        monkeypatch.setattr(choice, "choose", lambda device, found=found: found)
+        (finding,) = module._kernels_on_card()
+        assert finding.mark == mark and found.reason in finding.found

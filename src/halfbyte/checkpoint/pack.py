@@ -25,13 +25,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from halfbyte import kernels
 from halfbyte.checkpoint import bnb
+from halfbyte.checkpoint.card import Card
 from halfbyte.checkpoint.headers import DTYPES
 from halfbyte.checkpoint.mapped import Mapped, read
 from halfbyte.checkpoint.recipes import Recipe, plan_tensors
@@ -45,9 +46,16 @@ from halfbyte.memory import MemoryMeter, hold_little
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 NOTE = "halfbyte.json"
+_CPU = torch.device("cpu")
 _LAYOUT = 1  # of what is written; a cached copy of another layout is not used
 _COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "LICENSE*", "LICENCE*", "NOTICE*", "README*")
 _SAFETENSORS = {name: short for short, (name, _) in DTYPES.items()}
+
+
+class _Quantise(Protocol):
+    """As `kernels.quantise`, of a tensor on the host and with the result there."""
+
+    def __call__(self, weight: Tensor, weights: Weights, *, name: str) -> kernels.PackedWeight: ...
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,13 @@ class _Job:
         return sum(entry.nbytes for entry in self.entries if entry.room is None)
 
 
-def pack(checkpoint: Checkpoint, out: Path, weights: Weights, *, progress: Progress | None = None) -> PackReport:
+def pack(
+    checkpoint: Checkpoint, out: Path, weights: Weights, *, device: torch.device = _CPU,
+    progress: Progress | None = None,
+) -> PackReport:  # fmt: skip
     """Write `checkpoint` to the folder `out` in the format `weights`. A complete pack of the same is left as it is.
 
+    `device` quantises, a card part by part (checkpoint/card.py); the files are the same on every device.
     `progress` is called with what is done, the bytes done and the bytes in all (of the checkpoint's own tensors).
     Raises CheckpointError for a checkpoint that is packed in another format, that has nothing to quantise, or whose
     values can't be (NaN, infinity); for an `out` that holds something else; for a disk that is full.
@@ -104,7 +116,7 @@ def pack(checkpoint: Checkpoint, out: Path, weights: Weights, *, progress: Progr
     model = skeleton(checkpoint)
     jobs, left = _jobs(checkpoint, model, weights)
     with MemoryMeter() as meter, _made_beside(out, sum(job.nbytes for job in jobs)) as folder:
-        written = _write_tensors(checkpoint, model, jobs, weights, folder, progress)
+        written = _write_tensors(checkpoint, model, jobs, weights, folder, progress, _quantiser(device))
         _write_config(checkpoint, model, jobs, weights, folder)
         _copy_others(checkpoint.path, folder)
         report = PackReport(
@@ -230,6 +242,7 @@ def _write_tensors(
     weights: Weights,
     folder: Path,
     progress: Progress | None,
+    quantise: _Quantise,
 ) -> int:
     compute = "float16" if checkpoint.dtype == "float16" else "bfloat16"
     total = sum(_source_bytes(checkpoint, job) for job in jobs)
@@ -242,7 +255,7 @@ def _write_tensors(
                     progress("pack", done, total)
                 ahead.reached(index)
                 if job.quantised:
-                    made = bnb.tensors(job.target, _quantised(checkpoint, model, job, weights), compute)
+                    made = bnb.tensors(job.target, _quantised(checkpoint, model, job, weights, quantise), compute)
                     behind.put(job.nbytes, partial(_write_all, writer, made))
                     del made
                 else:
@@ -279,13 +292,19 @@ def _source_bytes(checkpoint: Checkpoint, job: _Job) -> int:
     return sum(checkpoint.tensors[name].nbytes for name in names) // len(job.recipe.targets)
 
 
-def _quantised(checkpoint: Checkpoint, model: Any, job: _Job, weights: Weights) -> kernels.PackedWeight:
+def _quantiser(device: torch.device) -> _Quantise:
+    return kernels.quantise if device.type == "cpu" else Card(device).quantise
+
+
+def _quantised(
+    checkpoint: Checkpoint, model: Any, job: _Job, weights: Weights, quantise: _Quantise
+) -> kernels.PackedWeight:
     if job.recipe.packed:
         shape = tuple(model.state_dict()[job.target].shape)
         return bnb.read_packed(Mapped(checkpoint), job.recipe.source, shape, weights)
     (weight,) = _values(checkpoint, model, job)
     weight = weight.float() if weight.dtype == torch.float64 else weight
-    return kernels.quantise(weight, weights, name=f"{checkpoint.path}: {job.target}")
+    return quantise(weight, weights, name=f"{checkpoint.path}: {job.target}")
 
 
 def _values(checkpoint: Checkpoint, model: Any, job: _Job) -> Iterator[Tensor]:

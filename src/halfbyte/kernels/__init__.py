@@ -37,6 +37,7 @@ __all__ = [
     "adapted",
     "choose",
     "dequantise",
+    "double_quantise",
     "gated_mlp",
     "linear",
     "linear_transposed",
@@ -77,14 +78,20 @@ def quantise(weight: Tensor, weights: Weights, *, name: str = "") -> PackedWeigh
     if made is None:
         _refuse(weight, weights, name)
     codes, absmax = made
-    if weights == "nf4-single":
-        return NF4Weight(shape, codes, absmax)
+    single = NF4Weight(shape, codes, absmax)
+    return single if weights == "nf4-single" else double_quantise(single, name=name)
+
+
+@torch.no_grad()
+def double_quantise(single: NF4Weight, *, name: str = "") -> NF4Weight:
+    """A matrix in "nf4-single" as "nf4": the same codes, its absmax values in 8 bits. Raises as `quantise` does."""
+    absmax, how = single.absmax, choose(single.device)
     offset = absmax.cpu().mean().item()
     if offset == float("inf"):
         raise CheckpointError("the weights are too large for double quantisation: the mean absmax overflows fp32",
                               where=name, do="quantise with weights: nf4-single")  # fmt: skip
-    absmax_codes, nested = (native if isa else plain).quantise_absmax(absmax, offset)
-    return NF4Weight(shape, codes, absmax_codes, nested, offset)
+    absmax_codes, nested = (native if how.isa else _encoder(how)).quantise_absmax(absmax, offset)
+    return NF4Weight(single.shape, single.codes, absmax_codes, nested, offset)
 
 
 @torch.no_grad()
@@ -295,9 +302,11 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
 def _product_on_card(x: Tensor, weight: FrozenWeight, choice: Choice) -> Choice:
     if isinstance(weight, Tensor):
         return Choice("reference", "torch's product: the weight is dense")
-    if not choice.triton(x.dtype):
+    if not choice.triton(x.dtype) or x.dtype not in DTYPES:
         return Choice("reference", f"torch's product of the dequantised weight: no {x.dtype} on this card")
-    if len(x) > _product.FEW or x.dtype not in DTYPES:
+    from halfbyte.kernels.product import gpu
+
+    if len(x) > (gpu.FEW if choice.bf16 else gpu.BY_SUMS):  # Triton has no tensor cores before those that have bf16
         return Choice("reference", "torch's product of the weight, which Triton dequantises into a reused buffer")
     if isinstance(weight, NF4Weight) and weight.shape[1] % BLOCKSIZE:
         return Choice("reference", "torch's product of the dequantised weight: its rows are no whole blocks")

@@ -28,6 +28,11 @@ class Choice:
     isa: str | None = None
     bf16: bool = True
 
+    @property
+    def beside(self) -> str:
+        """Where `isa` is None: why norms, gates, attention and products in int8 are torch's, if they are at all."""
+        return self.reason if self.name != "gpu" else "plain PyTorch: this op has no kernel in Triton"
+
     def triton(self, dtype: torch.dtype) -> bool:
         """Whether Triton's kernels run on tensors of this type."""
         return self.name == "gpu" and (self.bf16 or dtype != torch.bfloat16)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from halfbyte.errors import ConfigError, nearest
-from halfbyte.formats import COMPUTE, QUANTISED
+from halfbyte.formats import COMPUTE, QUANTISED, without_bf16
 from halfbyte.kernels import product_int8
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.bfloat16}
@@ -67,8 +67,12 @@ def compute_name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def choose_compute(asked: str, device: torch.device, stored: torch.dtype, weights: str) -> Compute:
+def choose_compute(
+    asked: str, device: torch.device, stored: torch.dtype, weights: str, family: str = ""
+) -> Compute:  # fmt: skip
     """The compute type on `device` for a model that keeps what is not quantised as `stored`, its layers as `weights`.
+
+    `family` is the model_type of its config.json, for cards without bf16 (`formats.without_bf16`).
 
     Raises ConfigError for an `asked` that is none, or that the device does not have.
     """
@@ -80,12 +84,14 @@ def choose_compute(asked: str, device: torch.device, stored: torch.dtype, weight
     if asked != "auto":
         if cuda and asked == "bf16" and not _card_has_bf16(device):
             name = torch.cuda.get_device_name(device)
-            raise ConfigError("this card has no bf16", where="compute", found=name, do="use compute: auto or fp32")
+            raise ConfigError(
+                "this card has no bf16", where="compute", found=name, do="use compute: auto, fp16 or fp32"
+            )
         return Compute(asked, SLOWER if asked == "int8" and product_int8.is_slower(device) else "as asked")
     if stored == torch.float32:
         return Compute("fp32", "the checkpoint is in fp32")
     if cuda:
-        return _on_card(device, stored)
+        return _on_card(device, stored, weights, family)
     if stored == torch.float16 and weights not in QUANTISED:
         return Compute("fp32", "the checkpoint is in fp16, which fp32 holds exactly and bf16 does not")
     return fastest()
@@ -134,13 +140,14 @@ def _time(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _on_card(device: torch.device, stored: torch.dtype) -> Compute:
+def _on_card(device: torch.device, stored: torch.dtype, weights: str, family: str) -> Compute:
     name = torch.cuda.get_device_name(device)
     if stored == torch.float16:
         return Compute("fp16", f"the checkpoint is in fp16, which {name} has")
     if _card_has_bf16(device):
         return Compute("bf16", f"{name} has it")
-    return Compute("fp32", f"{name} has no bf16")
+    chosen, reason = without_bf16(str(stored).removeprefix("torch."), family, weights)
+    return Compute(chosen, f"{name} has no bf16, so {chosen}: {reason}")
 
 
 def _card_has_bf16(device: torch.device) -> bool:

@@ -8,8 +8,8 @@ Three rules hold in all of them:
   has bf16, else integer arithmetic. Triton's interpreter truncates where a card rounds, so it takes the latter, too.
 - An offset into a weight that may pass 2^31 is made of a 64-bit base a program and a 32-bit place in its tile.
 
-Tiles are constants, chosen by reasoning (each op's `gpu.py` says which) and not tuned while a model runs: a tuner picks by
-timing, so that two runs could add in two orders, and it would wait for the card in the middle of a step.
+Tiles are constants, chosen by reasoning (each op's `gpu.py` says which) and not tuned while a model runs: a tuner picks
+by timing, so that two runs could add in two orders, and it would wait for the card in the middle of a step.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def use_attention(net: Any, device: torch.device) -> Choice:
     """Let `net` compute with the native attention where it can, and say why."""
     kernels = choose(device)
     kept = str(net.config.get_text_config()._attn_implementation)
-    reason = kernels.reason if kernels.isa is None else _uncovered(net)
+    reason = kernels.beside if kernels.isa is None else _uncovered(net)
     if reason:
         return Choice(kept, reason)
     from transformers import AttentionInterface, AttentionMaskInterface

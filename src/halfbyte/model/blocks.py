@@ -140,7 +140,7 @@ def replace_parts(net: nn.Module, device: torch.device) -> list[Replacement]:
             found.setdefault(type(module).__name__, []).append((name, module))
     choice = choose(device)
     if choice.isa is None:
-        return [Replacement(kind, len(modules), choice.reason) for kind, modules in found.items()]
+        return [Replacement(kind, len(modules), choice.beside) for kind, modules in found.items()]
     return [_replace_class(net, kind, modules) for kind, modules in found.items()]
 
 

@@ -315,7 +315,7 @@ def _settle(asked: str, device: torch.device, net: Any, state: dict[str, Any], w
     """The compute type for `net`. What would cost memory is not chosen unasked: weights that are neither linear layers
     nor vocabulary matrices (a mixture's experts) are multiplied by transformers' own code, in their own type."""
     stored: torch.dtype = state[_embedding_name(net)].dtype
-    chosen = choose_compute(asked, device, stored, weights)
+    chosen = choose_compute(asked, device, stored, weights, str(net.config.model_type))
     if asked != "auto" or chosen.dtype == stored:
         return chosen
     matrices = {f"{name}.weight" for name in linear_names(net)} | _vocabulary(net)

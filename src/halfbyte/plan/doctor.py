@@ -63,6 +63,7 @@ def doctor(machine: Machine | None = None) -> list[Finding]:
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
     findings += [
         _kernels(),
+        *_kernels_on_card(),
         _parts(),
         _compute(),
         _calibration(),
@@ -157,6 +158,25 @@ def _kernels() -> Finding:
     if choice.name == "reference":
         return Finding("note", "kernels", f"reference: {choice.reason}", "right, but slower than the native library")
     return Finding("ok", "kernels", f"{choice.name}: {choice.reason}")
+
+
+def _kernels_on_card() -> list[Finding]:
+    """What quantises, dequantises and multiplies on a card, if torch has one."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return []
+        from halfbyte.kernels.choice import choose
+
+        choice = choose("cuda")
+    except HalfbyteError as error:
+        return [Finding("problem", "kernels on the card", f"{error.what}: {error.found}", error.do or "")]
+    except Exception as error:  # a broken torch must not keep the doctor from telling the rest
+        return [Finding("problem", "kernels on the card", f"can't be loaded: {error}", "reinstall torch and halfbyte")]
+    if choice.name == "reference":
+        return [Finding("note", "kernels on the card", f"reference: {choice.reason}", "right, but slower than Triton")]
+    return [Finding("ok", "kernels on the card", f"{choice.name}: {choice.reason}")]
 
 
 def _parts() -> Finding:

@@ -24,6 +24,7 @@ from halfbyte.formats import (
     PackedBytes,
     Weights,
     packed_bytes,
+    without_bf16,
 )
 from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
@@ -175,7 +176,7 @@ def plan_model(
     where = device if isinstance(device, Device) else find_device(device or "cpu")
     available = where.memory_bytes if memory is None or memory == "auto" else (
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
-    compute = compute if where.bf16 or compute != "auto" else _without_bf16(inventory)
+    compute = compute if where.bf16 or compute != "auto" else _without_bf16(inventory, weights)
     native = native or foretold(inventory.config, dtype_bytes=_width(weights, compute), device=where.kind)
 
     if items is not None:
@@ -377,9 +378,10 @@ def _width(weights: str, compute: str = "auto") -> int:
     return 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
 
 
-def _without_bf16(inventory: Inventory) -> str:
-    """What `compute: auto` becomes on a card without bf16: a checkpoint in fp16 stays that, any other runs in fp32."""
-    return "fp16" if str(inventory.config.get("torch_dtype") or inventory.config.get("dtype")) == "float16" else "fp32"
+def _without_bf16(inventory: Inventory, weights: Weights) -> str:
+    """What `compute: auto` becomes on a card without bf16."""
+    dtype = str(inventory.config.get("torch_dtype") or inventory.config.get("dtype"))
+    return without_bf16(dtype, str(inventory.config.get("model_type", "")), weights)[0]
 
 
 def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:

@@ -53,7 +53,7 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
     """What `load_model` will find for a model with this config.json on this machine's CPU."""
     forced = os.environ.get("HALFBYTE_KERNELS", "")
     if device.startswith("cuda"):
-        return plain(f"there is no native kernel for {device} yet")
+        return plain(f"there is no native kernel for {device}, where Triton's take packed weights and torch's the rest")
     if forced == "reference":
         return plain("HALFBYTE_KERNELS=reference")
     file = next((file for suffix in EXTENSION_SUFFIXES if (file := _KERNELS / f"_native{suffix}").exists()), None)

@@ -4,13 +4,14 @@ torch's product (cuBLAS).
 
 A program makes a few of the outputs, of all rows. In a step it reads some hundred weights of each of its rows of W. The
 two neighbours in a byte meet the even and the odd columns of x, so that weights are never interleaved. The next step's
-codes are asked for before this step's are used, by hand (`num_stages=1`): Triton's own pipelining would also carry every
-level that is looked up through shared memory, 4 bytes a weight.
+codes are asked for before this step's are used, by hand (`num_stages=1`): Triton's own pipelining would also carry
+every level that is looked up through shared memory, 4 bytes a weight.
 
 - Up to 4 rows of x: multiply-adds in fp32 on the decoded weights, unrounded. Each thread keeps its own sums; they are
   added once, at the end.
 - 5 to 16 rows: tensor cores (`tl.dot`), on weights rounded to x's type as the reference rounds them, with sums in fp32.
-  fp32 rows are multiplied in full fp32 ("ieee", never TF32).
+  fp32 rows are multiplied in full fp32 ("ieee", never TF32). On cards before compute capability 8.0, whose tensor cores
+  Triton does not use, these take the way of many rows.
 
 The LoRA pair's h B^T and the bias are added to the fp32 sum, which is rounded once.
 
@@ -32,7 +33,7 @@ from torch import Tensor
 from halfbyte.formats import BLOCKSIZE
 from halfbyte.kernels import tables
 from halfbyte.kernels.gpu import bf16_bits, block_scales, narrow, on, stored, widen
-from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
+from halfbyte.kernels.packed import NF4Weight, PackedWeight
 from halfbyte.kernels.product.reference import Pair
 
 FEW = 16  # rows
@@ -66,22 +67,22 @@ def _add(sums_MO, x_MK, w_OK, like: tl.constexpr, HOW: tl.constexpr, DOT: tl.con
 
 @triton.jit
 def _finish(
-    sums_MO, bias_ptr, h_ptr, b_ptr, y_ptr, out, rows, O, rank,
+    sums_MO, bias_ptr, h_ptr, b_ptr, y_ptr, out, rows, outputs, rank,
     BIAS: tl.constexpr, HOW: tl.constexpr, M: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
-    """y [rows, O] = sums + h B^T + bias, rounded once; `out` is the first output of this program."""
+    """y [rows, outputs] = sums + h B^T + bias, rounded once; `out` is the first output of this program."""
     m, o = tl.arange(0, M), tl.arange(0, OUTS)
     for first in range(0, rank, 16):
         r = first + tl.arange(0, 16)
         h = tl.load(h_ptr + m[:, None] * rank + r[None, :], mask=(m < rows)[:, None] & (r < rank)[None, :], other=0)
-        kept = (out + o < O)[:, None] & (r < rank)[None, :]
+        kept = (out + o < outputs)[:, None] & (r < rank)[None, :]
         b = tl.load(b_ptr + out * rank + (o[:, None] * rank + r[None, :]), mask=kept, other=0)
         sums_MO += tl.sum(widen(h, HOW)[:, None, :] * widen(b, HOW)[None, :, :], axis=2)
     if BIAS:
-        sums_MO += widen(tl.load(bias_ptr + out + o, mask=out + o < O, other=0), HOW)[None, :]
+        sums_MO += widen(tl.load(bias_ptr + out + o, mask=out + o < outputs, other=0), HOW)[None, :]
     made = narrow(sums_MO, y_ptr.dtype.element_ty, HOW)
-    kept = (m < rows)[:, None] & (out + o < O)[None, :]
-    tl.store(y_ptr + out + (m[:, None].to(tl.int64) * O + o[None, :]), made, mask=kept)
+    kept = (m < rows)[:, None] & (out + o < outputs)[None, :]
+    tl.store(y_ptr + out + (m[:, None].to(tl.int64) * outputs + o[None, :]), made, mask=kept)
 
 
 @triton.jit
@@ -102,13 +103,13 @@ def _step_nf4(
 @triton.jit
 def _nf4(
     x_ptr, codes_ptr, absmax_ptr, nested_ptr, levels_ptr, dynamic_ptr, bias_ptr, h_ptr, b_ptr, y_ptr,
-    offset, rows, O, blocks, rank,
+    offset, rows, outputs, blocks, rank,
     NESTED: tl.constexpr, BIAS: tl.constexpr, HOW: tl.constexpr, DOT: tl.constexpr, M: tl.constexpr,
     OUTS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """W [O, 64 * blocks]; BLOCKS of each row in a step."""
+    """W [outputs, 64 * blocks]; BLOCKS of each row in a step."""
     out = tl.program_id(0).to(tl.int64) * OUTS
-    real = out + tl.arange(0, OUTS) < O
+    real = out + tl.arange(0, OUTS) < outputs
     m, column = tl.arange(0, M), tl.arange(0, BLOCKS * 64)
     sums = tl.zeros([M, OUTS] if DOT else [M, OUTS, BLOCKS * 32], tl.float32)
     next_codes, next_scale = _step_nf4(codes_ptr, absmax_ptr, nested_ptr, dynamic_ptr, offset, out * blocks, 0, blocks,
@@ -125,19 +126,19 @@ def _nf4(
         sums = _add(sums, even, high, x_ptr.dtype.element_ty, HOW, DOT)
         sums = _add(sums, odd, low, x_ptr.dtype.element_ty, HOW, DOT)
     made = sums if DOT else tl.sum(sums, axis=2)
-    _finish(made, bias_ptr, h_ptr, b_ptr, y_ptr, out, rows, O, rank, BIAS, HOW, M, OUTS)
+    _finish(made, bias_ptr, h_ptr, b_ptr, y_ptr, out, rows, outputs, rank, BIAS, HOW, M, OUTS)
 
 
 @triton.jit
 def _int8(
-    x_ptr, codes_ptr, scale_ptr, bias_ptr, h_ptr, b_ptr, y_ptr, rows, O, columns, rank,
+    x_ptr, codes_ptr, scale_ptr, bias_ptr, h_ptr, b_ptr, y_ptr, rows, outputs, columns, rank,
     BIAS: tl.constexpr, HOW: tl.constexpr, DOT: tl.constexpr, M: tl.constexpr, OUTS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """W [O, columns], STEP of each row in a step; the row's scale is applied to the sum."""
+    """W [outputs, columns], STEP of each row in a step; the row's scale is applied to the sum."""
     out = tl.program_id(0).to(tl.int64) * OUTS
     m, o, k = tl.arange(0, M), tl.arange(0, OUTS), tl.arange(0, STEP)
     codes_ptr += out * columns
-    real = (out + o < O)[:, None]
+    real = (out + o < outputs)[:, None]
     sums = tl.zeros([M, OUTS] if DOT else [M, OUTS, STEP], tl.float32)
     following = tl.load(codes_ptr + (o[:, None] * columns + k[None, :]), mask=real & (k < columns)[None, :], other=0)
     for first in range(0, columns, STEP):
@@ -148,8 +149,8 @@ def _int8(
         raw = tl.load(x_ptr + (m[:, None] * columns + (first + k)[None, :]), mask=inside, other=0)
         sums = _add(sums, widen(raw, HOW), codes.to(tl.float32), x_ptr.dtype.element_ty, HOW, DOT)
     made = sums if DOT else tl.sum(sums, axis=2)
-    made *= (tl.load(scale_ptr + out + o, mask=out + o < O, other=0.0) * (1.0 / 127.0))[None, :]
-    _finish(made, bias_ptr, h_ptr, b_ptr, y_ptr, out, rows, O, rank, BIAS, HOW, M, OUTS)
+    made *= (tl.load(scale_ptr + out + o, mask=out + o < outputs, other=0.0) * (1.0 / 127.0))[None, :]
+    _finish(made, bias_ptr, h_ptr, b_ptr, y_ptr, out, rows, outputs, rank, BIAS, HOW, M, OUTS)
 
 
 def few(

@@ -24,7 +24,7 @@ def missing(device: torch.device | str = "cpu") -> str:
     """Why there are no int8 products on `device`; "" where there are."""
     choice = choose(device)
     if not native.reaches(choice.isa, "avx512"):
-        return choice.reason
+        return choice.beside
     return "" if cpu.has_vnni() else "this processor has no AVX512-VNNI"
 
 

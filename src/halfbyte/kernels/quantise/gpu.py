@@ -1,11 +1,11 @@
 """Quantisation in Triton: the same bits as reference.py, whose docstring has the peculiarities.
 
-A program takes `BLOCKS` blocks of NF4, `NESTED_BLOCKS` blocks of absmax values, or `ROWS` rows in int8 (read
-twice, the second time from the cache). A value that is not finite makes its absmax infinite, so that one look at the absmax values, after
-all kernels, tells whether a matrix can be encoded; that look is the only time the host waits for the card.
+A program takes `BLOCKS` blocks of NF4, `NESTED_BLOCKS` blocks of absmax values, or `ROWS` rows in int8 (read twice, the
+second time from the cache). A value that is not finite makes its absmax infinite, so that one look at the absmax
+values, after all kernels, tells whether a matrix can be encoded; only that look waits for the card.
 
-The levels are compared one after another, 15 comparisons a weight: a search by halves would save arithmetic, but packing
-waits for the bus, which brings a weight ten times more slowly than the card compares it.
+The levels are compared one after another, 15 comparisons a weight: a search by halves would save arithmetic, but
+packing waits for the bus, which brings a weight more slowly than the card compares it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def _absmax(absmax_ptr, lookup_ptr, codes_ptr, nested_ptr, offset, count, blocks
     place = tl.arange(0, BLOCKS)
     inner = place[:, None] * 256 + tl.arange(0, 256)[None, :]
     inside = block * 256 + inner < count
-    values = tl.where(inside, tl.load(absmax_ptr + block * 256 + inner, mask=inside, other=0.0) - tl.cast(offset, tl.float32), 0.0)
+    values = tl.where(
+        inside, tl.load(absmax_ptr + block * 256 + inner, mask=inside, other=0.0) - tl.cast(offset, tl.float32), 0.0
+    )
     largest = tl.max(tl.abs(values), axis=1)
     share = values * tl.math.div_rn(tl.full([BLOCKS], 1.0, tl.float32), largest)[:, None]
     known = tl.where(share == share, share, 0.0)  # 0 / 0, or an infinite reciprocal
