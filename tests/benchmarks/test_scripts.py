@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kernels, limits, linear, ops, plan, render, results, run, shapes, turns
+from benchmarks import gpu, kernels, limits, linear, ops, plan, render, results, run, shapes, turns
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,6 +99,20 @@ def test_the_large_shape_runs_the_same_stages(tmp_path, inline, monkeypatch):
 def test_what_needs_no_model_runs_alone(tmp_path, script, arguments, ops_):
     script.main([*arguments, "--rounds", "1", "--results", str(tmp_path)])
     assert {op for op, _ in written(tmp_path)} == ops_
+
+
+def test_the_kernels_of_a_card_are_measured_where_they_run(tmp_path, monkeypatch):
+    pytest.importorskip("triton", reason="there is no triton for this system")
+    monkeypatch.setattr(gpu, "MATRICES", 1)
+    monkeypatch.setattr(gpu, "TILES", {"sums": [(4, 64, 4)], "dot": [(16, 128, 4)]})
+    arguments = ["--matrix", "32", "64", "--rounds", "1", "--results", str(tmp_path), "--device", "cpu"]
+    monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
+    with pytest.raises(SystemExit, match="do not run here: plain PyTorch: forced"):
+        gpu.main(arguments)
+    monkeypatch.setenv("HALFBYTE_KERNELS", "gpu")
+    gpu.main([*arguments, "--tiles"])
+    assert {op for op, _ in written(tmp_path)} == {"copy", "quantise", "dequantise", "product"}
+    assert any("tile (16, 128, 4)" in row.case for row in results.Results.read(tmp_path).rows)
 
 
 def test_native_ops_err_at_most_twice_as_much_as_torchs(tmp_path):

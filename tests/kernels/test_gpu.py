@@ -222,6 +222,8 @@ def test_which_product_runs_is_said() -> None:
     few, many = (torch.ones(count, 64, device=DEVICE).bfloat16() for count in (16, 17))
     assert kernels.product_of(few, packed) == kernels.choose(DEVICE)
     assert "reused buffer" in kernels.product_of(many, packed).reason
+    assert kernels.product_of(few[:4].float(), packed).name == "gpu"
+    assert "reused buffer" in kernels.product_of(few[:5].float(), packed).reason
     assert "no whole blocks" in kernels.product_of(torch.ones(1, 72, device=DEVICE), odd).reason
     assert "dense" in kernels.product_of(few, torch.ones(16, 64, device=DEVICE)).reason
 

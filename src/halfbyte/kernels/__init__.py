@@ -306,7 +306,7 @@ def _product_on_card(x: Tensor, weight: FrozenWeight, choice: Choice) -> Choice:
         return Choice("reference", f"torch's product of the dequantised weight: no {x.dtype} on this card")
     from halfbyte.kernels.product import gpu
 
-    if len(x) > (gpu.FEW if choice.bf16 else gpu.BY_SUMS):  # Triton has no tensor cores before those that have bf16
+    if len(x) > (gpu.FEW if choice.bf16 and x.dtype != torch.float32 else gpu.BY_SUMS):  # no tensor cores for these
         return Choice("reference", "torch's product of the weight, which Triton dequantises into a reused buffer")
     if isinstance(weight, NF4Weight) and weight.shape[1] % BLOCKSIZE:
         return Choice("reference", "torch's product of the dequantised weight: its rows are no whole blocks")

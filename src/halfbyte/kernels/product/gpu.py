@@ -10,8 +10,7 @@ every level that is looked up through shared memory, 4 bytes a weight.
 - Up to 4 rows of x: multiply-adds in fp32 on the decoded weights, unrounded. Each thread keeps its own sums; they are
   added once, at the end.
 - 5 to 16 rows: tensor cores (`tl.dot`), on weights rounded to x's type as the reference rounds them, with sums in fp32.
-  fp32 rows are multiplied in full fp32 ("ieee", never TF32). On cards before compute capability 8.0, whose tensor cores
-  Triton does not use, these take the way of many rows.
+  fp32 rows, and cards before compute capability 8.0, whose tensor cores Triton does not use, take the way of many rows.
 
 The LoRA pair's h B^T and the bias are added to the fp32 sum, which is rounded once.
 
@@ -157,8 +156,8 @@ def few(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, pair: Pair | None, out: Tensor | None,
     tile: tuple[int, int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """y [T, O] = x [T, I] W^T + bias + h [T, R] B^T, T at most FEW, bf16, fp16 or fp32; all
-    contiguous, and I a multiple of 64 for NF4.
+    """y [T, O] = x [T, I] W^T + bias + h [T, R] B^T, T at most FEW (fp32: BY_SUMS), bf16, fp16 or fp32; all contiguous,
+    and I a multiple of 64 for NF4.
 
     `tile` replaces that of `TILES`, for measurements.
     """
