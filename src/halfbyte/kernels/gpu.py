@@ -69,6 +69,7 @@ def block_scales(absmax_ptr, nested_ptr, dynamic_ptr, offset, first, place, mask
 
 def stored(tensor: Tensor) -> tuple[Tensor, int]:
     """`tensor` as kernels take it, and how its numbers are stored."""
+    tensor = tensor.detach()
     if tensor.dtype != torch.bfloat16:
         return tensor, PLAIN
     return tensor.view(torch.int16), BF16 if _has_bf16(tensor.device) else BF16_BITS
