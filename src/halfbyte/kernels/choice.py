@@ -107,8 +107,9 @@ def _triton() -> tuple[str, str]:
     """Triton's version, or "" and why there is none."""
     try:
         import triton
+
+        return str(triton.__version__), ""
     except ModuleNotFoundError:
         return "", "triton is not installed: pip install 'halfbyte[gpu]'"
     except Exception as error:  # whatever a library that does not fit this system raises
         return "", f"triton can't be loaded ({error}): reinstall it"
-    return triton.__version__, ""
