@@ -105,7 +105,8 @@ def test_the_kernels_of_a_card_are_measured_where_they_run(tmp_path, monkeypatch
     pytest.importorskip("triton", reason="there is no triton for this system")
     monkeypatch.setattr(gpu, "MATRICES", 1)
     monkeypatch.setattr(gpu, "TILES", {"sums": [(4, 64, 4)], "dot": [(16, 128, 4)]})
-    arguments = ["--matrix", "32", "64", "--rounds", "1", "--results", str(tmp_path), "--device", "cpu"]
+    arguments = ["--matrix", "8", "64", "--rounds", "1", "--results", str(tmp_path), "--device", "cpu"]
+    monkeypatch.setattr(gpu, "ROWS", (1, 16))
     monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
     with pytest.raises(SystemExit, match="do not run here: plain PyTorch: forced"):
         gpu.main(arguments)

@@ -123,7 +123,7 @@ def test_int8_rounds_to_fp16_first_and_ties_to_even() -> None:
 def test_nan_and_infinity_are_refused_by_name(weights: Weights, place: int) -> None:
     for dtype, value, said in ((torch.bfloat16, math.nan, "1 NaN"), (torch.float16, math.inf, "1 infinite"),
                                (torch.float32, -math.inf, "1 infinite")):  # fmt: skip
-        matrix = torch.ones(131, 99, dtype=dtype)
+        matrix = torch.ones(67, 99, dtype=dtype)
         matrix.view(-1)[place] = value
         with pytest.raises(CheckpointError) as caught:
             kernels.quantise(matrix.to(DEVICE), weights, name="layers.3.q_proj.weight")
@@ -170,7 +170,7 @@ def error(value: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize("weights", QUANTISED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(37, 192), (64, 640), (33, 97)], ids=str)
+@pytest.mark.parametrize("shape", [(37, 192), (9, 640), (33, 97)], ids=str)
 def test_products_are_as_good_as_torchs(weights: Weights, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     """One to 17 rows, with a bias and a LoRA pair; rows that are no whole blocks; outputs that end within a tile."""
     draw = torch.Generator().manual_seed(shape[0])
@@ -178,7 +178,7 @@ def test_products_are_as_good_as_torchs(weights: Weights, dtype: torch.dtype, sh
     packed = kernels.quantise(torch.randn(shape, generator=draw).to(dtype).to(DEVICE), weights)
     with plain():
         truth = kernels.dequantise(packed.to("cpu"), torch.float32).double()
-    for count, rank in ((1, 5), (2, 16), (3, 40), (4, 1), (5, 16), (16, 20), (17, 8)):
+    for count, rank in ((1, 5), (3, 40), (4, 1), (5, 16), (16, 20), (17, 8)):
         x, h, b, bias = (torch.randn(size, generator=draw).to(dtype) for size in
                          ((count, columns), (count, rank), (rows, rank), (rows,)))  # fmt: skip
         wanted = x.double() @ truth.T + bias.double() + h.double() @ b.double().T
