@@ -30,8 +30,8 @@ class Card:
 
     def __init__(self, device: torch.device, part: int = PART) -> None:
         self._part, cuda = part, device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if cuda else None  # of the work
-        upload = torch.cuda.Stream(device) if cuda else None
+        work, upload = (torch.cuda.Stream(device) if cuda else None for _ in range(2))  # type: ignore[no-untyped-call]
+        self._stream = work
         self._slots = (_Slot(device, upload), _Slot(device, upload))
 
     def quantise(self, weight: Tensor, weights: Weights, *, name: str = "") -> kernels.PackedWeight:
@@ -95,7 +95,7 @@ class _Slot:
         self._device, self._upload = device, upload
         self._host = self._there = torch.empty(0)
         self._shape = torch.Size()
-        self._sent = self._used = None if upload is None else torch.cuda.Event()
+        self._sent = self._used = None if upload is None else torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def send(self, part: Tensor) -> None:
         """Begin to bring `part` to the device. Waits until what was sent from this buffer before has left it."""

@@ -378,7 +378,7 @@ def _width(weights: str, compute: str = "auto") -> int:
     return 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
 
 
-def _without_bf16(inventory: Inventory, weights: Weights) -> str:
+def _without_bf16(inventory: Inventory, weights: str) -> str:
     """What `compute: auto` becomes on a card without bf16."""
     dtype = str(inventory.config.get("torch_dtype") or inventory.config.get("dtype"))
     return without_bf16(dtype, str(inventory.config.get("model_type", "")), weights)[0]
