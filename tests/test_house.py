@@ -13,7 +13,7 @@ import halfbyte
 
 PACKAGE = Path(halfbyte.__file__).parent
 STAGES = ("checkpoint", "plan", "model", "data", "tune", "evaluate", "select", "report", "sweep", "export", "demo")
-BASE = {"durable", "errors", "formats", "config", "kernels", "targets", "memory", "environment", "notebook"}
+BASE = {"durable", "errors", "formats", "config", "safe_yaml", "kernels", "targets", "memory", "environment", "notebook"}
 
 
 def rank(module: str) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ import yaml
 from halfbyte import durable
 from halfbyte.errors import ConfigError, nearest
 from halfbyte.formats import COMPUTE, WEIGHTS
+from halfbyte.safe_yaml import parse_yaml
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -362,13 +363,13 @@ def _scorer(text: str, base: Path, where: str) -> str:
     name, colon, function = text.rpartition(":")
     if not colon or not name or not function.isidentifier():
         raise ConfigError("this names no function", where=where, found=repr(text), do="write e.g. scorer.py:score")
-    return f"{(base / Path(name).expanduser()).resolve()}:{function}"
+    return f"{(base / expanded(name)).resolve()}:{function}"
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML file's mapping; an empty file is an empty mapping."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        values = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("there is no such file", where=file, do="check the path") from None
     except IsADirectoryError:
@@ -376,8 +377,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("the file can't be read", where=file, found=str(error),
                           do="make it readable, and UTF-8 text") from None  # fmt: skip
-    except yaml.YAMLError as error:
-        raise ConfigError("the file is no valid YAML", where=file, found=str(error).replace("\n", " "),
+    except ValueError as error:
+        raise ConfigError("the file is no valid YAML", where=file, found=str(error),
                           do="write 'key: value' lines; put text with ': ' or '#' in quotes") from None  # fmt: skip
     if values is None:
         return {}
@@ -386,26 +387,6 @@ def read_yaml(file: Path) -> dict[str, Any]:
             "the file holds no mapping", where=file, found=type(values).__name__, do="write 'key: value' lines"
         )
     return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 2e-4 is a float (YAML 1.1 reads it as a string); duplicate keys are refused."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {sorted(twice)[0]!r} stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
 
 
 def override(cls: type, values: dict[str, Any], text: str) -> str:
@@ -421,12 +402,12 @@ def override(cls: type, values: dict[str, Any], text: str) -> str:
             target[name] = {}
         target, inner = target[name], inner.setdefault(name, {})
     try:
-        inner[names[-1]] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
+        inner[names[-1]] = parse_yaml(value)
+    except ValueError as error:
         raise ConfigError(
             "the value is no valid YAML",
             where=f"--set {key}",
-            found=str(error).replace("\n", " "),
+            found=str(error),
             do="quote it, twice: once for YAML and once for the shell",
         ) from None
     resolve_paths(cls, parsed, Path.cwd())
@@ -442,13 +423,21 @@ def resolve_paths(cls: type, values: dict[str, Any], base: Path) -> None:
         if is_dataclass(hints[item.name]) and isinstance(value, dict):
             resolve_paths(typing.cast(type, hints[item.name]), value, base)
         elif item.metadata.get("path") and isinstance(value, str) and value:
-            path = Path(value).expanduser()
+            path = expanded(value)
             looks_local = (
                 item.name == "out" or value.startswith((".", "~", "/")) or any(letter in value for letter in "*?[")
             )
             looks_local = looks_local or path.suffix.lower() in _DATA_SUFFIXES
             if looks_local or (base / path).exists():
                 values[item.name] = str(path if path.is_absolute() else (base / path))
+
+
+def expanded(text: str) -> Path:
+    """`text` as a path, with the home folder for `~`; as it is where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml"}
@@ -500,7 +489,8 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[tuple
     known = {item.name: item for item in fields(cls)}
     for name in values:
         if name not in known:
-            faults.append((f"{prefix}{name}", f"unknown key '{prefix}{name}': {nearest(str(name), known, 'keys')}"))
+            hint = nearest(str(name)[:100], known, "keys") if len(faults) < _HINTS else "it is no option"
+            faults.append((f"{prefix}{name}", f"unknown key '{prefix}{name}': {hint}"))
     arguments: dict[str, Any] = {}
     for name, item in known.items():
         if name not in values:
@@ -528,6 +518,8 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[tuple
 
 
 _WRONG = object()
+_LARGEST = sys.float_info.max
+_HINTS = 20  # unknown keys that the nearest known one is looked for
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -541,7 +533,7 @@ def _coerce(value: Any, hint: Any) -> Any:
             return value
         if isinstance(value, bool):
             continue
-        finite = isinstance(value, (int, float)) and math.isfinite(value)
+        finite = isinstance(value, (int, float)) and -_LARGEST <= value <= _LARGEST
         if origin is float and finite:
             return value
         if origin is int and finite and value == int(value):

@@ -9,6 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 10_000  # characters of a message
+
+
+def _printable(text: str) -> str:
+    """What an error quotes may come from a stranger's file: nothing of it moves the cursor or floods the screen."""
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    if all(letter.isprintable() or letter == "\n" for letter in text):
+        return text
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+
 
 class HalfbyteError(Exception):
     """Something that the user can put right. `str(error)` is the whole message, a line a question."""
@@ -19,7 +29,7 @@ class HalfbyteError(Exception):
         self.what, self.where, self.found, self.do = what, where, found, do
         lines = [what]
         lines += [f"  {name}: {text}" for name, text in (("where", where), ("found", found), ("do", do)) if text]
-        super().__init__("\n".join(lines))
+        super().__init__(_printable("\n".join(lines)))
 
 
 class ConfigError(HalfbyteError):

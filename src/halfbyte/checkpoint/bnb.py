@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfbyte.checkpoint.headers import shown
 from halfbyte.checkpoint.mapped import Mapped
 from halfbyte.checkpoint.source import QUANT_STATE
 from halfbyte.errors import CheckpointError
@@ -33,6 +34,8 @@ from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
 
 STATE = f"{QUANT_STATE}bitsandbytes__nf4"
 STATE_ROOM = 320  # bytes that the JSON of a quant state never exceeds: its keys take 160, its numbers are short
+STATE_LIMIT = 65_536  # bytes of a quant state that are read; bitsandbytes' own are about 200
+_LARGEST = torch.finfo(torch.float32).max
 _KEYS = {"quant_type", "blocksize", "dtype", "shape"}
 _NESTED_KEYS = {"nested_blocksize", "nested_dtype", "nested_offset"}
 
@@ -128,12 +131,14 @@ def _read_nf4(mapped: Mapped, name: str, shape: tuple[int, int]) -> NF4Weight:
         wanted |= {"nested_blocksize": (NESTED_BLOCKSIZE,), "nested_dtype": ("float32",)}
     if set(state) != (_KEYS | _NESTED_KEYS if nested else _KEYS):
         raise CheckpointError(
-            f"{name}: a quant state with the keys {', '.join(sorted(state))}, not those of "
+            f"{name}: a quant state with the keys {shown(', '.join(sorted(state)), 300)}, not those of "
             f"{'double' if nested else 'single'} quantisation that config.json announces"
         )
     for key, allowed in wanted.items():
         if state[key] not in allowed:
-            raise CheckpointError(f"{name}: {key} {state[key]!r} is not read, only {', '.join(map(repr, allowed))}")
+            raise CheckpointError(
+                f"{name}: {key} {shown(repr(state[key]))} is not read, only {', '.join(map(repr, allowed))}"
+            )
     count = math.prod(shape)
     blocks = -(-count // BLOCKSIZE)
     codes = mapped.read_bytes(name)
@@ -144,8 +149,8 @@ def _read_nf4(mapped: Mapped, name: str, shape: tuple[int, int]) -> NF4Weight:
         return NF4Weight(shape, codes, _part(mapped, f"{name}.absmax", "F32", (blocks,)), None, None)
     _check_table(mapped, f"{name}.nested_quant_map", DYNAMIC_CODE)
     offset = state["nested_offset"]
-    if type(offset) not in (int, float) or not math.isfinite(offset):
-        raise CheckpointError(f"{name}: nested_offset is {offset!r}")
+    if type(offset) not in (int, float) or not abs(offset) <= _LARGEST:
+        raise CheckpointError(f"{name}: nested_offset is {shown(repr(offset))}, no fp32 number")
     absmax = _part(mapped, f"{name}.absmax", "U8", (blocks,))
     nested_absmax = _part(mapped, f"{name}.nested_absmax", "F32", (-(-blocks // NESTED_BLOCKSIZE),))
     return NF4Weight(shape, codes, absmax, nested_absmax, float(offset))
@@ -156,10 +161,13 @@ def _read_state(mapped: Mapped, name: str) -> dict[str, Any]:
     if states != [name + STATE]:
         found = ", ".join(other.removeprefix(name) for other in states) or "none"
         raise CheckpointError(f"{name}: needs the quant state {STATE.removeprefix('.')}, has {found}")
+    text = mapped.read_bytes(states[0])
+    if len(text) > STATE_LIMIT:
+        raise CheckpointError(f"{name}: a quant state of {len(text):,} bytes, over the limit of {STATE_LIMIT:,}")
     try:
-        state = json.loads(bytes(mapped.read_bytes(states[0]).numpy()))
+        state = json.loads(bytes(text.numpy()))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name}: its quant state is no valid JSON ({error})") from None
+        raise CheckpointError(f"{name}: its quant state is no valid JSON ({shown(str(error))})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: its quant state is no JSON object")
     return state

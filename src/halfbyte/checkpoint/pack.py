@@ -357,8 +357,17 @@ def _copy_others(source: Path, folder: Path) -> None:
     """Tokenizer, templates, generation settings, licence: everything small that is not made anew."""
     for pattern in _COPIED:
         for file in source.glob(pattern):
-            if file.is_file() and file.name not in (CONFIG, INDEX, NOTE) and not (folder / file.name).exists():
+            new = file.name not in (CONFIG, INDEX, NOTE) and not (folder / file.name).exists()
+            if new and file.is_file() and _stays_inside(file):
                 shutil.copyfile(file, folder / file.name)
+
+
+def _stays_inside(file: Path) -> bool:
+    """Whether `file` is none of a stranger's links to elsewhere, of which a copy would be passed on. The hub's cache
+    links from `snapshots/COMMIT/` to the `blobs/` beside."""
+    source, real = file.parent.resolve(), file.resolve()
+    beside = source.parent.parent / "blobs" if source.parent.name == "snapshots" else source
+    return real.is_relative_to(source) or real.is_relative_to(beside)
 
 
 def _already(checkpoint: Checkpoint, out: Path, weights: Weights) -> PackReport | None:

@@ -34,6 +34,7 @@ from halfbyte.checkpoint.recipes import rename, ties
 from halfbyte.checkpoint.source import CONFIG, Checkpoint
 from halfbyte.errors import CheckpointError
 
+_MOST_BUFFERS = 1 << 30  # bytes; those of real models are some MB
 _building = threading.Lock()  # transformers sets torch's default dtype while it builds, and that is every thread's
 
 
@@ -44,6 +45,7 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     transformers does not know, or does not build as a causal LM.
     """
     config = _read_config(checkpoint)
+    _check_layers(checkpoint, config)
     model = _build(checkpoint, config)
     if _tied_but_different(checkpoint, model):  # transformers then goes by the weights, not by the config
         config = copy.deepcopy(config)
@@ -118,6 +120,19 @@ def _read_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
+def _check_layers(checkpoint: Checkpoint, config: Any) -> None:
+    """Refuse a config.json that announces more layers than there are tensors: each would be built, if only to be
+    missed, and a number takes no more room in a file when it is a billion."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > len(checkpoint.tensors):
+        raise CheckpointError(
+            "config.json describes more layers than the weights can have",
+            where=checkpoint.path / CONFIG,
+            found=f"{layers:,} layers, {len(checkpoint.tensors):,} tensors",
+            do="use config.json and weights of the same model and revision",
+        )
+
+
 def _build(checkpoint: Checkpoint, config: Any) -> Any:
     dtype = getattr(torch, checkpoint.dtype)
     try:
@@ -145,6 +160,10 @@ def _compute_buffers(model: Any) -> None:
     """Give every non-persistent buffer its value. Two runs over different garbage tell whether it has one."""
     owned = [(module, owner, name) for module, owner in _owners(model, model)
              for name in _buffers(module)]  # fmt: skip
+    nbytes = sum(module._buffers[name].nbytes for module, _, name in owned)
+    if nbytes > _MOST_BUFFERS:
+        raise CheckpointError("this config.json asks for buffers larger than any model's", where=type(model).__name__,
+                              found=f"{nbytes:,} bytes", do="fetch config.json again")  # fmt: skip
     runs: list[list[Tensor]] = []
     for garbage in (0, 1):
         for module, _, name in owned:

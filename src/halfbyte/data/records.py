@@ -10,11 +10,13 @@ import glob
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halfbyte.config import expanded
 from halfbyte.errors import DataError, MissingDependency
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}")
@@ -37,7 +39,7 @@ def load_records(source: str, *, split: str = "train") -> list[Record]:
 
     Raises DataError for what is missing, empty or broken, and MissingDependency where a library is not installed.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         inside = sorted(entry.name for entry in path.iterdir())[:10]
         raise DataError("a folder stands where a data file is expected", where=path, found=", ".join(inside) or "empty",
@@ -103,8 +105,8 @@ def _jsonl(path: Path) -> list[Record]:
             continue
         try:
             value = _JSON.decode(line)
-        except ValueError as error:
-            faults.append(f"line {number}: {error}")
+        except (ValueError, RecursionError) as error:
+            faults.append(f"line {number}: {_said(error)}")
             continue
         if isinstance(value, dict):
             records.append(Record(value, f"{path}:{number}"))
@@ -121,10 +123,10 @@ def _json(path: Path) -> list[Record]:
     text = path.read_text(encoding="utf-8-sig")
     try:
         whole = _JSON.decode(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{"):
             return _jsonl(path)
-        raise DataError("the file is no valid JSON", where=path, found=str(error),
+        raise DataError("the file is no valid JSON", where=path, found=_said(error),
                         do="write a list of objects, or JSONL: one object a line") from None  # fmt: skip
     if not isinstance(whole, list):
         keys = f" with the keys {', '.join(whole)}" if isinstance(whole, dict) else ""
@@ -135,6 +137,10 @@ def _json(path: Path) -> list[Record]:
     ]
     _raise_faults(faults, path, "not every item of the list is an object", "write a list of objects")
     return [Record(value, f"{path}:{line}") for value, line in zip(whole, _lines_of_items(text), strict=True)]
+
+
+def _said(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _lines_of_items(text: str) -> Iterator[int]:
@@ -166,7 +172,7 @@ def _csv(path: Path, delimiter: str = ",") -> list[Record]:
     if not rows:
         return []
     header, records, faults = rows[0][1], [], []
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise DataError("two columns have the same name", where=f"{path}:{rows[0][0]}",
                         found=", ".join(map(repr, twice)), do="give each column a name of its own")  # fmt: skip

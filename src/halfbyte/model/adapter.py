@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from halfbyte import durable
+from halfbyte.checkpoint.files import Folder
+from halfbyte.checkpoint.headers import TensorInfo, listed, read_header, shown
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, nearest
 from halfbyte.model.linear import QuantLinear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED = "adapter_model.bin"
+_FLOATS = {"BF16", "F16", "F32", "F64"}
+_HINTS = 20  # keys of no layer that the nearest layer is looked for
+_LONGEST, _MOST_PATTERNS, _REPEATS = 500, 10_000, 2  # of rank_pattern and alpha_pattern
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -114,51 +120,56 @@ def load_adapter(net: nn.Module, folder: Path, fingerprint: str | None = None) -
 
     Raises CheckpointError that lists every fault: files missing, settings that are not computed here, keys that match
     no layer, tensors missing or misshapen, an adapter that was trained on another base (by halfbyte's fingerprint).
+    Nothing is put into `net` then.
     """
     described = _read_config(folder)
-    refused = [
-        f"{key}: {described[key]!r}"
+    header = read_header(folder / WEIGHTS)
+    faults = [
+        f"{key}: {shown(repr(described[key]))} is not computed here, only plain LoRA on linear layers"
         for key, allowed in _REQUIRED.items()
         if key in described and described[key] not in allowed
     ]
-    if refused:
-        raise CheckpointError(
-            "the adapter uses what is not computed here",
-            where=folder,
-            found="; ".join(refused),
-            do="only plain LoRA on linear layers is read; merge the adapter with PEFT first",
-        )
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError("the adapter's weights can't be read", where=folder / WEIGHTS, found=str(error)) from None
-    _check_base(folder, fingerprint)
+    faults += _other_base(folder, fingerprint)
     layers = quant_linears(net)
-    pairs = _match(layers, tensors, folder)
-    ranks, alphas = described.get("rank_pattern") or {}, described.get("alpha_pattern") or {}
+    pairs = _match(layers, header, faults)
+    settings = _settings(described, {name: header[a].shape[0] for name, (a, _) in pairs.items()}, faults)
+    _refuse(faults, folder)
+    tensors = _read_tensors(folder / WEIGHTS)
+    made = {name: (tensors[a], tensors[b]) for name, (a, b) in pairs.items()}
+    odd = [name for name, pair in made.items() if not all(torch.isfinite(tensor).all() for tensor in pair)]
+    _refuse([f"{shown(name)}: holds NaN or infinity" for name in odd], folder)
     rslora = bool(described.get("use_rslora"))
-    for name, (a, b) in pairs.items():
-        rank = int(_pattern(ranks, name, described.get("r", a.shape[0])))
-        alpha = float(_pattern(alphas, name, described.get("lora_alpha", rank)))
-        if rank != a.shape[0]:
-            raise CheckpointError(
-                "the adapter's rank differs from its configuration",
-                where=f"{folder}: {name}",
-                found=f"r = {rank}, lora_A of {tuple(a.shape)}",
-            )
-        layer = layers[name]
-        layer.set_adapter(a.to(layer.device), b.to(layer.device), alpha / (rank**0.5 if rslora else rank))
+    for name, (lora_A, lora_B) in made.items():
+        rank, alpha = settings[name]
+        device = layers[name].device
+        layers[name].set_adapter(lora_A.to(device), lora_B.to(device), alpha / (rank**0.5 if rslora else rank))
+    rank, alpha = next(iter(settings.values()))
     return AdapterConfig(
-        rank=int(described.get("r", 1)),
-        alpha=float(described.get("lora_alpha", 1)),
+        rank=int(described.get("r", rank)),
+        alpha=float(described.get("lora_alpha", alpha)),
         dropout=float(described.get("lora_dropout") or 0.0),
         targets=sorted(pairs),
         rslora=rslora,
     )
 
 
+def _refuse(faults: list[str], folder: Path) -> None:
+    if faults:
+        raise CheckpointError(
+            "the adapter does not fit this model, or uses what is not computed here", where=folder, found=listed(faults),
+            do="load it beside the model that it was trained on; what is not plain LoRA, merge with PEFT first",
+        )  # fmt: skip
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing == [WEIGHTS] and (folder / _PICKLED).is_file():
+        raise CheckpointError(
+            "this folder holds a pickled adapter, which can run code when it is opened and is not read",
+            where=folder,
+            found=_PICKLED,
+            do="convert it with PEFT: AutoPeftModelForCausalLM.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')",
+        )
     if missing:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
         raise CheckpointError(
@@ -167,72 +178,122 @@ def _read_config(folder: Path) -> dict[str, Any]:
             found=there or "an empty folder",
             do="name the folder that holds both, e.g. runs/NAME/adapter",
         )
+    return Folder(folder).json(CONFIG)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the adapter's configuration can't be read", where=folder / CONFIG, found=str(error)
-        ) from None
-    if not isinstance(described, dict):
-        raise CheckpointError("the adapter's configuration is no JSON object", where=folder / CONFIG)
-    return described
+        tensors: dict[str, Tensor] = load_file(file)
+        return tensors
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("the adapter's weights can't be read", where=file, found=str(error)) from None
 
 
-def _check_base(folder: Path, fingerprint: str | None) -> None:
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        trained_on = (file.metadata() or {}).get("halfbyte_base_fingerprint")
+def _other_base(folder: Path, fingerprint: str | None) -> list[str]:
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            trained_on = (file.metadata() or {}).get("halfbyte_base_fingerprint")
+    except (OSError, SafetensorError) as error:
+        return [f"its weights can't be read: {error}"]
     if fingerprint and trained_on and trained_on != fingerprint:
-        raise CheckpointError(
-            "the adapter was trained on another base model",
-            where=folder,
-            found=f"base {trained_on[:12]}, this model {fingerprint[:12]}",
-            do="load it beside the model that its run.yaml names",
-        )
+        return [f"trained on another base model: {shown(trained_on, 12)}, this one is {fingerprint[:12]}"]
+    return []
 
 
 def _match(
-    layers: Mapping[str, QuantLinear], tensors: Mapping[str, Tensor], folder: Path
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pair the tensors with layers; every fault in one error."""
-    faults: list[str] = []
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    layers: Mapping[str, QuantLinear], header: Mapping[str, TensorInfo], faults: list[str]
+) -> dict[str, tuple[str, str]]:
+    """The keys of A and B for each layer that has both, in shapes that fit; whatever is wrong joins `faults`."""
+    pairs: dict[str, dict[str, str]] = {}
+    for key in header:
         match = _KEY.fullmatch(key)
         if not match:
-            faults.append(f"{key}: no LoRA weight of a linear layer")
+            faults.append(f"{shown(key)}: no LoRA weight of a linear layer")
         elif match[1] not in layers:
-            faults.append(f"{key}: the model has no such quantised layer ({nearest(match[1], layers, 'layers')})")
+            hint = f" ({nearest(match[1][:200], layers, 'layers')})" if len(faults) < _HINTS else ""
+            faults.append(f"{shown(key)}: the model has no such quantised layer{hint}")
         else:
-            pairs.setdefault(match[1], {})[match[2]] = tensor
+            pairs.setdefault(match[1], {})[match[2]] = key
+    found: dict[str, tuple[str, str]] = {}
     for name, pair in pairs.items():
         layer = layers[name]
         if set(pair) != {"A", "B"}:
             faults.append(f"{name}: lora_{'B' if 'A' in pair else 'A'} is missing")
             continue
-        a, b = pair["A"], pair["B"]
-        if (
-            a.ndim != 2
-            or b.ndim != 2
-            or a.shape[1] != layer.in_features
-            or b.shape[0] != layer.out_features
-            or a.shape[0] != b.shape[1]
-        ):
-            faults.append(
-                f"{name}: A {tuple(a.shape)}, B {tuple(b.shape)} for {layer.out_features} x {layer.in_features}"
-            )
-        elif not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            faults.append(f"{name}: holds NaN or infinity")
-    if not tensors:
+        a, b = header[pair["A"]], header[pair["B"]]
+        rank = a.shape[0] if a.shape else 0
+        if a.shape != (rank, layer.in_features) or b.shape != (layer.out_features, rank) or not rank:
+            shapes = f"A {list(a.shape)}, B {list(b.shape)}"
+            faults.append(f"{name}: {shapes} for {layer.out_features} x {layer.in_features}")
+        elif not {a.dtype, b.dtype} <= _FLOATS:
+            faults.append(f"{name}: stored as {a.dtype} and {b.dtype}, not as {', '.join(sorted(_FLOATS))}")
+        else:
+            found[name] = pair["A"], pair["B"]
+    if not header:
         faults.append("the file holds no tensor")
+    return found
+
+
+def _settings(
+    described: Mapping[str, Any], ranks: Mapping[str, int], faults: list[str]
+) -> dict[str, tuple[int, float]]:
+    """Rank and alpha of each layer, whose matrices have the rank that `ranks` says."""
+    for key, fits in (("r", _is_rank), ("lora_alpha", _is_number), ("lora_dropout", _is_share)):
+        if described.get(key) is not None and not fits(described[key]):
+            faults.append(f"{key}: {shown(repr(described[key]))} is none")
+    patterns = {key: _patterns(described, key, fits, faults)
+                for key, fits in (("rank_pattern", _is_rank), ("alpha_pattern", _is_number))}  # fmt: skip
     if faults:
-        shown = faults[:20] + ([f"... and {len(faults) - 20} more"] if len(faults) > 20 else [])
-        raise CheckpointError("the adapter does not fit this model", where=folder, found="\n         ".join(shown))
-    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
+        return {}
+    found: dict[str, tuple[int, float]] = {}
+    for name, stored in ranks.items():
+        rank = _of_pattern(patterns["rank_pattern"], name, described.get("r"))
+        alpha = _of_pattern(patterns["alpha_pattern"], name, described.get("lora_alpha"))
+        if rank is not None and rank != stored:
+            faults.append(f"{name}: of rank {stored}, the configuration says {rank}")
+        found[name] = stored, float(stored if alpha is None else alpha)
+    return found
 
 
-def _pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """PEFT's rank_pattern and alpha_pattern: a key is a regular expression that the end of the name matches."""
-    for pattern, value in patterns.items():
-        if re.fullmatch(rf"(?:.+\.)?(?:{pattern})", name):
-            return value
-    return default
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 2**31
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= 1e30
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+def _patterns(
+    described: Mapping[str, Any], key: str, fits: Callable[[Any], bool], faults: list[str]
+) -> dict[re.Pattern[str], Any]:
+    """PEFT's rank_pattern or alpha_pattern: a key is a regular expression that the end of a layer's name matches.
+
+    Some take time without end. Those that repeat a group, or that repeat more than a few parts, are refused; nobody
+    needs them to name layers."""
+    values = described.get(key) or {}
+    if not isinstance(values, dict):
+        faults.append(f"{key}: {shown(values)} is no object")
+        return {}
+    found: dict[re.Pattern[str], Any] = {}
+    for pattern, value in values.items():
+        try:
+            if len(pattern) > _LONGEST or len(values) > _MOST_PATTERNS:
+                raise ValueError("it is longer than any list of layers")
+            if re.search(r"\)[*+?{]|\\[1-9]|\(\?P=", pattern) or len(re.findall(r"[*+{]", pattern)) > _REPEATS:
+                raise ValueError("it may take too long to match")
+            made = re.compile(rf"(?:.+\.)?(?:{pattern})")
+        except (ValueError, re.error, OverflowError, RecursionError) as error:
+            faults.append(f"{key}: {shown(pattern)} is no pattern of layers: {error}")
+            continue
+        if not fits(value):
+            faults.append(f"{key}: {shown(pattern)}: {shown(repr(value))} is none")
+        found[made] = value
+    return found
+
+
+def _of_pattern(patterns: Mapping[re.Pattern[str], Any], name: str, default: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if pattern.fullmatch(name)), default)

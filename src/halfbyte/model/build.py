@@ -269,7 +269,7 @@ def load_model(
     net.eval().requires_grad_(False)
     replaced = replace_parts(net, where)
     if (source.path / "generation_config.json").is_file():
-        net.generation_config = GenerationConfig.from_pretrained(source.path)
+        net.generation_config = _generation_config(source.path)
     fingerprint = origin(source)
     made = Model(
         net=net,
@@ -392,10 +392,22 @@ def _embedding_name(net: Any) -> str:
     return next(f"{name}.weight" for name, module in net.named_modules() if module is embedding)
 
 
+def _generation_config(folder: Path) -> Any:
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises whatever its checks do
+        raise CheckpointError(
+            "transformers can't read this generation_config.json",
+            where=folder / "generation_config.json",
+            found=str(error).strip().split("\n")[0],
+            do="fetch the file again, or remove it",
+        ) from None
+
+
 def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
     """The checkpoint's own tokenizer. Raises CheckpointError when it is missing or larger than the embedding."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers do
         raise CheckpointError(
             "the tokenizer can't be loaded",

@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from halfbyte.errors import DataError
 from halfbyte.plan import measured
+from halfbyte.safe_yaml import parse_yaml
 
 MEDIAN = "median"  # the variant that always answers the training median
 
@@ -235,10 +234,10 @@ def _json(file: Path, notes: list[str]) -> Any:
     """What a JSON or YAML file holds; None where it is missing or (with a note) broken."""
     try:
         text = file.read_text(encoding="utf-8")
-        return yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+        return parse_yaml(text) if file.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{file.parent.name}/{file.name} can't be read: {' '.join(str(error).split())}")
         return None
 
@@ -257,7 +256,7 @@ def _lines(file: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
             yield found

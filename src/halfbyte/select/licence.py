@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from halfbyte.plan import catalogue
+from halfbyte.safe_yaml import parse_yaml
 
 _CARDS = ("README.md", "MODEL_CARD.md", "model_card.md")
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
-_LINE = re.compile(r"^\W*licen[cs]e\W+(\S[^\n]*)", re.IGNORECASE | re.MULTILINE)
+_LINE = re.compile(r"^[^\w\n]{0,20}licen[cs]e\W{1,20}(\S[^\n]*)", re.IGNORECASE | re.MULTILINE)
 _LONGEST = 80  # characters that are shown
 _READ = 200_000  # bytes of a file
 
@@ -56,8 +54,8 @@ def _of_card(folder: Path) -> Licence | None:
 
 def _metadata(text: str) -> str | None:
     try:
-        values: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        values = parse_yaml(text)
+    except ValueError:
         return None
     if not isinstance(values, dict):
         return None

@@ -12,6 +12,7 @@ from halfbyte.kernels import native
 from halfbyte.kernels.attention.reference import Form
 from halfbyte.kernels.pool import pool
 
+_FAR = 2**30  # native code counts positions in 32 bits; a config.json may name any window, and one so wide is none
 _TENSORS = ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")
 
 
@@ -49,6 +50,11 @@ def backward(
     """As `reference.backward`; the gradients lie in memory as their tensors do."""
     d_out, q, k, v, out = _rows(d_out), _rows(q), _rows(k), _rows(v), _rows(out)
     d_q, d_k, d_v = _like(q), _like(k), _like(v)
+    if not q.shape == out.shape == d_out.shape or lse.shape != q.shape[:3] or lse.dtype != torch.float32:
+        raise ValueError(f"these shapes do not fit together: {list(q.shape)}, {list(out.shape)}, {list(d_out.shape)}, "
+                         f"{lse.dtype} {list(lse.shape)}")  # fmt: skip
+    if not q.dtype == out.dtype == d_out.dtype or not lse.is_contiguous():
+        raise ValueError(f"these types do not fit together: {q.dtype}, {out.dtype}, {d_out.dtype}")
     call = _call(q, k, v, form, visible, lse)
     _point(call, out=out, d_out=d_out, d_q=d_q, d_k=d_k, d_v=d_v)
     native.library().halfbyte_attention_backward(ctypes.byref(call), *_how(q, isa))
@@ -76,9 +82,11 @@ def _call(q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None, l
         raise ValueError(f"these shapes do not fit together: {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in native.DTYPES:
         raise ValueError(f"these types do not fit together: {q.dtype}, {k.dtype}, {v.dtype}")
+    if max(abs(form.offset), queries, keys) > _FAR:
+        raise ValueError(f"positions beyond {_FAR}: {queries} queries, {keys} keys, offset {form.offset}")
     call = _Attention(
         lse=lse.data_ptr(), batch=batch, q_heads=q_heads, heads=heads, queries=queries, keys=keys, width=width,
-        offset=form.offset, window=form.window, scale=form.scale, cap=form.cap,
+        offset=form.offset, window=min(form.window, _FAR), scale=form.scale, cap=form.cap,
     )  # fmt: skip
     _point(call, q=q, k=k, v=v)
     if visible is not None:

@@ -1,0 +1,24 @@
+// cross_entropy: with and without the gradient, for targets within the vocabulary.
+#include "harness.h"
+
+extern "C" void halfbyte_cross_entropy(void*, const int64_t*, int64_t, int64_t, int, double*, int, int, int);
+
+namespace {
+
+using namespace fuzz;
+
+void drive(Input& input) {
+    Buffers buffers(input);
+    const int isa = input.isa(), dtype = input.byte() % 2, threads = 1 + input.byte() % 4, gradient = input.flag();
+    const int64_t rows = input.number(1, 10), columns = input.number(1, input.byte() % 16 ? 300 : 9000);
+    void* logits = buffers.of(dtype, rows * columns);
+    auto* targets = buffers.make<int64_t>(rows);
+    for (int64_t r = 0; r < rows; ++r) targets[r] = int64_t(uint64_t(targets[r]) % uint64_t(columns));
+    auto* losses = buffers.make<double>(rows);
+    halfbyte_cross_entropy(logits, targets, rows, columns, gradient, losses, dtype, threads, isa);
+    buffers.check();
+}
+
+}  // namespace
+
+FUZZ_DRIVER(drive)
