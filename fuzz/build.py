@@ -1,4 +1,4 @@
-"""The drivers of the native kernels: with libFuzzer and sanitizers (clang), or to replay inputs with the shipped library."""
+"""The drivers of the native kernels: with libFuzzer and sanitizers, or to replay inputs with the library as shipped."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ SOURCES = HERE / "native"
 KERNELS = HERE.parent / "src" / "halfbyte" / "kernels"
 BUILD = HERE.parent / "build" / "fuzz"
 DRIVERS = sorted(file.stem for file in SOURCES.glob("*.cpp") if file.stem != "replay")
-_FLAGS = ["-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-pthread"]
+_FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-pthread"]
 _CHECKED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
 def clang() -> str:
-    """A clang++ that has libFuzzer. Raises RuntimeError where there is none."""
-    for name in ("clang++", *(f"clang++-{version}" for version in range(24, 13, -1))):
+    """A clang++ that has libFuzzer. Raises RuntimeError where there is none. Clang 16 takes memory without end for the
+    attention, so the newest is looked for first."""
+    for name in (*(f"clang++-{version}" for version in range(24, 16, -1)), "clang++"):
         if (found := shutil.which(name)) and _has_fuzzer(found):
             return found
-    raise RuntimeError("no clang++ with libFuzzer: on Debian, apt-get install clang libclang-rt-dev")
+    raise RuntimeError("no clang++ with libFuzzer: on Debian, apt-get install clang-19 libclang-rt-19-dev")
 
 
 def _has_fuzzer(compiler: str) -> bool:
@@ -33,24 +34,38 @@ def _has_fuzzer(compiler: str) -> bool:
 
 
 def build_fuzzers(names: list[str]) -> None:
-    """BUILD/NAME of each driver. What is newer than its sources stays."""
+    """BUILD/NAME of each driver. What is newer than its sources stays. The attention takes a minute or two."""
     headers = [*KERNELS.rglob("*.h"), *SOURCES.glob("*.h")]
-    kernels = {file: BUILD / f"kernel-{file.parent.name}.o" for file in KERNELS.glob("*/cpu.cpp")}
+    objects = {kernel: BUILD / f"kernel-{kernel}.o" for name in names for kernel in _kernels(name)}
     compiler = clang()
-    jobs = [([compiler, *_FLAGS, *_CHECKED, "-fsanitize=fuzzer-no-link", "-c", str(source), "-o", str(out)], out)
-            for source, out in kernels.items() if _older(out, [source, *headers])]  # fmt: skip
+    jobs = []
+    for kernel, out in objects.items():
+        source = KERNELS / kernel / "cpu.cpp"
+        if _older(out, [source, *headers]):
+            jobs.append(([compiler, *_FLAGS, *_CHECKED, "-fsanitize=fuzzer-no-link", "-c", str(source), "-o"], out))
     _run(jobs)
-    objects = sorted(kernels.values())
-    _run([([compiler, *_FLAGS, *_CHECKED, "-fsanitize=fuzzer", str(SOURCES / f"{name}.cpp"), *map(str, objects), "-o",
-            str(BUILD / name)], BUILD / name)
-          for name in names if _older(BUILD / name, [SOURCES / f"{name}.cpp", *objects, *headers])])  # fmt: skip
+    jobs = []
+    for name in names:
+        source, parts = SOURCES / f"{name}.cpp", [objects[kernel] for kernel in _kernels(name)]
+        if _older(BUILD / name, [source, *parts, *headers]):
+            whole = [*_FLAGS, *_CHECKED, "-fsanitize=fuzzer", str(source), *map(str, parts)]
+            jobs.append(([compiler, *whole, "-o"], BUILD / name))
+    _run(jobs)
+
+
+def _kernels(driver: str) -> list[str]:
+    """The folders of kernels that a driver calls; that of dequantise knows the instruction sets."""
+    if driver.startswith("product_") and driver != "product_int8":
+        return ["product", "gate", "dequantise"]
+    return list(dict.fromkeys([driver, "dequantise"]))
 
 
 def build_replays(library: Path, folder: Path, compiler: str = "c++") -> dict[str, Path]:
     """A program for each driver that runs inputs through `library`, the built extension."""
     made = {name: folder / name for name in DRIVERS}
-    _run([([compiler, "-std=c++17", "-O1", str(SOURCES / f"{name}.cpp"), str(SOURCES / "replay.cpp"), str(library),
-            f"-Wl,-rpath,{library.parent}", "-o", str(out)], out) for name, out in made.items()])  # fmt: skip
+    flags, replay = ["-std=c++17", "-O1"], str(SOURCES / "replay.cpp")
+    found = [str(library), f"-Wl,-rpath,{library.parent}"]
+    _run([([compiler, *flags, str(SOURCES / f"{name}.cpp"), replay, *found, "-o"], out) for name, out in made.items()])
     return made
 
 
@@ -59,10 +74,15 @@ def _older(out: Path, sources: list[Path]) -> bool:
 
 
 def _run(jobs: list[tuple[list[str], Path]]) -> None:
+    """Run compilers; each command lacks its last word, the file that it makes."""
+
     def compile_one(job: tuple[list[str], Path]) -> None:
-        done = subprocess.run(job[0], capture_output=True, text=True)
+        command, out = job
+        part = out.with_name(out.name + ".part")
+        done = subprocess.run([*command, str(part)], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{job[1].name} can't be built:\n{done.stderr[-4000:]}")
+            raise RuntimeError(f"{out.name} can't be built:\n{done.stderr[-4000:]}")
+        part.replace(out)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(compile_one, jobs))

@@ -1,7 +1,7 @@
 """The inputs that are kept: a text file for each entry point, one input a line in base64, so that they are few files.
 
-They are what libFuzzer's merge leaves: inputs that each reach code which the smaller ones do not. Crashes that were found
-and mended stay at the top, below the line `# findings`, whatever they reach.
+They are the smallest of those that libFuzzer collects: inputs that each reach code which others do not. Crashes that
+were found and mended stay at the top, below the line `# findings`, whatever they reach.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from halfbyte.evaluate.structured import MISSING, leaves, read_json
 REFERENCE = {"a": 1, "b": {"c": [1, 2], "d": "x"}}
 SEEDS = [text.encode() for text in (
     "$1,299.99", "-3e5", "1e999", "12,5", "1" * 5000, '{"a": 1, "b": {"c": [1, 2]}}', "```json\n{}\n```", "[" * 3000,
-    '{"a": NaN}', '{"a": 1, "a": 2}', '"\\ud800"', "the insurance change", "yes or no", "", "\u202e", "1,111,111,111,111,1",
+    '{"a": NaN}', '{"a": 1, "a": 2}', '"\\ud800"', "the insurance change", "yes or no", "", "\u202e",
+    "1,111,111,111,111,1",
     '{"a": {"": {"": 1}}}', "9" * 400 + ".5",
 )]  # fmt: skip
 

@@ -7,8 +7,10 @@ from halfbyte.select.licence import licence_of
 
 FOLDER = folder()
 SEEDS = [text.encode() for text in (
-    "---\nlicense: apache-2.0\n---\n# A model\n", "---\nlicense: other\nlicense_name: x\n---\n", "# x\n\nLicense: MIT\n",
-    "---\nlicense: [a, b]\n---\n", "---\nlicense: &a [*a]\n---\n", "\n" * 3000 + "licens", "# " * 2000, "---\na: 2001-99-99\n---\n",
+    "---\nlicense: apache-2.0\n---\n# A model\n", "---\nlicense: other\nlicense_name: x\n---\n",
+    "# x\n\nLicense: MIT\n",
+    "---\nlicense: [a, b]\n---\n", "---\nlicense: &a [*a]\n---\n", "\n" * 3000 + "licens", "# " * 2000,
+    "---\na: 2001-99-99\n---\n",
     "---\n" + "[" * 2000 + "\n---\n", "---\nlicense: !!python/name:os.system\n---\n",
     "---\na: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\nlicense: *c\n---\n",
 )]  # fmt: skip

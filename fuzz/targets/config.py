@@ -12,7 +12,8 @@ from tests.checkpoint.hostile import tensor, whole
 
 FULL, BARE = folder(), folder()
 (FULL / "model.safetensors").write_bytes(whole({
-    "model.embed_tokens.weight": tensor(0, 64, "BF16", [8, 4]), "model.layers.0.mlp.up_proj.weight": tensor(64, 96, "BF16", [4, 4]),
+    "model.embed_tokens.weight": tensor(0, 64, "BF16", [8, 4]),
+    "model.layers.0.mlp.up_proj.weight": tensor(64, 96, "BF16", [4, 4]),
     "lm_head.weight": tensor(96, 160, "BF16", [8, 4])}, 160))  # fmt: skip
 DENSE = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100,
          "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}  # fmt: skip

@@ -21,11 +21,12 @@ FOLDER = folder()
 FORMATS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8")
 TABLES = {".quant_map": NF4_CODE, ".nested_quant_map": DYNAMIC_CODE}
 SEEDS = [bytes([kind, rows, columns, *changes]) for kind in range(3) for rows, columns in ((4, 32), (3, 5), (1, 255))
-         for changes in ((0,) * 8, (1, 3, 2, 0, 0, 0, 7), (0, 0, 2, 9, 1, 0, 0), (0, 0, 0, 3, 2, 2, 200, 1, 1))]  # fmt: skip
+         for changes in ((0,) * 8, (1, 3, 2, 0, 0, 0, 7), (0, 0, 2, 9, 1, 0, 0), (0, 0, 0, 3, 2, 2, 200, 1,
+         1))]  # fmt: skip
 
 
 def run(data: bytes) -> None:
-    """Format, rows, columns; then for each part what is to be changed: 0 nothing, 1 dtype, 2 shape, 3 values, 4 gone."""
+    """Format, rows, columns; then for each part what is changed: 0 nothing, 1 dtype, 2 shape, 3 values, 4 gone."""
     taken = iter(data)
     weights = FORMATS[next(taken, 0) % 3]
     rows, columns = 1 + next(taken, 0), 1 + next(taken, 0)

@@ -12,7 +12,8 @@ SEEDS = [template + b"\n" + record for template, record in (
     (b"{a.b}", b'{"a": {"b": 1}}'), (b"{a}", b'{"a": {"b": [1]}}'), (b"{a}", b'{"a": null}'), (b"{a}", b'{"a": [1]}'),
     (b"", b'{"prompt": "a", "completion": "b", "system": "c"}'), (b"", b'{"prompt": 3, "completion": " "}'),
     (b"", b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'),
-    (b"", b'{"messages": [{"role": ["x"], "content": null}]}'), (b"", b'{"messages": 3, "prompt": 1}'), (b"", b'{"x": 1}'),
+    (b"", b'{"messages": [{"role": ["x"], "content": null}]}'), (b"", b'{"messages": 3, "prompt": 1}'), (b"",
+    b'{"x": 1}'),
     (b"", b'{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}'), (b"{\xc3\xa4}", b'{"\\ud800": 1}'),
 )]  # fmt: skip
 

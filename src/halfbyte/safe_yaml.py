@@ -1,9 +1,9 @@
 """Reading YAML that may come from anybody: plain data only, bounded, and whatever is wrong is one kind of error.
 
 Of YAML 1.1, which PyYAML reads, some is left out, and numbers are those of YAML 1.2: 2e-4 is a number (1.1 reads text),
-a date is text (no option is one). Tags other than those of plain data, and keys that stand twice, are refused. An alias
-(`*name`) may repeat what an anchor named, but not itself, and not more often than a file written out could: ten lines of
-aliases of aliases would otherwise stand for gigabytes.
+a date is text (no option is one). Tags other than those of plain data, and keys that stand twice, are refused. An
+alias (`*name`) may repeat what an anchor named, but not itself, and not more often than a file written out could: ten
+lines of aliases of aliases would otherwise stand for gigabytes.
 """
 
 from __future__ import annotations

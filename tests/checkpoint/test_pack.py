@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -424,3 +425,24 @@ def test_the_peak_of_memory(family: str, weights: Weights, shape: dict[str, int]
         f"{family} {weights}: file {large.nbytes / 1e6:.0f} MB, largest {largest / 1e6:.0f} MB, peak {peak / 1e6:.0f}"
     )
     assert peak <= 2 * largest
+
+
+def test_links_out_of_a_folder_are_not_copied(copied: Make, tmp_path: Path) -> None:
+    folder = copied("llama")
+    (tmp_path / "secret").write_text("mine")
+    (folder / "NOTICE.txt").symlink_to(tmp_path / "secret")
+    (folder / "LICENSE").write_text("to anyone")
+    (folder / "LICENSE.txt").symlink_to(folder / "LICENSE")
+    pack(open_checkpoint(str(folder)), tmp_path / "packed", "nf4")
+    names = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert {"LICENSE", "LICENSE.txt"} <= names and "NOTICE.txt" not in names
+
+
+def test_the_links_of_the_hubs_cache_are_copied(tiny: Make, tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "cache" / "snapshots" / "0123", tmp_path / "cache" / "blobs"
+    folder.mkdir(parents=True)
+    shutil.copytree(tiny("llama"), blobs)
+    for file in blobs.iterdir():
+        (folder / file.name).symlink_to(Path("..") / ".." / "blobs" / file.name)
+    pack(open_checkpoint(str(folder)), tmp_path / "packed", "nf4")
+    assert (tmp_path / "packed" / "tokenizer.json").is_file()

@@ -114,3 +114,11 @@ def test_a_multimodal_model_that_is_a_causal_model_too(tmp_path: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ours, ids = plain_model(tmp_path), torch.arange(12).reshape(1, 12)
     assert torch.equal(ours(ids).logits, theirs(ids).logits)
+
+
+def test_a_number_in_a_config_can_not_make_it_build_for_hours(copied: Make) -> None:
+    folder = copied("llama")
+    for values, said in (({"num_hidden_layers": 10**9}, "1,000,000,000 layers"), ({"head_dim": 2**40}, "config.json")):
+        change_config(folder, **values)
+        with pytest.raises(CheckpointError, match=said):
+            skeleton(open_checkpoint(str(folder)))

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -189,3 +190,21 @@ def test_reading_and_filling_in_need_no_heavy_library():
     code = f"import sys, halfbyte.data.template, halfbyte.data.numbers; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_what_is_nested_without_end_is_refused(name, opening, tmp_path):
+    refused(write(tmp_path / name, opening * 100_000), "nested too deeply")
+
+
+def test_many_columns_take_no_time(tmp_path):
+    started = time.process_time()
+    file = write(tmp_path / "a.csv", ",".join(map(str, range(50_000))) + "\n" + "," * 49_999)
+    assert len(load_records(file)[0].values) == 50_000
+    assert time.process_time() - started < 2
+
+
+def test_what_a_file_says_can_not_move_the_cursor(tmp_path):
+    said = refused(write(tmp_path / "a.csv", "a\x1b[2J,a\x1b[2J\n1,2\n"), "two columns", "\\x1b[2J")
+    assert "\x1b" not in said

@@ -209,3 +209,19 @@ def test_what_does_not_fit_together_is_refused() -> None:
         cpu.forward(q, k, v, Form(1.0, 0), torch.ones(1, 9, dtype=torch.bool), isa="portable")
     with pytest.raises(ValueError, match="form"):
         Form(0.0, 0)
+    with pytest.raises(ValueError, match="positions"):
+        cpu.forward(q, k, v, Form(1.0, 2**31), isa="portable")
+    out, lse = cpu.forward(q, k, v, Form(1.0, 0), isa="portable")
+    back: list[tuple[Any, ...]] = [(out[:, :3], q, out, lse), (out, q, out, lse[..., :4]), (out, q, out, lse.double()),
+                                   (out, q, out[..., :8], lse), (out.bfloat16(), q, out, lse)]  # fmt: skip
+    for d_out, q_, out_, lse_ in back:
+        with pytest.raises(ValueError, match="fit together"):
+            cpu.backward(d_out, q_, k, v, out_, lse_, Form(1.0, 0), isa="portable")
+
+
+@ISAS
+def test_a_window_wider_than_32_bits_is_none(isa: str) -> None:
+    q, k, v, _ = Case(1, 4, 2, 40, 40, 16).tensors()
+    expected = cpu.forward(q, k, v, Form(0.25, 0), isa=isa)[0]
+    for window in (2**31, 2**32 + 1, 10**18):
+        assert torch.equal(cpu.forward(q, k, v, Form(0.25, 0, window), isa=isa)[0], expected)

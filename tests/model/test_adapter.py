@@ -129,3 +129,41 @@ def test_missing_and_broken_files_and_another_base(folder: Path) -> None:
         load_adapter(model.net, adapter)
     with pytest.raises(CheckpointError, match="no such folder"):
         load_adapter(model.net, folder / "nowhere")
+
+
+def test_all_kinds_of_faults_are_one_error_and_nothing_is_put_in(folder: Path) -> None:
+    model, adapter = saved(folder)
+    for layer in quant_linears(model.net).values():
+        layer.lora_A = layer.lora_B = None
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    first, second, *_ = sorted(tensors)
+    tensors[first] = tensors[first].to(torch.int32)
+    tensors["base_model.model.elsewhere.lora_A.weight"] = tensors.pop(second)
+    save_file(tensors, adapter / "adapter_model.safetensors", {"halfbyte_base_fingerprint": "1" * 64})
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    changed = config | {"use_dora": True, "lora_dropout": 7, "rank_pattern": {"(a+)+$": 3, "(": 3, "up_proj": "x"}}
+    (adapter / "adapter_config.json").write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError) as caught:
+        load_adapter(model.net, adapter, "0" * 64)
+    said = str(caught.value)
+    for part in ("use_dora", "another base model", "stored as I32", "no such quantised layer", "lora_dropout",
+                 "(a+)+$ is no pattern", "( is no pattern", "up_proj: 'x'"):  # fmt: skip
+        assert part in said, said
+    assert not any(layer.lora_A is not None for layer in quant_linears(model.net).values())
+
+
+@pytest.mark.parametrize("values", [{"r": "x"}, {"r": 0}, {"lora_alpha": float("inf")}, {"lora_alpha": None, "r": 7},
+                                    {"rank_pattern": [1]}, {"alpha_pattern": {"q_proj": None}}])  # fmt: skip
+def test_settings_that_are_no_numbers(folder: Path, values: dict[str, object]) -> None:
+    model, adapter = saved(folder)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | values))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_adapter(model.net, adapter)
+
+
+def test_a_pickled_adapter_is_refused_with_the_way_to_convert_it(folder: Path) -> None:
+    model, adapter = saved(folder)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"pickled adapter[\s\S]*save_pretrained"):
+        load_adapter(model.net, adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,4 +182,39 @@ def test_a_missing_tokenizer_is_an_error(folder: Path) -> None:
     for file in source.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(CheckpointError, match="tokenizer"):
+        load_model(str(source), weights="bf16")
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(folder: Path) -> None:
+    source = tiny_checkpoint("llama", folder / "model")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    place = tokenizer["model"]["vocab"]
+    place["far"] = 100_000
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="the tokenizer has more tokens than the model has embeddings"):
+        load_model(str(source), weights="bf16")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"temperature": "hot", "max_length": {}}', '{"num_beams": -1}'])
+def test_a_broken_generation_config_is_one_error_or_none(text: str, folder: Path) -> None:
+    source = tiny_checkpoint("llama", folder / "model")
+    (source / "generation_config.json").write_text(text)
+    try:
+        load_model(str(source), weights="bf16")
+    except CheckpointError as error:
+        assert "generation_config.json" in str(error)
+
+
+def test_a_tokenizers_own_code_is_not_run_and_not_asked_about(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_checkpoint("llama", folder / "model")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
+
+    def ask(*_: object) -> str:
+        raise AssertionError("a question")
+
+    monkeypatch.setattr("builtins.input", ask)
+    with pytest.raises(CheckpointError, match="the tokenizer can't be loaded"):
         load_model(str(source), weights="bf16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,11 @@ def test_of_the_demo_and_of_the_catalogue() -> None:
 def test_an_unknown_one_says_where_it_was_looked_for(tmp_path: Path) -> None:
     found = licence_of(str(tmp_path), tmp_path)
     assert found.value is None and "model card" in found.source
+
+
+@pytest.mark.parametrize("text", ["\n" * 150_000 + "licens", "#" * 150_000, "License" + " " * 150_000])
+def test_a_card_takes_no_time(text: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(text)
+    started = time.process_time()
+    assert licence_of(str(tmp_path), tmp_path).value is None
+    assert time.process_time() - started < 1

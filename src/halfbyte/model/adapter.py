@@ -156,9 +156,11 @@ def load_adapter(net: nn.Module, folder: Path, fingerprint: str | None = None) -
 def _refuse(faults: list[str], folder: Path) -> None:
     if faults:
         raise CheckpointError(
-            "the adapter does not fit this model, or uses what is not computed here", where=folder, found=listed(faults),
+            "the adapter does not fit this model, or uses what is not computed here",
+            where=folder,
+            found=listed(faults),
             do="load it beside the model that it was trained on; what is not plain LoRA, merge with PEFT first",
-        )  # fmt: skip
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -415,11 +415,13 @@ def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
             found=str(error).split("\n")[0],
             do="put tokenizer.json and tokenizer_config.json beside the model",
         ) from None
-    if tokenizer.vocab_size > vocabulary:  # added tokens apart: some models carry one that they have no embedding for
+    # added tokens apart: some models carry one that they have no embedding for
+    tokens = 1 + max(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder), default=-1)
+    if max(tokens, tokenizer.vocab_size) > vocabulary:
         raise CheckpointError(
             "the tokenizer has more tokens than the model has embeddings",
             where=checkpoint.path,
-            found=f"{tokenizer.vocab_size} tokens, {vocabulary} embeddings",
+            found=f"{max(tokens, tokenizer.vocab_size)} tokens, {vocabulary} embeddings",
             do="use the tokenizer that came with this model",
         )
     return tokenizer
