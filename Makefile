@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NATIVE := $(wildcard src/halfbyte/kernels/*.h src/halfbyte/kernels/*/*.h src/halfbyte/kernels/*/*.cpp)
 
-.PHONY: setup demo test lint soak bench bench-8b clean
+.PHONY: setup demo test lint soak fuzz bench bench-8b clean
 
 setup: $(READY)
 
@@ -30,6 +30,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every parser and kernel for FUZZ_SECONDS; FUZZ="header attention" for some of them. Needs Linux, a clang of 17 or later
+# with libFuzzer (Debian: clang-19 libclang-rt-19-dev), and a Python that atheris has a wheel for. See docs/reliability.md.
+FUZZ_SECONDS ?= 60
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
 # About a quarter of an hour on two cores; writes benchmarks/results/*.csv and docs/performance.md.
 bench: $(READY)

@@ -22,7 +22,7 @@ from fuzz import build, check, corpora
 FINDINGS = build.BUILD / "findings"
 RESULTS = build.BUILD / "results.jsonl"
 # of an input, in seconds; `check.SECONDS`, of processor time, is the stricter one, but can't end what never ends
-_OPTIONS = ["-timeout=20", "-rss_limit_mb=3000", "-max_len=4096", "-print_final_stats=1", "-verbosity=1"]
+_OPTIONS = ["-timeout=20", "-rss_limit_mb=1000", "-max_len=4096", "-print_final_stats=1", "-verbosity=1"]
 
 
 def main() -> int:
@@ -51,13 +51,16 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
     corpora.unpack([*corpora.load(name), *(check.seeds(name) if name in check.NAMES else [])], folder)
     limit = f"-runs={options.runs}" if options.runs else f"-max_total_time={options.seconds}"
     started = time.monotonic()
-    done = subprocess.run(
-        [*command(name), limit, *_OPTIONS, f"-artifact_prefix={FINDINGS / name}-", str(folder)],
-        cwd=build.HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-    )  # fmt: skip
+    log = build.BUILD / f"{name}.log"
+    with log.open("wb") as stream:
+        done = subprocess.run(
+            [*command(name), limit, *_OPTIONS, f"-artifact_prefix={FINDINGS / name}-", str(folder)],
+            cwd=build.HERE.parent, stdout=stream, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    said = log.read_text(encoding="utf-8", errors="replace")
     found = sorted(set(_findings(name)) - before)
-    count = re.findall(r"(?:Done |executed_units:\s+|^#)(\d+)", done.stdout, re.MULTILINE)
-    reached = re.findall(r"cov: (\d+)", done.stdout)
+    count = re.findall(r"(?:Done |executed_units:\s+|^#)(\d+)", said, re.MULTILINE)
+    reached = re.findall(r"cov: (\d+)", said)
     result = {"name": name, "date": datetime.date.today().isoformat(), "inputs": max(map(int, count), default=0),
               "seconds": round(time.monotonic() - started), "edges": int(reached[-1]) if reached else 0,
               "findings": [file.name for file in found]}  # fmt: skip
@@ -65,7 +68,7 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
     with RESULTS.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(result) + "\n")
     if done.returncode:
-        print("\n".join(done.stdout.splitlines()[-60:]), flush=True)
+        print("\n".join(said.splitlines()[-60:]), flush=True)
     elif options.keep:
         _keep(name, folder)
     return int(done.returncode != 0)

@@ -14,7 +14,10 @@ KERNELS = HERE.parent / "src" / "halfbyte" / "kernels"
 BUILD = HERE.parent / "build" / "fuzz"
 DRIVERS = sorted(file.stem for file in SOURCES.glob("*.cpp") if file.stem != "replay")
 _FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-pthread"]
-_CHECKED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+# Of the undefined behaviour that clang looks for, what AddressSanitizer and the closed pages find anyway is left out:
+# with it all takes twice as long, and compiling the products a quarter of an hour.
+_CHECKED = ["-fsanitize=address,undefined", "-fno-sanitize=pointer-overflow,null,object-size,vptr",
+            "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]  # fmt: skip
 
 
 def clang() -> str:

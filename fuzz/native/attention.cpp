@@ -32,10 +32,9 @@ void* tensor(Input& input, Buffers& buffers, int dtype, int64_t batch, int64_t h
 void drive(Input& input) {
     Buffers buffers(input);
     Attention a{};
-    const int isa = input.isa(), dtype = input.byte() % 3, threads = 1 + input.byte() % 4, large = input.byte();
-    a.batch = 1 + input.byte() % 2, a.heads = 1 + input.byte() % 3, a.q_heads = a.heads * (1 + input.byte() % 4);
-    a.queries = input.number(1, large % 8 ? 20 : 90), a.keys = input.number(1, large % 8 ? 50 : 200);
-    a.width = input.number(1, large % 4 ? 40 : 160);
+    const int isa = input.isa(), dtype = input.byte() % 3, threads = input.threads();
+    a.batch = input.count(1, 2), a.heads = input.count(2, 3), a.q_heads = a.heads * (1 + input.byte() % 4);
+    a.queries = input.count(12, 90), a.keys = input.count(24, 200), a.width = input.count(24, 160);
     a.offset = input.flag() ? a.keys - a.queries : input.number(0, 400) - 200;
     a.window = input.byte() % 3 ? 0 : input.byte() % 16 ? input.number(1, 60) : INT32_MAX;
     a.scale = 0.125f, a.cap = input.byte() % 4 ? 0.0f : 3.0f;

@@ -9,8 +9,8 @@ using namespace fuzz;
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(), dtype = input.byte() % 2, threads = 1 + input.byte() % 4, gradient = input.flag();
-    const int64_t rows = input.number(1, 10), columns = input.number(1, input.byte() % 16 ? 300 : 9000);
+    const int isa = input.isa(), dtype = input.byte() % 2, threads = input.threads(), gradient = input.flag();
+    const int64_t rows = input.count(3, 10), columns = input.count(150, 9000);
     void* logits = buffers.of(dtype, rows * columns);
     auto* targets = buffers.make<int64_t>(rows);
     for (int64_t r = 0; r < rows; ++r) targets[r] = int64_t(uint64_t(targets[r]) % uint64_t(columns));

@@ -14,7 +14,7 @@ namespace {
 using namespace fuzz;
 
 void nf4(Input& input, Buffers& buffers, int isa, int dtype, int threads) {
-    const int64_t n = input.number(1, input.byte() % 16 ? 700 : 40000), blocks = (n + 63) / 64;
+    const int64_t n = input.count(300, 20000), blocks = (n + 63) / 64;
     const int64_t first = input.number(0, n - 1), last = input.number(first + 1, n), count = last - first;
     const bool nested = input.flag();
     const auto* codes = buffers.make<uint8_t>((n + 1) / 2);
@@ -38,7 +38,7 @@ void nf4(Input& input, Buffers& buffers, int isa, int dtype, int threads) {
 }
 
 void int8(Input& input, Buffers& buffers, int isa, int dtype, int threads) {
-    const int64_t rows = input.number(1, 20), columns = input.number(1, input.byte() % 16 ? 150 : 2000);
+    const int64_t rows = input.count(4, 20), columns = input.count(80, 2000);
     const auto* codes = buffers.make<int8_t>(rows * columns);
     const auto* scale = buffers.make<float>(rows, kF32);
     void* out = buffers.of(dtype, rows * columns);
@@ -52,7 +52,7 @@ void int8(Input& input, Buffers& buffers, int isa, int dtype, int threads) {
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(), dtype = input.byte() % 3, threads = 1 + input.byte() % 4;
+    const int isa = input.isa(), dtype = input.byte() % 3, threads = input.threads();
     input.byte() % 4 ? nf4(input, buffers, isa, dtype, threads) : int8(input, buffers, isa, dtype, threads);
     buffers.check();
 }

@@ -12,8 +12,8 @@ using namespace fuzz;
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(), dtype = input.byte() % 2, threads = 1 + input.byte() % 4, act = input.byte() % 3;
-    const int64_t rows = input.number(1, 20), columns = input.number(1, input.byte() % 16 ? 200 : 3000);
+    const int isa = input.isa(), dtype = input.byte() % 2, threads = input.threads(), act = input.byte() % 3;
+    const int64_t rows = input.count(4, 20), columns = input.count(70, 2000);
     const bool halves = input.flag();
     const int64_t stride = halves ? 2 * columns : columns, size = dtype == kF32 ? 4 : 2;
     auto* gate = static_cast<char*>(buffers.of(dtype, rows * stride));

@@ -50,7 +50,14 @@ struct Input {
 
     uint8_t byte() { return at < size ? data[at++] : 0; }
     bool flag() { return byte() & 1; }
-    // A number in low..high; small ones, and those around multiples of 16, come up more often than others.
+    // How many threads a kernel may take: starting some takes longer than all else, so mostly one.
+    int threads() {
+        const uint8_t value = byte();
+        return value % 64 ? 1 : 1 + value / 64;
+    }
+    // A size from 1: mostly up to `usual`, now and then up to `most`, where other paths begin.
+    int64_t count(int64_t usual, int64_t most) { return number(1, byte() % 64 == 63 ? most : usual); }
+    // A number in low..high.
     int64_t number(int64_t low, int64_t high) {
         const uint32_t value = byte() | uint32_t(byte()) << 8;
         return low + int64_t(value % uint64_t(high - low + 1));
@@ -81,8 +88,8 @@ class Buffers {
         for (int i = 0; i < used_; ++i) FUZZ_POISON(slots()[i].begin, size_t(slots()[i].end - slots()[i].begin));
     }
 
-    // `count` elements, filled from the input and then on from a generator that it seeds. Finite, moderate numbers where
-    // `kind` is a dtype; any bits where it is -1.
+    // `count` elements from a place in a table of random numbers that the input names, and sometimes the first bytes from
+    // the input itself. Mostly moderate numbers where `kind` is a dtype; any bits where it is -1.
     template <typename T>
     T* make(int64_t count, int kind = -1) {
         const int64_t bytes = count * int64_t(sizeof(T));
@@ -140,18 +147,33 @@ class Buffers {
     }
 
     void fill(char* data, int64_t bytes, int kind) {
-        uint64_t state = 0x9e3779b97f4a7c15u ^ (uint64_t(input_.byte()) << 32 | uint64_t(input_.byte()));
-        const bool wild = kind < 0 || (state & 7) == 7;
-        for (int64_t i = 0; i < bytes; i += 8) {
-            state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-            uint64_t word = state;
-            if (!wild && kind == kF32) word = (word & 0x80ffffff80ffffffu) | 0x3e0000003e000000u;
-            if (!wild && kind == kBf16) word = (word & 0x80ff80ff80ff80ffu) | 0x3e003e003e003e00u;
-            if (!wild && kind == kF16) word = (word & 0x8fff8fff8fff8fffu) | 0x3000300030003000u;
-            std::memcpy(data + i, &word, size_t(bytes - i < 8 ? bytes - i : 8));
+        const int64_t seed = input_.byte() | int64_t(input_.byte()) << 8, from = seed / 8 * 8;
+        const char* random = table(seed % 8 == 7 ? -1 : kind);
+        for (int64_t i = 0; i < bytes; i += kTable - from) {
+            const int64_t left = bytes - i;
+            std::memcpy(data + i, random + from, size_t(left < kTable - from ? left : kTable - from));
         }
         const int64_t own = input_.byte() & 3 ? 0 : bytes < 64 ? bytes : 64;  // the input's very bytes
         for (int64_t i = 0; i < own; ++i) data[i] = char(input_.byte());
+    }
+
+    // Random bytes: numbers of moderate size of a dtype, or of -1, any.
+    static constexpr int64_t kTable = 1 << 17;
+    static const char* table(int kind) {
+        static char* made[4];
+        char*& found = made[kind + 1];
+        if (found) return found;
+        found = static_cast<char*>(std::malloc(kTable));
+        uint64_t state = 0x9e3779b97f4a7c15u;
+        for (int64_t i = 0; i < kTable; i += 8) {
+            state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+            uint64_t word = state;
+            if (kind == kF32) word = (word & 0x80ffffff80ffffffu) | 0x3e0000003e000000u;
+            if (kind == kBf16) word = (word & 0x80ff80ff80ff80ffu) | 0x3e003e003e003e00u;
+            if (kind == kF16) word = (word & 0x8fff8fff8fff8fffu) | 0x3000300030003000u;
+            std::memcpy(found + i, &word, 8);
+        }
+        return found;
     }
 
     Input& input_;

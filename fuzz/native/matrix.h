@@ -41,9 +41,8 @@ inline Matrix matrix(Input& input, Buffers& buffers, int64_t rows, int64_t colum
 
 // Sizes of a product: mostly small, now and then large enough for every path.
 inline int64_t width(Input& input, int64_t step = 1) {
-    const uint8_t how = input.byte();
-    const int64_t most = how % 32 == 0 ? 1200 : how % 4 ? 80 : 200, made = input.number(1, most);
-    return how & 64 || step > 1 ? (made + 63) / 64 * 64 : made;
+    const int64_t made = input.count(70, 1200);
+    return step > 1 || input.byte() % 4 == 0 ? (made + 63) / 64 * 64 : made;
 }
 
 }  // namespace fuzz

@@ -13,8 +13,8 @@ using namespace fuzz;
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(), dtype = input.byte() % 2, threads = 1 + input.byte() % 4, narrow = input.flag();
-    const int64_t rows = input.number(0, 20), columns = input.number(1, input.byte() % 16 ? 200 : 3000);
+    const int isa = input.isa(), dtype = input.byte() % 2, threads = input.threads(), narrow = input.flag();
+    const int64_t rows = input.count(4, 20) - input.flag(), columns = input.count(70, 2000);
     const float shift = input.flag() ? 1.0f : 0.0f, eps = input.real();
     const void* x = buffers.of(dtype, rows * columns);
     const void* weight = buffers.of(dtype, columns);

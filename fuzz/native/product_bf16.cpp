@@ -21,13 +21,13 @@ struct Layer {  // `LayerArgument` of product/cpu.cpp
 
 void plain(Input& input, Buffers& buffers, int isa, int threads, int kind) {
     const bool transposed = input.flag();
-    const int64_t count = input.number(1, input.byte() % 4 ? 40 : 150), rows = width(input), columns = width(input);
+    const int64_t count = input.count(20, 150), rows = width(input), columns = width(input);
     if (rows * columns > 60000) return;
     const int64_t wide = transposed ? rows : columns, narrow = transposed ? columns : rows;
     const Matrix of = matrix(input, buffers, rows, columns, kind);
     const void* x = buffers.of(kBf16, count * wide);
     const void* bias = !transposed && input.flag() ? buffers.of(kBf16, rows) : nullptr;
-    const int64_t rank = input.byte() % 3 ? input.number(1, 70) : 0;
+    const int64_t rank = input.byte() % 3 ? input.count(8, 70) : 0;
     const void* h = rank ? buffers.of(kBf16, count * rank) : nullptr;
     const void* pair = rank ? buffers.of(kBf16, rank * narrow) : nullptr;
     void* out = buffers.of(kBf16, count * narrow);
@@ -35,7 +35,7 @@ void plain(Input& input, Buffers& buffers, int isa, int threads, int kind) {
 }
 
 void adapted(Input& input, Buffers& buffers, int isa, int threads, int kind) {
-    const int64_t count = input.number(1, 16), rows = width(input), columns = width(input), rank = input.number(1, 70);
+    const int64_t count = input.count(5, 16), rows = width(input), columns = width(input), rank = input.count(8, 70);
     if (rows * columns > 60000) return;
     const Matrix of = matrix(input, buffers, rows, columns, kind);
     const void* x = buffers.of(kBf16, count * columns);
@@ -47,7 +47,7 @@ void adapted(Input& input, Buffers& buffers, int isa, int threads, int kind) {
 }
 
 void mlp(Input& input, Buffers& buffers, int isa, int threads, int kind) {
-    const int64_t count = input.number(1, 16), hidden = input.number(1, 130), inner = input.number(1, 130);
+    const int64_t count = input.count(5, 16), hidden = input.count(40, 130), inner = input.count(40, 130);
     Matrix of[3];
     Layer layers[3];
     for (int i = 0; i < 3; ++i) {
@@ -64,7 +64,7 @@ void mlp(Input& input, Buffers& buffers, int isa, int threads, int kind) {
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(kAvx512Bf16), kind = input.byte() % 3, threads = 1 + input.byte() % 4, what = input.byte() % 8;
+    const int isa = input.isa(kAvx512Bf16), kind = input.byte() % 3, threads = input.threads(), what = input.byte() % 8;
     if (isa < 0) return;
     what == 0 ? mlp(input, buffers, isa, threads, kind)
               : what < 3 ? adapted(input, buffers, isa, threads, kind) : plain(input, buffers, isa, threads, kind);

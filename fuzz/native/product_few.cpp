@@ -9,8 +9,8 @@ using namespace fuzz;
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(), dtype = input.byte() % 2, kind = input.byte() % 3, threads = 1 + input.byte() % 4;
-    const int64_t count = input.number(1, 16), rows = width(input), columns = width(input);
+    const int isa = input.isa(), dtype = input.byte() % 2, kind = input.byte() % 3, threads = input.threads();
+    const int64_t count = input.count(5, 16), rows = width(input), columns = width(input);
     if (rows * columns > 100000) return;
     const Matrix of = matrix(input, buffers, rows, columns, kind);
     const void* x = buffers.of(dtype, count * columns);

@@ -13,14 +13,14 @@ void drive(Input& input) {
     if (!vnni) return;
     Buffers buffers(input);
     const bool transposed = input.flag();
-    const int kind = 1 + input.byte() % 2, threads = 1 + input.byte() % 4;
-    const int64_t count = input.number(17, input.byte() % 4 ? 50 : 150), rows = width(input), columns = width(input, 64);
+    const int kind = 1 + input.byte() % 2, threads = input.threads();
+    const int64_t count = 16 + input.count(8, 150), rows = width(input), columns = width(input, 64);
     if (rows * columns > 60000) return;
     const int64_t wide = transposed ? rows : columns, narrow = transposed ? columns : rows;
     const Matrix of = matrix(input, buffers, rows, columns, kind);
     const void* x = buffers.of(kBf16, count * wide);
     const void* bias = !transposed && input.flag() ? buffers.of(kBf16, rows) : nullptr;
-    const int64_t rank = input.byte() % 3 ? input.number(1, 70) : 0;
+    const int64_t rank = input.byte() % 3 ? input.count(8, 70) : 0;
     const void* h = rank ? buffers.of(kBf16, count * rank) : nullptr;
     const void* pair = rank ? buffers.of(kBf16, rank * narrow) : nullptr;
     void* out = buffers.of(kBf16, count * narrow);

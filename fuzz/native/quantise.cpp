@@ -18,8 +18,8 @@ const void* weights(Input& input, Buffers& buffers, int dtype, int64_t count) {
 }
 
 void nf4(Input& input, Buffers& buffers) {
-    const int isa = input.isa(), dtype = input.byte() % 3, threads = 1 + input.byte() % 4;
-    const int64_t n = input.number(1, input.byte() % 16 ? 700 : 20000), codes = (n + 1) / 2, blocks = (n + 63) / 64;
+    const int isa = input.isa(), dtype = input.byte() % 3, threads = input.threads();
+    const int64_t n = input.count(300, 20000), codes = (n + 1) / 2, blocks = (n + 63) / 64;
     const void* weight = weights(input, buffers, dtype, n);
     float* bounds = buffers.make<float>(15);
     for (int i = 0; i < 15; ++i) bounds[i] = float(i - 7) / 8;
@@ -33,7 +33,7 @@ void nf4(Input& input, Buffers& buffers) {
 }
 
 void absmax(Input& input, Buffers& buffers) {
-    const int64_t blocks = input.number(1, 2000), threads = 1 + input.byte() % 4;
+    const int64_t blocks = input.count(300, 2000), threads = input.threads();
     const float offset = input.real();
     auto* values = buffers.make<float>(blocks, kF32);
     auto* lookup = buffers.make<uint8_t>(65536);
@@ -43,8 +43,8 @@ void absmax(Input& input, Buffers& buffers) {
 }
 
 void int8(Input& input, Buffers& buffers) {
-    const int isa = input.isa(), dtype = input.byte() % 3, threads = 1 + input.byte() % 4;
-    const int64_t rows = input.number(1, 20), columns = input.number(1, input.byte() % 16 ? 150 : 2000);
+    const int isa = input.isa(), dtype = input.byte() % 3, threads = input.threads();
+    const int64_t rows = input.count(4, 20), columns = input.count(80, 2000);
     const void* weight = weights(input, buffers, dtype, rows * columns);
     auto* codes = buffers.make<int8_t>(rows * columns);
     auto* scale = buffers.make<float>(rows);

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halfbyte import durable
@@ -133,11 +133,8 @@ def load_adapter(net: nn.Module, folder: Path, fingerprint: str | None = None) -
     layers = quant_linears(net)
     pairs = _match(layers, header, faults)
     settings = _settings(described, {name: header[a].shape[0] for name, (a, _) in pairs.items()}, faults)
+    made = _read_pairs(folder / WEIGHTS, pairs, faults)
     _refuse(faults, folder)
-    tensors = _read_tensors(folder / WEIGHTS)
-    made = {name: (tensors[a], tensors[b]) for name, (a, b) in pairs.items()}
-    odd = [name for name, pair in made.items() if not all(torch.isfinite(tensor).all() for tensor in pair)]
-    _refuse([f"{shown(name)}: holds NaN or infinity" for name in odd], folder)
     rslora = bool(described.get("use_rslora"))
     for name, (lora_A, lora_B) in made.items():
         rank, alpha = settings[name]
@@ -183,20 +180,28 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return Folder(folder).json(CONFIG)
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def _read_pairs(
+    file: Path, pairs: Mapping[str, tuple[str, str]], faults: list[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    with _opened(file) as stored:
+        for name, (a, b) in pairs.items():
+            found[name] = stored.get_tensor(a), stored.get_tensor(b)
+            if not all(torch.isfinite(tensor).all() for tensor in found[name]):
+                faults.append(f"{name}: holds NaN or infinity")
+    return found
+
+
+def _opened(file: Path) -> Any:
     try:
-        tensors: dict[str, Tensor] = load_file(file)
-        return tensors
+        return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError("the adapter's weights can't be read", where=file, found=str(error)) from None
 
 
 def _other_base(folder: Path, fingerprint: str | None) -> list[str]:
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            trained_on = (file.metadata() or {}).get("halfbyte_base_fingerprint")
-    except (OSError, SafetensorError) as error:
-        return [f"its weights can't be read: {error}"]
+    with _opened(folder / WEIGHTS) as file:
+        trained_on = (file.metadata() or {}).get("halfbyte_base_fingerprint")
     if fingerprint and trained_on and trained_on != fingerprint:
         return [f"trained on another base model: {shown(trained_on, 12)}, this one is {fingerprint[:12]}"]
     return []
