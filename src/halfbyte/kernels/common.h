@@ -54,8 +54,8 @@ struct f16 {
 
 template <typename T>
 HALFBYTE_INLINE T load(const T* address) {
-    T value;
-    std::memcpy(&value, address, sizeof value);
+    T value;  // of the type's own pointer, clang would take it that it is aligned
+    std::memcpy(&value, reinterpret_cast<const char*>(address), sizeof value);
     return value;
 }
 
