@@ -428,8 +428,15 @@ def resolve_paths(cls: type, values: dict[str, Any], base: Path) -> None:
                 item.name == "out" or value.startswith((".", "~", "/")) or any(letter in value for letter in "*?[")
             )
             looks_local = looks_local or path.suffix.lower() in _DATA_SUFFIXES
-            if looks_local or (base / path).exists():
+            if looks_local or _exists(base / path):
                 values[item.name] = str(path if path.is_absolute() else (base / path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name longer than the system takes
+        return False
 
 
 def expanded(text: str) -> Path:

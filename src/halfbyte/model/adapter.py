@@ -142,8 +142,8 @@ def load_adapter(net: nn.Module, folder: Path, fingerprint: str | None = None) -
         layers[name].set_adapter(lora_A.to(device), lora_B.to(device), alpha / (rank**0.5 if rslora else rank))
     rank, alpha = next(iter(settings.values()))
     return AdapterConfig(
-        rank=int(described.get("r", rank)),
-        alpha=float(described.get("lora_alpha", alpha)),
+        rank=rank if described.get("r") is None else described["r"],
+        alpha=alpha if described.get("lora_alpha") is None else float(described["lora_alpha"]),
         dropout=float(described.get("lora_dropout") or 0.0),
         targets=sorted(pairs),
         rslora=rslora,
