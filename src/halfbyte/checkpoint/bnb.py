@@ -141,6 +141,8 @@ def _read_nf4(mapped: Mapped, name: str, shape: tuple[int, int]) -> NF4Weight:
             )
     count = math.prod(shape)
     blocks = -(-count // BLOCKSIZE)
+    if name not in mapped.checkpoint.tensors:
+        raise CheckpointError(f"{name}: missing")
     codes = mapped.read_bytes(name)
     if codes.numel() != -(-count // 2):
         raise CheckpointError(f"{name}: {codes.numel()} bytes of codes for {count} weights")
