@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,11 @@ def test_parsers_take_every_input_that_is_kept(name: str) -> None:
         run(data)
 
 
+compiled = pytest.mark.skipif(
+    shutil.which("c++") is None or sys.platform == "win32", reason="drivers need a C++ compiler and pages of POSIX"
+)
+
+
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The drivers, with the library as it is shipped and buffers that end at a closed page."""
@@ -29,6 +36,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return build.build_replays(Path(library._name), tmp_path_factory.mktemp("drivers"))
 
 
+@compiled
 @pytest.mark.parametrize("name", build.DRIVERS)
 def test_kernels_stay_within_their_buffers(name: str, programs: dict[str, Path]) -> None:
     inputs = corpora.load(name)
@@ -39,6 +47,7 @@ def test_kernels_stay_within_their_buffers(name: str, programs: dict[str, Path])
     assert done.stdout.decode() == f"{len(inputs)} inputs\n"
 
 
+@compiled
 def test_a_byte_too_far_ends_a_driver(tmp_path: Path) -> None:
     """The closed pages are what the test above stands on."""
     code = '#include "harness.h"\nstatic void drive(fuzz::Input& input) {\n  fuzz::Buffers buffers(input);\n'
