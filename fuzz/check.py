@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,8 +42,10 @@ def seeds(name: str) -> list[bytes]:
 
 
 def folder() -> Path:
-    """A new folder, in memory where there is such a thing; it stays until the system clears it away."""
-    return Path(tempfile.mkdtemp(prefix="halfbyte-fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
+    """A new folder, in memory where there is such a thing, for as long as the process runs."""
+    made = Path(tempfile.mkdtemp(prefix="halfbyte-fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _check_message(text: str) -> None:

@@ -8,7 +8,8 @@ from fuzz.check import folder
 from halfbyte.checkpoint.source import open_folder
 from tests.checkpoint.hostile import tensor, whole
 
-FOLDER = folder()
+FOLDER = folder() / "model"
+FOLDER.mkdir()
 INSIDE = {"one.safetensors", "two.safetensors"}
 (FOLDER / "config.json").write_text('{"model_type": "llama"}')
 (FOLDER / "one.safetensors").write_bytes(whole({"a": tensor(0, 4), "b": tensor(4, 8, "F32", [1])}, 8))
