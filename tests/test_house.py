@@ -13,7 +13,18 @@ import halfbyte
 
 PACKAGE = Path(halfbyte.__file__).parent
 STAGES = ("checkpoint", "plan", "model", "data", "tune", "evaluate", "select", "report", "sweep", "export", "demo")
-BASE = {"durable", "errors", "formats", "config", "safe_yaml", "kernels", "targets", "memory", "environment", "notebook"}
+BASE = {
+    "config",
+    "durable",
+    "environment",
+    "errors",
+    "formats",
+    "kernels",
+    "memory",
+    "notebook",
+    "safe_yaml",
+    "targets",
+}
 
 
 def rank(module: str) -> int:
