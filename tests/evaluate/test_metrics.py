@@ -17,7 +17,7 @@ from halfbyte.evaluate.metrics import (
     normalise,
     number_scores,
 )
-from halfbyte.evaluate.statistics import MacroF1
+from halfbyte.evaluate.sums import MacroF1
 from halfbyte.evaluate.structured import MISSING
 
 TWENTY = ToleranceConfig(relative=0.2)

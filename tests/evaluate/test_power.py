@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from halfbyte.evaluate import statistics
+from halfbyte.evaluate.differences import paired_test, right_wrong_test
 from halfbyte.evaluate.power import (
     detectable,
     right_wrong_detectable,
@@ -14,7 +15,7 @@ from halfbyte.evaluate.power import (
     right_wrong_power,
     units_needed,
 )
-from halfbyte.evaluate.statistics import Ratio, paired_test, right_wrong_test
+from halfbyte.evaluate.sums import Ratio
 
 
 def mean(values: np.ndarray) -> Ratio:

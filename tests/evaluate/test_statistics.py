@@ -8,18 +8,9 @@ import pytest
 from scipy import stats
 
 from halfbyte.evaluate import statistics
-from halfbyte.evaluate.statistics import (
-    MacroF1,
-    Ratio,
-    estimate,
-    paired_difference,
-    paired_test,
-    resample,
-    right_wrong_difference,
-    share,
-    swap_test,
-    verdict,
-)
+from halfbyte.evaluate.differences import paired_difference, paired_test, right_wrong_difference, swap_test, verdict
+from halfbyte.evaluate.statistics import estimate, resample, share
+from halfbyte.evaluate.sums import MacroF1, Ratio
 
 
 def mean(values: object) -> Ratio:

@@ -33,7 +33,7 @@ from halfbyte.evaluate.results import (
 )
 from halfbyte.evaluate.several import bonferroni, holm
 from halfbyte.evaluate.show import ShownComparison
-from halfbyte.evaluate.statistics import LEVEL, Estimate
+from halfbyte.evaluate.statistics import Estimate
 
 _SHOWN = 5
 
@@ -102,7 +102,7 @@ def compare_several(
     frames = [_frame(pair, which, len(pairs), among, seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
     for frame, paired, (row, found), (_, told) in zip(frames, made, _judged(made, detect, among), chosen, strict=True):
         frame |= row
-        frame["warnings"] = [*told, *few_units(paired.units), *_doubts(row["difference"], found)]
+        frame["warnings"] = [*told, *few_units(paired.units), *_doubts(found)]
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
     return [ShownComparison(plain(frame)) for frame in frames]
@@ -168,17 +168,11 @@ def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
     return chosen, []
 
 
-def _doubts(difference: dict[str, Any], found: Estimate) -> list[str]:
-    """What to say where the interval, or the test, can't be taken at its word."""
+def _doubts(found: Estimate) -> list[str]:
+    """What to say where the interval can't be taken at its word."""
     if found.method == "no spread":
         return [flat_warning(["the difference"])]
-    told = [lopsided_warning(["the difference"])] if found.lopsided else []
-    if found.low is None or found.high is None:
-        return told
-    if (found.low > 0 or found.high < 0) != (difference["p_adjusted"] < 1 - LEVEL):
-        told.append("interval and test disagree, as they do at the border, and where few items make up most of the"
-                    " difference; the test decides")  # fmt: skip
-    return told
+    return [lopsided_warning(["the difference"])] if found.lopsided else []
 
 
 def _add_both_answered(

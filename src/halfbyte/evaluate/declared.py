@@ -13,7 +13,7 @@ import numpy as np
 
 from halfbyte.errors import ConfigError
 from halfbyte.evaluate.metrics import METRICS, Metric, Table, metrics_of
-from halfbyte.evaluate.statistics import Floats
+from halfbyte.evaluate.sums import Floats
 
 Declared = Mapping[str, Mapping[str, str]]  # name: better ("lower" | "higher"), form (see `_metric`)
 SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"})  # the harness's: right or wrong

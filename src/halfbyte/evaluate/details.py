@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from halfbyte.evaluate.declared import Declared, first_metric
 from halfbyte.evaluate.metrics import Metric, normalise
-from halfbyte.evaluate.statistics import Floats, Ratio, estimate, share
+from halfbyte.evaluate.statistics import estimate, share
+from halfbyte.evaluate.sums import Floats, Ratio
 
 Prediction = Mapping[str, Any]
 MOST_CLASSES = 200  # of a task that has a table of them

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.config import ContainsConfig, ToleranceConfig
-from halfbyte.evaluate.statistics import Floats, MacroF1, Ratio, Statistic
+from halfbyte.evaluate.sums import Floats, MacroF1, Ratio, Sums
 from halfbyte.evaluate.structured import MISSING, Fields, leaves, same
 
 Scores = dict[str, float]  # of an item
@@ -61,17 +61,31 @@ class Metric:
         """Items that it is computed from."""
         return int(np.count_nonzero(self.denominator(table)))
 
-    def statistic(self, table: Table, unit_of: NDArray[Any]) -> Statistic:
+    def statistic(self, table: Table, unit_of: NDArray[Any]) -> Sums:
         """The metric as a function of how often each unit counts; `unit_of` [items] is each item's unit."""
+        return self.statistics([table], unit_of)[0]
+
+    def statistics(self, tables: Sequence[Table], unit_of: NDArray[Any]) -> list[Sums]:
+        """The same of several models on the same items, whose sums have the same columns."""
         if self.f1:
-            texts = np.concatenate([table["reference"], table["answer"]])
-            names, numbers = np.unique(texts, return_inverse=True)
-            half = len(texts) // 2
-            return MacroF1(numbers[:half], numbers[half:], unit_of, len(names), names)
+            return _macro_f1(tables, unit_of)
         units = int(unit_of.max()) + 1 if len(unit_of) else 0
-        above = np.bincount(unit_of, self.numerator(table), units).astype(np.float64)
-        below = np.bincount(unit_of, self.denominator(table), units).astype(np.float64)
-        return Ratio(above, below, self.finish)
+        made: list[Sums] = []
+        for table in tables:
+            above = np.bincount(unit_of, self.numerator(table), units).astype(np.float64)
+            below = np.bincount(unit_of, self.denominator(table), units).astype(np.float64)
+            made.append(Ratio(above, below, self.finish))
+        return made
+
+
+def _macro_f1(tables: Sequence[Table], unit_of: NDArray[Any]) -> list[Sums]:
+    """Of the classes that `tables` name; "" is no answer."""
+    texts = np.concatenate([table[side] for table in tables for side in ("reference", "answer")])
+    names, numbers = np.unique(texts, return_inverse=True)
+    if len(names) and names[0] == "":
+        names, numbers = names[1:], numbers - 1
+    sides = numbers.reshape(len(tables), 2, -1)
+    return [MacroF1(references, answers, unit_of, len(names)) for references, answers in sides]
 
 
 def _column(name: str, power: int = 1) -> Callable[[Table], Floats]:

@@ -8,6 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from halfbyte.evaluate.differences import (
+    Test,
+    agreeing,
+    paired_test,
+    right_wrong_difference,
+    right_wrong_test,
+    verdict,
+)
 from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.power import (
     POWER,
@@ -18,17 +26,8 @@ from halfbyte.evaluate.power import (
 )
 from halfbyte.evaluate.results import Prediction, table_of, units_of
 from halfbyte.evaluate.several import Adjusted
-from halfbyte.evaluate.statistics import (
-    LEVEL,
-    Estimate,
-    Floats,
-    Resampled,
-    Test,
-    paired_test,
-    right_wrong_difference,
-    right_wrong_test,
-    verdict,
-)
+from halfbyte.evaluate.statistics import LEVEL, Estimate, Resampled
+from halfbyte.evaluate.sums import Floats
 
 
 class Paired:
@@ -44,7 +43,7 @@ class Paired:
     ) -> None:
         self.metric, self.n, self.seed = metric, len(a), seed
         before, after, unit_of = table_of(a), table_of(b), units_of(a)
-        self.first, self.second = metric.statistic(before, unit_of), metric.statistic(after, unit_of)
+        self.first, self.second = metric.statistics((before, after), unit_of)
         self.units = self.first.units
         counted = (metric.denominator(before) > 0) & (metric.denominator(after) > 0)
         change = np.asarray(after[metric.item] - before[metric.item], dtype=np.float64)[counted]
@@ -65,14 +64,17 @@ class Paired:
         """Items on which only b's share counts, and those on which only a's does."""
         return (self.wins, self.losses) if self.metric.better == "higher" else (self.losses, self.wins)
 
-    def difference(self, level: float) -> Estimate:
+    def difference(self, adjusted: Adjusted) -> Estimate:
+        """The interval at the level that goes with the adjusted p, so that it leaves 0 out where that finds something."""
         if self._resampled is None:
-            return right_wrong_difference(*self._up_and_down, self.n, level=level)[0]
-        return self._resampled.estimate(level)
+            found, _ = right_wrong_difference(*self._up_and_down, self.n, level=adjusted.level)
+        else:
+            found = self._resampled.estimate(adjusted.level)
+        return agreeing(found, adjusted.detected)
 
     def result(self, adjusted: Adjusted, detect: float | None) -> tuple[dict[str, Any], Estimate]:
         """What comparison.json holds of this metric, and the difference behind it."""
-        found, every = self.difference(adjusted.level), np.ones((1, self.units))
+        found, every = self.difference(adjusted), np.ones((1, self.units))
         difference = {
             "value": found.value, "low": found.low, "high": found.high, "p": self.test.p, "p_adjusted": adjusted.p,
             "level": adjusted.level, "method": found.method, "test": self.test.method,
@@ -86,7 +88,7 @@ class Paired:
             "wins": self.wins,
             "losses": self.losses,
             "ties": self.ties,
-            "verdict": verdict(found, adjusted.p, self.metric.better),
+            "verdict": verdict(found, adjusted.detected, self.metric.better),
             "detectable": self._detectable(adjusted.level),
         }
         if detect is not None:

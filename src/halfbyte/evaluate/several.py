@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfbyte.evaluate.statistics import LEVEL
+from halfbyte.evaluate.statistics import LEVEL, below
 
 
 @dataclass(frozen=True)
 class Adjusted:
-    """`p` is to be compared with 1 - LEVEL, as ever; `level` is that of the interval."""
+    """`p` is to be compared with 1 - LEVEL, as ever; `level` is that of the interval. `detected` is what came of the
+    first and holds for the second: it is decided once, lest rounding decide twice."""
 
     p: float
     level: float
+    detected: bool
 
 
 def holm(p_values: Sequence[float], *, level: float = LEVEL) -> list[Adjusted]:
@@ -35,15 +37,16 @@ def holm(p_values: Sequence[float], *, level: float = LEVEL) -> list[Adjusted]:
         left = len(order) - rank
         p = max(p, min(1.0, left * p_values[at]))
         steps = steps if ended else left
-        ended = ended or p >= 1 - level
-        adjusted[at] = Adjusted(p, 1 - (1 - level) / steps)
+        ended = ended or not below(p, level)
+        adjusted[at] = Adjusted(p, 1 - (1 - level) / steps, not ended)
     return [adjusted[at] for at in range(len(p_values))]
 
 
 def bonferroni(p_values: Sequence[float], among: int, *, level: float = LEVEL) -> list[Adjusted]:
     """As `holm`, for comparisons that the data themselves picked: the best of some results against the others, say,
     where each of their `among` pairs might have been asked for."""
-    return [Adjusted(min(1.0, among * p), 1 - (1 - level) / among) for p in p_values]
+    steps = [(min(1.0, among * p), 1 - (1 - level) / among) for p in p_values]
+    return [Adjusted(p, step, below(p, level)) for p, step in steps]
 
 
 def names(comparisons: Sequence[dict[str, Any]]) -> dict[str, str]:

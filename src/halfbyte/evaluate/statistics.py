@@ -1,17 +1,13 @@
-"""Intervals and paired tests that hold for every metric, not only for means.
+"""Intervals that hold for every metric, not only for means: the bootstrap over units (see `sums`).
 
-Method. A metric is a `Statistic`: a function of how often each unit counts. A unit is an item, or a group of items that
-are not independent (editions of one LEGO set); groups are resampled whole (the cluster bootstrap).
-- Interval: the bootstrap resamples units by weights, so that a mean, a ratio of sums (perplexity) and macro F1 need one
-  loop and a ratio costs one matrix product a batch. Limits are BCa (Efron 1987, doi:10.1080/01621459.1987.10478410):
-  corrected for bias and, by leaving out each unit once, for skew; the tails are those of Student's t, as the bootstrap
-  of few units is too narrow (Hesterberg 2014, arXiv:1411.5279). Shares of independent items get
-  Wilson's (1927).
-- Difference of b and a on the same items: the same bootstrap on the difference, and two tests that must agree: the one
-  that ends the BCa interval at 0, and a permutation test that swaps a and b at random within each unit (all ways to do
-  so when there are few units). Right/wrong answers of independent items get
-  McNemar's exact test and the interval of Agresti and Min (2005, doi:10.1002/sim.1781): few discordant pairs starve a
-  bootstrap.
+Method. The bootstrap resamples units by weights, so that a mean, a ratio of sums (perplexity) and macro F1 need one loop
+and a batch of resamples is one product of matrices. Groups are resampled whole (the cluster bootstrap). Limits are BCa
+(Efron 1987, doi:10.1080/01621459.1987.10478410): corrected for bias and, by leaving out each unit once, for skew; the
+tails are those of Student's t, as the bootstrap of few units is too narrow (Hesterberg 2014, arXiv:1411.5279). Shares of
+independent items get Wilson's interval (1927).
+
+A limit is one of the values drawn, never one between two of them, so that it lies beyond 0 exactly where `Resampled.p`
+is below 1 - level: interval and test can't contradict each other.
 
 Trade-off. 2,000 to 10,000 resamples, fewer for large sets, more for a high level; the limits move by a few per cent of
 the width with the seed, and everything is seeded. `scipy.stats.bootstrap` agrees (a test compares them) and was
@@ -19,154 +15,35 @@ rejected as the engine: it copies the items of each resample and of each left-ou
 ratios, and answers nan where it is degenerate.
 
 What the intervals hold is measured (benchmarks/coverage.py, docs/statistics.md): below about 100 units, and where a few
-units make up most of a mean (`Estimate.skew` above `MOST_SKEW`), they cover less than they say; callers warn.
+units make up most of a metric's spread (`Estimate.lopsided`), they cover less than they say; callers warn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
-Floats = NDArray[np.float64]
+from halfbyte.evaluate.sums import Floats, Statistic
+
 LEVEL = 0.95
 ENOUGH_UNITS = 100  # fewer: warn
-MOST_SKEW = (
-    0.2  # of the units, over the root of their number: Cochran's rule, n > 25 skew^2 (1977, Sampling Techniques)
-)
 _WORK = 20_000_000  # drawn weights of one bootstrap
+_KEPT = 2 * _WORK  # so many are kept for the next metric of the same units
 _IN_TAIL = 50  # resamples beyond each limit, at least
 _BATCH = 1_000_000  # drawn weights at once
-_EXACT_UNITS = 13  # so many swaps are enumerated instead of drawn
+
+Draw = Callable[[np.random.Generator, int, int], NDArray[np.uint8]]  # (generator, rows, units) -> [rows, units]
 
 
-class Statistic(Protocol):
-    """A metric of `units` units as a function of their weights."""
-
-    units: int
-
-    def value(self, weights: Floats) -> Floats:
-        """The metric [B] under `weights` [B, units]; nan where it is not defined."""
-
-    def left_out(self) -> Floats:
-        """The metric [units] without each unit in turn."""
-
-    def swapped(self, other: Any, swap: Floats) -> Floats:
-        """[B]: other's metric less this one's, once the units where `swap` [B, units] is 1 have changed sides."""
-
-
-class Ratio:
-    """finish(sum of numerator / sum of denominator): a mean, a mean of some items, a perplexity.
-
-    `numerator` and `denominator` are per unit; `finish` is an increasing function of an array.
-    """
-
-    def __init__(self, numerator: Floats, denominator: Floats, finish: Any = None) -> None:
-        self.numerator, self.denominator = numerator, denominator
-        self.finish = finish or (lambda ratio: ratio)
-        self.units = len(numerator)
-
-    def _of(self, above: Floats, below: Floats) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.asarray(self.finish(np.where(below > 0, above / below, np.nan)), dtype=np.float64)
-
-    def value(self, weights: Floats) -> Floats:
-        return self._of(weights @ self.numerator, weights @ self.denominator)
-
-    def left_out(self) -> Floats:
-        return self._of(self.numerator.sum() - self.numerator, self.denominator.sum() - self.denominator)
-
-    def swapped(self, other: Ratio, swap: Floats) -> Floats:
-        above = swap @ (other.numerator - self.numerator)
-        below = swap @ (other.denominator - self.denominator)
-        mine = self._of(self.numerator.sum() + above, self.denominator.sum() + below)
-        return other._of(other.numerator.sum() - above, other.denominator.sum() - below) - mine
-
-
-class MacroF1:
-    """The mean F1 of the classes that occur among references or answers.
-
-    `references` and `answers` are class numbers [items] below `classes`; `unit_of` is the unit of each item. `names`
-    [classes], sorted, are what two statistics that number their classes apart are brought together by; the class ""
-    is no answer, which costs the class that it should have named but is none itself.
-    """
-
-    def __init__(
-        self, references: NDArray[Any], answers: NDArray[Any], unit_of: NDArray[Any], classes: int,
-        names: NDArray[Any] | None = None,
-    ) -> None:  # fmt: skip
-        self.references, self.answers, self.unit_of, self.classes = references, answers, unit_of, classes
-        self.units = int(unit_of.max()) + 1 if len(unit_of) else 0
-        self.names = np.arange(classes).astype(str) if names is None else names
-        self._counted = self.names != ""
-
-    def _f1(self, hits: Floats, seen: Floats) -> float:
-        """`hits` [classes] right answers; `seen` [classes] references and answers together: F1 = 2 hits / seen."""
-        there = self._counted & (seen > 0.5)  # weights are whole numbers
-        return float(np.mean(2 * hits[there] / seen[there])) if there.any() else math.nan
-
-    def _counts(self, weight: Floats, answers: NDArray[Any]) -> tuple[Floats, Floats]:
-        right = self.references == answers
-        hits = np.bincount(self.references[right], weight[right], self.classes)
-        seen = np.bincount(self.references, weight, self.classes) + np.bincount(answers, weight, self.classes)
-        return hits.astype(np.float64), seen.astype(np.float64)
-
-    def value(self, weights: Floats) -> Floats:
-        return np.array([self._f1(*self._counts(row[self.unit_of], self.answers)) for row in weights])
-
-    def left_out(self) -> Floats:
-        hits, seen = self._counts(np.ones(len(self.references)), self.answers)
-        order = np.argsort(self.unit_of, kind="stable")
-        ends = np.cumsum(np.bincount(self.unit_of, minlength=self.units))
-        values = []
-        for items in np.split(order, ends[:-1]):
-            less_hits, less_seen = hits.copy(), seen.copy()
-            for reference, answer in zip(self.references[items], self.answers[items], strict=True):
-                less_hits[reference] -= reference == answer
-                less_seen[reference] -= 1
-                less_seen[answer] -= 1
-            values.append(self._f1(less_hits, less_seen))
-        return np.array(values)
-
-    def _renumbered(self, names: NDArray[Any]) -> MacroF1:
-        """The same by the places of its classes in `names`, which holds them all."""
-        place = np.searchsorted(names, self.names)
-        return MacroF1(place[self.references], place[self.answers], self.unit_of, len(names), names)
-
-    def swapped(self, other: MacroF1, swap: Floats) -> Floats:
-        if not np.array_equal(self.names, other.names):
-            names = np.union1d(self.names, other.names)
-            return self._renumbered(names).swapped(other._renumbered(names), swap)
-        ones, values = np.ones(len(self.references)), []
-        for row in swap:
-            change = row[self.unit_of] > 0.5
-            mine = np.where(change, other.answers, self.answers)
-            theirs = np.where(change, self.answers, other.answers)
-            values.append(self._f1(*self._counts(ones, theirs)) - self._f1(*self._counts(ones, mine)))
-        return np.array(values)
-
-
-class Difference:
-    """b less a, on the same units: a Statistic itself."""
-
-    def __init__(self, a: Statistic, b: Statistic) -> None:
-        if a.units != b.units:
-            raise ValueError(f"a has {a.units} units, b has {b.units}")
-        self.a, self.b, self.units = a, b, a.units
-
-    def value(self, weights: Floats) -> Floats:
-        return self.b.value(weights) - self.a.value(weights)
-
-    def left_out(self) -> Floats:
-        return self.b.left_out() - self.a.left_out()
-
-    def swapped(self, other: Any, swap: Floats) -> Floats:
-        raise NotImplementedError("differences are not swapped with each other")
+def below(p: float, level: float) -> bool:
+    """Whether `p` is small enough at `level`: 0.05 itself is not at 0.95, though 1 - 0.95 is larger in floats."""
+    return p < round(1 - level, 12)
 
 
 @dataclass(frozen=True)
@@ -177,20 +54,11 @@ class Estimate:
     low: float | None
     high: float | None
     method: str  # "bca" | "percentile" | "wilson" | "agresti-min" | "no spread" | "none"
-    skew: float = 0.0  # of what the units contribute, without its sign, over the root of their number
+    lopsided: bool = False  # few units make up so much of the spread that the interval can't be trusted
 
     @property
-    def lopsided(self) -> bool:
-        """Whether few units make up so much of the value that its interval can't be trusted."""
-        return self.skew > MOST_SKEW
-
-
-@dataclass(frozen=True)
-class Test:
-    """A two-sided p-value and the test that it comes from."""
-
-    p: float
-    method: str  # "mcnemar exact" | "permutation" | "permutation exact", "... and bca" where both must agree
+    def leaves_out_0(self) -> bool:
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -199,15 +67,16 @@ class Resampled:
 
     value: float | None
     units: int
-    drawn: Floats  # those that are defined
+    drawn: Floats  # those that are defined, in order
     share: float  # of all resamples that are
-    acceleration: float
+    acceleration: float = 0.0  # a sixth of the skew of the units' influence, over the root of their number
+    effective: float = math.inf  # units that make up the spread, see `effective_units`
     error: float | None = None  # the standard error, by leaving out each unit in turn (the jackknife, Tukey 1958)
 
     @property
     def flat(self) -> bool:
         """Every resample gives the same: such a sample does not show how uncertain it is."""
-        return len(self.drawn) == 0 or bool(np.ptp(self.drawn) <= 1e-12 * abs(self.value or 0.0))
+        return len(self.drawn) == 0 or bool(self.drawn[-1] - self.drawn[0] <= 1e-12 * abs(self.value or 0.0))
 
     def estimate(self, level: float = LEVEL) -> Estimate:
         """The value and its BCa interval; plain percentiles where the corrections are not defined."""
@@ -215,50 +84,70 @@ class Resampled:
             return Estimate(self.value, None, None, "none")
         if self.flat:
             return Estimate(self.value, self.value, self.value, "no spread")
-        far = math.sqrt(self.units / (self.units - 1)) * float(stats.t.ppf((1 + level) / 2, self.units - 1))
-        at, method = np.array([-far, far]), "percentile"
-        if self._corrected:
-            shifted = self._bias + at
-            if np.all(self.acceleration * shifted < 1):
-                at, method = self._bias + shifted / (1 - self.acceleration * shifted), "bca"
-        low, high = np.quantile(self.drawn, stats.norm.cdf(at))
-        return Estimate(self.value, float(low), float(high), method, skew=6 * abs(self.acceleration))
+        far = float(special.stdtrit(self.units - 1, (1 + level) / 2)) * math.sqrt(self.units / (self.units - 1))
+        low, high = self._rank(far, 1), self._rank(far, -1)
+        method = "percentile" if self._bias is None else "bca"
+        return Estimate(self.value, float(self.drawn[low]), float(self.drawn[len(self.drawn) - 1 - high]), method,
+                        self.effective < least_effective(self.units))  # fmt: skip
 
     def p(self) -> float | None:
         """Two-sided p of "the true value is 0": 1 less the level whose interval ends there. None: no interval."""
         if self.value is None or self.units < 2 or self.share < LEVEL or self.flat:
             return None
-        at = float(stats.norm.ppf((self._below(0.0) * len(self.drawn) + 0.5) / (len(self.drawn) + 1)))
-        if self._corrected and 1 + self.acceleration * (at - self._bias) > 0:
-            at = (at - self._bias) / (1 + self.acceleration * (at - self._bias)) - self._bias
-        return float(2 * stats.t.sf(abs(at) * math.sqrt((self.units - 1) / self.units), self.units - 1))
+        if self.value == 0:
+            return 1.0
+        sign = 1 if self.value > 0 else -1
+        beyond = np.count_nonzero(self.drawn <= 0) if sign > 0 else np.count_nonzero(self.drawn >= 0)
+        at = float(special.ndtri((beyond + 0.5) / (len(self.drawn) + 1)))
+        far = -at
+        if self._bias is not None:
+            bias, acceleration = sign * self._bias, sign * self.acceleration
+            bend = 1 + acceleration * (at - bias)
+            far = bias - (at - bias) / bend if bend > 0 else math.copysign(math.inf, bias - at)
+        freedom = self.units - 1
+        return min(1.0, 2 * float(special.stdtr(freedom, -far * math.sqrt(freedom / self.units))))
 
-    @property
-    def _corrected(self) -> bool:
-        return 0 < self._below(self.value or 0.0) < 1
+    def _rank(self, far: float, sign: int) -> int:
+        """The place of the limit `far` standard normal deviations below the value (`sign` -1: above it, counted from
+        the largest) among the values drawn."""
+        at = -far
+        if self._bias is not None:
+            bias, acceleration = sign * self._bias, sign * self.acceleration
+            bend = 1 - acceleration * (bias - far)
+            at = bias + (bias - far) / bend if bend > 0 else -math.inf
+        rank = math.ceil(float(special.ndtr(at)) * (len(self.drawn) + 1) - 0.5) - 1
+        return min(max(rank, 0), len(self.drawn) - 1)
 
-    @property
-    def _bias(self) -> float:
-        return float(stats.norm.ppf(self._below(self.value or 0.0)))
-
-    def _below(self, value: float) -> float:
-        """The share of the resamples below `value`; half of those that equal it."""
-        below, equal = np.count_nonzero(self.drawn < value), np.count_nonzero(self.drawn == value)
-        return float(below + 0.5 * equal) / len(self.drawn)
+    @cached_property
+    def _bias(self) -> float | None:
+        """By how many standard normal deviations the median drawn lies below the value; None: all of them do, or none."""
+        value = self.value or 0.0
+        below, upto = np.searchsorted(self.drawn, value, "left"), np.searchsorted(self.drawn, value, "right")
+        share = float(below + upto) / 2 / len(self.drawn)
+        return float(special.ndtri(share)) if 0 < share < 1 else None
 
 
 def resample(statistic: Statistic, *, seed: int, level: float = LEVEL) -> Resampled:
     """Resample the units, often enough for intervals at `level` or below it."""
+    if statistic.units < 2:
+        return resampled(statistic, np.zeros(0))
+    return resampled(
+        statistic, np.concatenate([statistic.value(weights) for weights in resamples(statistic.units, seed, level)])
+    )
+
+
+def resampled(statistic: Statistic, drawn: Floats) -> Resampled:
+    """`drawn` is what the statistic was in the resamples."""
     units = statistic.units
     value = float(statistic.value(np.ones((1, units)))[0]) if units else math.nan
     if units < 2 or not math.isfinite(value):
-        return Resampled(value if math.isfinite(value) else None, units, np.zeros(0), 0.0, 0.0)
-    least = math.ceil(_IN_TAIL / ((1 - level) / 2) - 1e-6) - 1
-    drawn = np.concatenate([statistic.value(weights) for weights in _resamples(units, seed, least)])
-    defined, left_out = drawn[np.isfinite(drawn)], statistic.left_out()
+        return Resampled(value if math.isfinite(value) else None, units, np.zeros(0), 0.0)
+    defined, left_out = np.sort(drawn[np.isfinite(drawn)]), statistic.left_out()
     known = left_out[np.isfinite(left_out)]
-    error = math.sqrt((units - 1) * float(np.var(known))) if len(known) == units else None
-    return Resampled(value, units, defined, len(defined) / len(drawn), _acceleration(known), error)
+    spread = known.mean() - known if len(known) else np.zeros(1)
+    error = math.sqrt((units - 1) * float(np.mean(spread**2))) if len(known) == units else None
+    return Resampled(value, units, defined, len(defined) / len(drawn), _acceleration(spread), effective_units(spread),
+                     error)  # fmt: skip
 
 
 def estimate(statistic: Statistic, *, seed: int, level: float = LEVEL) -> Estimate:
@@ -269,23 +158,57 @@ def estimate(statistic: Statistic, *, seed: int, level: float = LEVEL) -> Estima
     return resample(statistic, seed=seed, level=level).estimate(level)
 
 
-def _resamples(units: int, seed: int, least: int) -> Iterator[Floats]:
+def resamples(units: int, seed: int, level: float = LEVEL) -> Iterator[Floats]:
     """Weights [batch, units]: how often each unit is drawn when `units` are drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    left = max(int(np.clip(_WORK // units, 1999, 9999)), least)
-    while left > 0:
-        rows = min(left, max(1, _BATCH // units))
-        drawn = generator.integers(0, units, size=(rows, units))
-        drawn += units * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
-        left -= rows
+    least = math.ceil(_IN_TAIL / ((1 - level) / 2) - 1e-6) - 1
+    return batches(_with_replacement, units, (seed,), least)
 
 
-def _acceleration(left_out: Floats) -> float:
-    """The skew of the units' influence, over 6 times the root of their number; 0 where nothing varies."""
-    spread = left_out.mean() - left_out if len(left_out) else np.zeros(1)
+def _with_replacement(generator: np.random.Generator, rows: int, units: int) -> NDArray[np.uint8]:
+    drawn = generator.integers(0, units, size=(rows, units))
+    drawn += units * np.arange(rows)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=rows * units)
+    return counts.astype(np.uint8).reshape(rows, units)  # one of many in 255 of so many draws: never seen
+
+
+def batches(draw: Draw, units: int, seed: tuple[int, ...], least: int) -> Iterator[Floats]:
+    """What `draw` draws, `least` rows or more, in batches [batch, units]; the same again for the same seed."""
+    rows = max(int(np.clip(_WORK // units, 1999, 9999)), least)
+    source = _kept(draw, units, seed, rows) if rows * units <= _KEPT else _drawn(draw, units, seed, rows)
+    return (batch.astype(np.float64) for batch in source)
+
+
+def _drawn(draw: Draw, units: int, seed: tuple[int, ...], rows: int) -> Iterator[NDArray[np.uint8]]:
+    generator, size = np.random.default_rng(seed), max(1, _BATCH // units)
+    for first in range(0, rows, size):
+        yield draw(generator, min(size, rows - first), units)
+
+
+@lru_cache(maxsize=2)  # weights and swaps
+def _kept(draw: Draw, units: int, seed: tuple[int, ...], rows: int) -> tuple[NDArray[np.uint8], ...]:
+    return tuple(_drawn(draw, units, seed, rows))
+
+
+def _acceleration(spread: Floats) -> float:
+    """The skew of the units' influence [units], over 6 times the root of their number; 0 where nothing varies."""
     scale = float((spread**2).sum() ** 1.5)
     return float((spread**3).sum() / (6 * scale)) if scale > 0 else 0.0
+
+
+def effective_units(spread: Floats) -> float:
+    """How many units make up the sum of squares of `spread` [units]: all of them where all are equal, one where one is
+    all there is. It is their number over the kurtosis (the participation ratio)."""
+    squares = spread**2
+    most = float(squares.max(initial=0.0))
+    if most <= 0:
+        return math.inf
+    squares = squares / most  # no overflow
+    return float(squares.sum() ** 2 / (squares**2).sum())
+
+
+def least_effective(units: int) -> float:
+    """So many effective units an interval takes to be trusted."""
+    return 0.625 * math.sqrt(units)
 
 
 def share(hits: int, n: int, *, level: float = LEVEL) -> Estimate:
@@ -294,80 +217,3 @@ def share(hits: int, n: int, *, level: float = LEVEL) -> Estimate:
         return Estimate(None, None, None, "none")
     limits = stats.binomtest(hits, n).proportion_ci(level, method="wilson")
     return Estimate(hits / n, float(limits.low), float(limits.high), "wilson")
-
-
-def paired_difference(a: Statistic, b: Statistic, *, seed: int, level: float = LEVEL) -> tuple[Estimate, Test]:
-    """b less a on the same units: the difference with its BCa interval, and the test of it (`paired_test`)."""
-    resampled, test = paired_test(a, b, seed=seed, level=level)
-    return resampled.estimate(level), test
-
-
-def paired_test(a: Statistic, b: Statistic, *, seed: int, level: float = LEVEL) -> tuple[Resampled, Test]:
-    """b less a, resampled, and the p that both tests stand for: the larger one of the permutation test's and of that at
-    which the BCa interval ends at 0. The first one knows chance exactly if a and b are exchangeable, but takes a
-    lopsided difference for more than it is; the second one sees the skew, but no outlier larger than those it has."""
-    resampled = resample(Difference(a, b), seed=seed, level=level)
-    swapped, p = swap_test(a, b, seed=seed, least=math.ceil(5 / (1 - level) - 1e-6)), resampled.p()
-    return resampled, swapped if p is None else Test(max(p, swapped.p), f"{swapped.method} and bca")
-
-
-def swap_test(a: Statistic, b: Statistic, *, seed: int, least: int = 0) -> Test:
-    """Two-sided permutation test of "a and b are exchangeable within each unit" (for means: the sign-flip test), with
-    `least` swaps or more where they are drawn."""
-    units = a.units
-    exact = units <= _EXACT_UNITS
-    if units == 0:
-        return Test(1.0, "permutation exact")
-    observed = float(a.swapped(b, np.zeros((1, units)))[0])
-    if not math.isfinite(observed):
-        return Test(1.0, "permutation")
-    bar = abs(observed) * (1 - 1e-9)
-    drawn = as_extreme = 0
-    for swap in _all_swaps(units) if exact else _some_swaps(units, seed, least):
-        differences = np.abs(a.swapped(b, swap))
-        drawn += len(differences)
-        as_extreme += int(np.count_nonzero((differences >= bar) | ~np.isfinite(differences)))
-    if exact:
-        return Test(as_extreme / drawn, "permutation exact")
-    return Test((as_extreme + 1) / (drawn + 1), "permutation")
-
-
-def _all_swaps(units: int) -> Iterator[Floats]:
-    patterns = np.arange(2**units)[:, None] >> np.arange(units)[None, :]
-    yield (patterns & 1).astype(np.float64)
-
-
-def _some_swaps(units: int, seed: int, least: int) -> Iterator[Floats]:
-    generator = np.random.default_rng([seed, 1])  # not the bootstrap's numbers
-    left = max(int(np.clip(_WORK // units, 1999, 9999)), least)
-    while left > 0:
-        rows = min(left, max(1, _BATCH // units))
-        yield generator.integers(0, 2, size=(rows, units), dtype=np.uint8).astype(np.float64)
-        left -= rows
-
-
-def right_wrong_test(wins: int, losses: int) -> Test:
-    """McNemar's exact test (1947): `wins` only b got right, `losses` only a."""
-    return Test(float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0, "mcnemar exact")
-
-
-def right_wrong_difference(wins: int, losses: int, n: int, *, level: float = LEVEL) -> tuple[Estimate, Test]:
-    """Shares of right answers, b less a, on `n` independent items: `wins` only b got right, `losses` only a."""
-    test = right_wrong_test(wins, losses)
-    if n == 0:
-        return Estimate(None, None, None, "none"), test
-    z = float(stats.norm.ppf((1 + level) / 2))
-    centre = (wins - losses) / (n + 2)
-    half = z * math.sqrt(wins + losses + 1 - (wins - losses) ** 2 / (n + 2)) / (n + 2)
-    found = Estimate((wins - losses) / n, max(-1.0, centre - half), min(1.0, centre + half), "agresti-min")
-    return found, test
-
-
-def verdict(found: Estimate, p: float, better: str, *, level: float = LEVEL) -> str:
-    """In words, b against a: p (adjusted, where several are compared) decides, the difference says which way.
-
-    Without an interval nothing is called detectable.
-    """
-    if found.value is None or found.low is None or p >= 1 - level or found.value == 0:
-        return "no detectable difference"
-    return "better" if (found.value > 0) == (better == "higher") else "worse"
