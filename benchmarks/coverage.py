@@ -4,11 +4,11 @@
     python benchmarks/coverage.py --only normal --items 100         # a part; its rows replace those in the file
     python benchmarks/coverage.py --render               # the table of docs/statistics.md, of the file alone
 
-Each repetition draws a test set whose truth is known and asks `evaluate/statistics.py` and `evaluate/differences.py` as
-`evaluate` and `compare` do. A row is one kind of figure on one kind of data: how often its 95 % interval holds the
-truth, how often it lies wholly below or above it, how often two models of equal skill are told apart (false alarms), and
-how often the user is warned. Where two models are of equal skill, an interval of their difference covers 0 exactly where
-there is no false alarm; so the coverage of a difference is that of one which is not 0.
+Each repetition draws a test set whose truth is known and asks `evaluate/statistics.py` and `evaluate/differences.py`
+as `evaluate` and `compare` do. A row is one kind of figure on one kind of data: how often its 95 % interval holds the
+truth, how often it lies wholly below or above it, how often two models of equal skill are told apart (false alarms),
+and how often the user is warned. Where two models are of equal skill, the interval of their difference holds 0 exactly
+where there is no false alarm; so the coverage of a difference is that of one which is not 0.
 
 The bootstrap draws 1,999 resamples, the fewest that halfbyte ever draws. A hundred repetitions share their weights, so
 that all their resamples are one product of matrices; what is made of them is halfbyte's own code, one by one.
@@ -220,7 +220,10 @@ def of_shares(name: str, n: int, repetitions: int) -> Iterator[Row]:
             alone.add(one(int(hits)), n)
         yield alone.row(name, f"share of {p:g}", n, n, compared=False)
     for discordant in DISCORDANT:
-        pair, two = Count(CHANGE_SHARE * discordant), cache(lambda wins, losses: right_wrong_difference(wins, losses, n))
+        pair, two = (
+            Count(CHANGE_SHARE * discordant),
+            cache(lambda wins, losses: right_wrong_difference(wins, losses, n)),
+        )
         for truth in (0.0, pair.truth):
             chances = [(discordant + truth) / 2, (discordant - truth) / 2, 1 - discordant]
             for wins, losses, _ in generator.multinomial(n, chances, size=repetitions):

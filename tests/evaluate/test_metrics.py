@@ -17,8 +17,8 @@ from halfbyte.evaluate.metrics import (
     normalise,
     number_scores,
 )
-from halfbyte.evaluate.sums import MacroF1
 from halfbyte.evaluate.structured import MISSING
+from halfbyte.evaluate.sums import Sums
 
 TWENTY = ToleranceConfig(relative=0.2)
 
@@ -113,28 +113,27 @@ def test_choice_metrics_by_hand() -> None:
     assert value("choice", "macro_f1", table) == pytest.approx((2 * 1 / 3 + 2 * 2 / 5) / 2)
 
 
-def choices(references: list[str], answers: list[str]) -> MacroF1:
-    columns = {"reference": np.array(references), "answer": np.array(answers), "accuracy": np.zeros(len(answers))}
-    found = METRICS["choice"][1].statistic(columns, np.arange(len(answers)))
-    assert isinstance(found, MacroF1)
-    return found
+def choices(references: list[str], *models: list[str]) -> list[Sums]:
+    tables = [{"reference": np.array(references), "answer": np.array(answers), "accuracy": np.zeros(len(answers))}
+              for answers in models]  # fmt: skip
+    return METRICS["choice"][1].statistics(tables, np.arange(len(references)))
 
 
 def test_macro_f1_of_two_models_that_answer_other_classes() -> None:
     references = ["b", "b", "c", "c"]
-    a, b = choices(references, ["a", "b", "c", "c"]), choices(references, ["b", "b", "d", "c"])  # a and b number apart
-    none, all_ = a.swapped(b, np.array([[0.0] * 4, [1.0] * 4]))
+    a, b = choices(references, ["a", "b", "c", "c"], ["b", "b", "d", "c"])
+    swap = np.array([[0.0] * 4, [1.0] * 4, [1.0, 0, 0, 0]])
+    none, all_, half = a.swapped(b, swap @ (b.sums - a.sums))
     every = np.ones((1, 4))
     assert none == pytest.approx(float(b.value(every)[0] - a.value(every)[0])) and all_ == pytest.approx(-none)
-    half = float(a.swapped(b, np.array([[1.0, 0, 0, 0]]))[0])
-    swapped = [choices(references, said).value(every)[0] for said in (["b", "b", "c", "c"], ["a", "b", "d", "c"])]
+    swapped = [one.value(every)[0] for one in choices(references, ["b", "b", "c", "c"], ["a", "b", "d", "c"])]
     assert half == pytest.approx(float(swapped[1] - swapped[0]))
 
 
 def test_no_answer_is_no_class() -> None:
     every = np.ones((1, 3))
-    assert choices(["a", "b", "b"], ["a", "b", ""]).value(every)[0] == pytest.approx((1 + 2 / 3) / 2)
-    assert choices(["a", "b", "b"], ["a", "", ""]).value(every)[0] == pytest.approx(0.5)
+    assert choices(["a", "b", "b"], ["a", "b", ""])[0].value(every)[0] == pytest.approx((1 + 2 / 3) / 2)
+    assert choices(["a", "b", "b"], ["a", "", ""])[0].value(every)[0] == pytest.approx(0.5)
 
 
 def test_loss_metrics_by_hand() -> None:

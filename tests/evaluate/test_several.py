@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from halfbyte.evaluate.several import holm
+from halfbyte.evaluate.several import bonferroni, holm
 
 
 def test_holm_by_hand() -> None:
@@ -14,7 +14,8 @@ def test_holm_by_hand() -> None:
 
 def test_one_comparison_is_left_alone() -> None:
     (only,) = holm([0.03])
-    assert (only.p, only.level) == (0.03, pytest.approx(0.95))
+    assert (only.p, only.level, only.detected) == (0.03, pytest.approx(0.95), True)
+    assert [one.detected for one in (*holm([0.05]), *bonferroni([0.01], 5))] == [False, False]  # 0.05 is not below it
     assert holm([]) == []
 
 

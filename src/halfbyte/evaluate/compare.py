@@ -36,6 +36,10 @@ from halfbyte.evaluate.show import ShownComparison
 from halfbyte.evaluate.statistics import Estimate
 
 _SHOWN = 5
+_IDENTICAL = (
+    "both gave the same answer, with the same score, to each of the {n} items, as one model would: if they should be two,"
+    " look whether the adapter was loaded"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class _Pair:
     def of(cls, one: Evaluation, other: Evaluation, across: Collection[str] = ()) -> _Pair:
         require_same(one, other, across)
         return cls(one, other, one.predictions, _same_order(one, other))
+
+    def identical(self) -> bool:
+        """Whether both gave the same answer, with the same scores, to every item."""
+        return all(
+            x["answer"] == y["answer"] and x["scores"] == y["scores"] for x, y in zip(self.a, self.b, strict=True)
+        )
 
     def answered(self) -> tuple[list[Prediction], list[Prediction]]:
         """The items to which both gave an answer."""
@@ -71,7 +81,7 @@ def compare_folders(
     same figures over the items to which both gave one, so that a gain in format alone shows as that.
 
     Raises DataError for a folder that holds no evaluation, ConfigError when the two are not the same experiment (naming
-    what differs) or there is no such metric.
+    what differs), are one and the same folder, or there is no such metric.
     """
     return compare_several([a, b], metric=metric, seed=seed, across=across)[0]
 
@@ -94,18 +104,31 @@ def compare_several(
     """
     if detect is not None and not (np.isfinite(detect) and detect != 0):
         raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}")
+    _require_distinct(folders)
     one = read_evaluation(folders[0])
     pairs = [_Pair.of(one, read_evaluation(folder), across) for folder in folders[1:]]
     chosen = [_metric(pair, metric) for pair in pairs]
     made = [Paired(which, pair.a, pair.b, seed=seed, together=among or len(pairs))
             for pair, (which, _) in zip(pairs, chosen, strict=True)]  # fmt: skip
     frames = [_frame(pair, which, len(pairs), among, seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
-    for frame, paired, (row, found), (_, told) in zip(frames, made, _judged(made, detect, among), chosen, strict=True):
+    judged = _judged(made, detect, among)
+    for pair, frame, paired, (row, found), (_, told) in zip(pairs, frames, made, judged, chosen, strict=True):
         frame |= row
-        frame["warnings"] = [*told, *few_units(paired.units), *_doubts(found)]
+        doubts = [_IDENTICAL.format(n=paired.n)] if pair.identical() else _doubts(found, paired.metric)
+        frame["warnings"] = [*told, *few_units(paired.units), *doubts]
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
     return [ShownComparison(plain(frame)) for frame in frames]
+
+
+def _require_distinct(folders: Sequence[Path]) -> None:
+    known: dict[Path, list[Path]] = {}
+    for folder in folders:
+        known.setdefault(Path(folder).resolve(), []).append(folder)
+    twice = [f"{place}, as {' and '.join(map(str, named))}" for place, named in known.items() if len(named) > 1]
+    if twice:
+        raise ConfigError("a result can't be compared with itself", found="\n         ".join(twice),
+                          do="name every folder once")  # fmt: skip
 
 
 def _judged(
@@ -168,11 +191,11 @@ def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
     return chosen, []
 
 
-def _doubts(found: Estimate) -> list[str]:
-    """What to say where the interval can't be taken at its word."""
+def _doubts(found: Estimate, metric: Metric) -> list[str]:
+    """What to say where the interval can't be taken at its word. Of a share, no item counts more than another."""
     if found.method == "no spread":
         return [flat_warning(["the difference"])]
-    return [lopsided_warning(["the difference"])] if found.lopsided else []
+    return [lopsided_warning(["the difference"])] if found.lopsided and not metric.share else []
 
 
 def _add_both_answered(

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.config import ContainsConfig, ToleranceConfig
-from halfbyte.evaluate.sums import Floats, MacroF1, Ratio, Sums
 from halfbyte.evaluate.structured import MISSING, Fields, leaves, same
+from halfbyte.evaluate.sums import Floats, MacroF1, Ratio, Sums
 
 Scores = dict[str, float]  # of an item
 Table = Mapping[str, NDArray[Any]]  # the scores of all items, a column a score; "answer" and "reference" hold texts

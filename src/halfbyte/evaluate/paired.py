@@ -65,7 +65,7 @@ class Paired:
         return (self.wins, self.losses) if self.metric.better == "higher" else (self.losses, self.wins)
 
     def difference(self, adjusted: Adjusted) -> Estimate:
-        """The interval at the level that goes with the adjusted p, so that it leaves 0 out where that finds something."""
+        """The interval of the level that goes with the adjusted p: it leaves 0 out where that finds a difference."""
         if self._resampled is None:
             found, _ = right_wrong_difference(*self._up_and_down, self.n, level=adjusted.level)
         else:

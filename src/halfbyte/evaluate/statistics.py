@@ -1,10 +1,10 @@
 """Intervals that hold for every metric, not only for means: the bootstrap over units (see `sums`).
 
-Method. The bootstrap resamples units by weights, so that a mean, a ratio of sums (perplexity) and macro F1 need one loop
-and a batch of resamples is one product of matrices. Groups are resampled whole (the cluster bootstrap). Limits are BCa
-(Efron 1987, doi:10.1080/01621459.1987.10478410): corrected for bias and, by leaving out each unit once, for skew; the
-tails are those of Student's t, as the bootstrap of few units is too narrow (Hesterberg 2014, arXiv:1411.5279). Shares of
-independent items get Wilson's interval (1927).
+Method. The bootstrap resamples units by weights, so that a mean, a ratio of sums (perplexity) and macro F1 need one
+loop and a batch of resamples is one product of matrices. Groups are resampled whole (the cluster bootstrap). Limits are
+BCa (Efron 1987, doi:10.1080/01621459.1987.10478410): corrected for bias and, by leaving out each unit once, for skew;
+the tails are those of Student's t, as the bootstrap of few units is too narrow (Hesterberg 2014, arXiv:1411.5279).
+Shares of independent items get Wilson's interval (1927).
 
 A limit is one of the values drawn, never one between two of them, so that it lies beyond 0 exactly where `Resampled.p`
 is below 1 - level: interval and test can't contradict each other.
@@ -88,7 +88,15 @@ class Resampled:
         low, high = self._rank(far, 1), self._rank(far, -1)
         method = "percentile" if self._bias is None else "bca"
         return Estimate(self.value, float(self.drawn[low]), float(self.drawn[len(self.drawn) - 1 - high]), method,
-                        self.effective < least_effective(self.units))  # fmt: skip
+                        self.lopsided)  # fmt: skip
+
+    @property
+    def lopsided(self) -> bool:
+        """Whether few units make up most of the spread: its kurtosis is larger than that of most exponential samples,
+        or lies far above what its skew explains, on the line of the gamma distributions (from the normal one, kurtosis
+        3, to the exponential, 9). Both bounds are set by simulation, see docs/statistics.md."""
+        kurtosis, skew = self.units / self.effective, 6 * self.acceleration * math.sqrt(self.units)
+        return kurtosis > 6.6 * self.units**0.2 or kurtosis > 3 + 1.5 * skew**2 + 5
 
     def p(self) -> float | None:
         """Two-sided p of "the true value is 0": 1 less the level whose interval ends there. None: no interval."""
@@ -120,7 +128,7 @@ class Resampled:
 
     @cached_property
     def _bias(self) -> float | None:
-        """By how many standard normal deviations the median drawn lies below the value; None: all of them do, or none."""
+        """By how many standard deviations the median drawn lies below the value; None: all of them do, or none."""
         value = self.value or 0.0
         below, upto = np.searchsorted(self.drawn, value, "left"), np.searchsorted(self.drawn, value, "right")
         share = float(below + upto) / 2 / len(self.drawn)
@@ -198,17 +206,11 @@ def _acceleration(spread: Floats) -> float:
 def effective_units(spread: Floats) -> float:
     """How many units make up the sum of squares of `spread` [units]: all of them where all are equal, one where one is
     all there is. It is their number over the kurtosis (the participation ratio)."""
-    squares = spread**2
-    most = float(squares.max(initial=0.0))
+    most = float(np.abs(spread).max(initial=0.0))
     if most <= 0:
         return math.inf
-    squares = squares / most  # no overflow
+    squares = (spread / most) ** 2
     return float(squares.sum() ** 2 / (squares**2).sum())
-
-
-def least_effective(units: int) -> float:
-    """So many effective units an interval takes to be trusted."""
-    return 0.625 * math.sqrt(units)
 
 
 def share(hits: int, n: int, *, level: float = LEVEL) -> Estimate:

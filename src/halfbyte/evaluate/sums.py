@@ -81,9 +81,7 @@ class MacroF1(Sums):
     answers of each class, then references and answers of it together: F1 is twice the first over the second.
     """
 
-    def __init__(
-        self, references: NDArray[Any], answers: NDArray[Any], unit_of: NDArray[Any], classes: int
-    ) -> None:
+    def __init__(self, references: NDArray[Any], answers: NDArray[Any], unit_of: NDArray[Any], classes: int) -> None:
         units = int(unit_of.max()) + 1 if len(unit_of) else 0
         right = (references == answers) & (references >= 0)
         named = [(unit_of[there], numbers[there]) for numbers in (references, answers) for there in [numbers >= 0]]
