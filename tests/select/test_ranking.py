@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from halfbyte.errors import ConfigError
 from halfbyte.evaluate.compare import compare_folders, compare_several
@@ -14,6 +15,12 @@ from halfbyte.select.evidence import Evidence, Variant
 from halfbyte.select.ranking import Ranking, rank
 from halfbyte.select.words import recommend
 from tests.select.folders import entry
+
+
+def proportion_ci(hits: int, n: int, level: float) -> tuple[float, float]:
+    found = binomtest(hits, n).proportion_ci(level, method="wilson")
+    return found.low, found.high
+
 
 GOOD = [k % 10 != 0 for k in range(120)]  # 90 %
 CLOSE = [k % 10 != 1 and k % 40 != 2 for k in range(120)]  # 87.5 %
@@ -99,6 +106,10 @@ def test_beside_chance_the_choice_counts(tmp_path: Path) -> None:
     assert not any("at random" in one for one in recommend(evidence_of(alone), alone, None, chance=0.5).reasons)
     (said,) = (one for one in recommend(evidence_of(many), many, None, chance=0.5).reasons if "at random" in one)
     assert said.endswith("(corrected for its choice among 20).")
+    (said,) = (one for one in recommend(evidence_of(many), many, None).reasons if "flatters" in one)
+    low, high = (100 * limit for limit in proportion_ci(72, 120, 1 - 0.05 / 20))
+    assert said.endswith(f"the interval corrected for its choice among 20 is {low:.1f} % to {high:.1f} %.")
+    assert not any("flatters" in one for one in recommend(evidence_of(alone), alone, None).reasons)
 
 
 def test_beside_the_median_the_choice_counts(tmp_path: Path) -> None:

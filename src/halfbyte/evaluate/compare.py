@@ -37,8 +37,8 @@ from halfbyte.evaluate.statistics import Estimate
 
 _SHOWN = 5
 _IDENTICAL = (
-    "both gave the same answer, with the same score, to each of the {n} items, as one model would: if they should be two,"
-    " look whether the adapter was loaded"
+    "both gave the same answer, with the same score, to each of the {n} items, as one model would: if they should be"
+    " two, look whether the adapter was loaded"
 )
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from halfbyte import durable
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 from halfbyte.evaluate.declared import Declared, metrics_for
-from halfbyte.evaluate.metrics import Table
-from halfbyte.evaluate.statistics import ENOUGH_UNITS, estimate, share
+from halfbyte.evaluate.metrics import Metric, Table
+from halfbyte.evaluate.statistics import ENOUGH_UNITS, LEVEL, Estimate, estimate, share
 
 SCHEMA = 1
 PREDICTIONS, RESULT = "predictions.jsonl", "result.json"
@@ -76,13 +76,7 @@ def summarise(
     metrics: dict[str, Any] = {}
     lopsided: list[str] = []
     for metric in metrics_for(kind, table, declared):
-        if metric.share and units == len(predictions):
-            counted = metric.denominator(table)
-            found = share(round(float((metric.numerator(table) * counted).sum())), int(counted.sum()))
-        else:
-            found = estimate(metric.statistic(table, unit_of), seed=seed)
-            if metric.share and found.value is not None and found.method == "no spread":  # none or all of them
-                found = share(round(found.value * units), units)
+        found = measured(metric, table, unit_of, seed)
         if found.lopsided and not metric.share and metric.name.removesuffix("_answered") not in lopsided:
             lopsided.append(metric.name)
         metrics[metric.name] = {
@@ -97,6 +91,18 @@ def summarise(
     flat = [name for name, found in metrics.items() if found["method"] == "no spread"]
     told = ([flat_warning(flat)] if flat else []) + ([lopsided_warning(lopsided)] if lopsided else [])
     return metrics, few_units(units) + told
+
+
+def measured(metric: Metric, table: Table, unit_of: NDArray[Any], seed: int, *, level: float = LEVEL) -> Estimate:
+    """The metric with its interval; `unit_of` [items] is each item's unit."""
+    units = int(unit_of.max()) + 1 if len(unit_of) else 0
+    if metric.share and units == len(unit_of):
+        counted = metric.denominator(table)
+        return share(round(float((metric.numerator(table) * counted).sum())), int(counted.sum()), level=level)
+    found = estimate(metric.statistic(table, unit_of), seed=seed, level=level)
+    if metric.share and found.value is not None and found.method == "no spread":  # none or all of them
+        return share(round(found.value * units), units, level=level)
+    return found
 
 
 def few_units(units: int) -> list[str]:

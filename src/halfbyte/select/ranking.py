@@ -14,6 +14,8 @@ from typing import Any
 
 from halfbyte.evaluate.compare import compare_several
 from halfbyte.evaluate.metrics import METRICS, Metric
+from halfbyte.evaluate.results import measured, read_evaluation, table_of, units_of
+from halfbyte.evaluate.statistics import LEVEL, Estimate
 
 NEAR = 1.05  # times the least memory: as good as equal
 _NO_DIFFERENCE = "no detectable difference"
@@ -45,13 +47,18 @@ class Against:
 
 @dataclass(frozen=True)
 class Ranking:
-    """`order` is best first; `tied` are the best and those that can't be told from it; `chosen` is one of these."""
+    """`order` is best first; `tied` are the best and those that can't be told from it; `chosen` is one of these.
+
+    `corrected` is its score with an interval that allows for the choice: at a level of 1 less 5 % over the number of
+    those that it was chosen from, so that all their intervals hold together (Bonferroni).
+    """
 
     metric: Metric
     order: tuple[Entry, ...]
     against: tuple[Against, ...]
     tied: tuple[Entry, ...]
     chosen: Entry
+    corrected: Estimate
 
     @property
     def best(self) -> Entry:
@@ -79,7 +86,10 @@ def rank(entries: Sequence[Entry], kind: str, *, seed: int) -> Ranking | None:
     against = _compared(order, metric, seed)
     same = {one.other for one in against if one.verdict == _NO_DIFFERENCE}
     tied = [order[0], *(entry for entry in order[1:] if entry.name in same)]
-    return Ranking(metric, tuple(order), tuple(against), tuple(tied), _choose(tied))
+    chosen = _choose(tied)
+    lines = read_evaluation(chosen.folder).predictions
+    corrected = measured(metric, table_of(lines), units_of(lines), seed, level=1 - (1 - LEVEL) / len(order))
+    return Ranking(metric, tuple(order), tuple(against), tuple(tied), chosen, corrected)
 
 
 def _loss(entry: Entry, metric: Metric) -> float:

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from halfbyte.evaluate.results import read_evaluation
 from halfbyte.evaluate.show import figure, interval
-from halfbyte.evaluate.statistics import LEVEL
 from halfbyte.plan.ladder import gb
 from halfbyte.select.evidence import Evidence, Variant
 from halfbyte.select.ranking import Entry, Ranking, value_of
@@ -52,7 +49,7 @@ def recommend(
     decisive = probed or base
     chosen = decisive.chosen
     when = f"after a probe of {steps} steps" if probed else "out of the box"
-    reasons = [_leader(decisive, when + _made_worse(tuned, decisive)), *_decided(decisive)]
+    reasons = [_leader(decisive, when + _made_worse(tuned, decisive)), *_decided(decisive), *_flattered(decisive)]
     if guess is not None and beaten is not None:
         reasons.append(_beside_guess(guess, decisive, beaten, when))
     if chance is not None:
@@ -88,6 +85,15 @@ def _made_worse(tuned: dict[str, Any] | None, ranking: Ranking) -> str:
     if tuned["verdict"] == "worse":
         return f", which made it worse than out of the box ({value})"
     return f", no better than out of the box ({value})"
+
+
+def _flattered(ranking: Ranking) -> list[str]:
+    """That a score which was chosen by it is too good, and the interval that allows for it."""
+    limits = interval(ranking.corrected.low, ranking.corrected.high, ranking.metric)
+    if len(ranking.order) == 1 or limits == "-":
+        return []
+    return [f"The items that score {ranking.chosen.name} chose it, too, which flatters it: the interval corrected for "
+            f"its choice among {len(ranking.order)} is {limits}."]  # fmt: skip
 
 
 def _decided(ranking: Ranking) -> list[str]:
@@ -134,13 +140,9 @@ def _beside_guess(guess: dict[str, Any], ranking: Ranking, beaten: bool, when: s
 
 
 def _beside_chance(chance: float, ranking: Ranking) -> list[str]:
-    """Nothing where the chosen one's interval, widened for the number of those that it was chosen from, is above."""
-    score = ranking.chosen.result["metrics"][ranking.metric.name]
-    if score.get("low") is not None:
-        tail = (1 - LEVEL) / 2
-        wider = stats.norm.isf(tail / len(ranking.order)) / stats.norm.isf(tail)
-        if score["value"] - wider * (score["value"] - score["low"]) > chance:
-            return []
+    """Nothing where the chosen one's interval, at the level corrected for its choice, is above."""
+    if ranking.corrected.low is not None and ranking.corrected.low > chance:
+        return []
     return [f"Choosing at random scores {figure(chance, ranking.metric)}: {ranking.chosen.name} can't be shown to do "
             f"better{_corrected(ranking)}."]  # fmt: skip
 
