@@ -35,7 +35,7 @@ LEVEL = 0.95
 ENOUGH_UNITS = 100  # fewer: warn
 _WORK = 20_000_000  # drawn weights of one bootstrap
 _KEPT = 2 * _WORK  # so many are kept for the next metric of the same units
-_IN_TAIL = 50  # resamples beyond each limit, at least
+_IN_TAIL = 25  # resamples beyond each limit, at least; of one comparison there are 50
 _BATCH = 1_000_000  # drawn weights at once
 
 Draw = Callable[[np.random.Generator, int, int], NDArray[np.uint8]]  # (generator, rows, units) -> [rows, units]
