@@ -1,6 +1,6 @@
 """Do the intervals cover what they say, and how often is chance called a difference? By simulation.
 
-    python benchmarks/coverage.py                                   # everything: some minutes on one core
+    python benchmarks/coverage.py                                   # everything: a quarter of an hour at most
     python benchmarks/coverage.py --only normal --items 100         # a part; its rows replace those in the file
     python benchmarks/coverage.py --render               # the table of docs/statistics.md, of the file alone
 
@@ -340,7 +340,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=list(CASES), help="this case (may be given several times)")
     parser.add_argument("--items", action="append", type=int, choices=SIZES, help="so many items, or groups")
-    parser.add_argument("--repetitions", type=int, default=4000, help="of each row (%(default)s)")
+    parser.add_argument("--repetitions", type=int, default=2000, help="of each row (%(default)s)")
     parser.add_argument("--file", type=Path, default=FILE, help="CSV (%(default)s)")
     parser.add_argument("--render", action="store_true", help="simulate nothing, write the page")
     options = parser.parse_args(given)
