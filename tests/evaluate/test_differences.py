@@ -139,7 +139,7 @@ def test_the_swap_test_of_macro_f1_swaps_answers() -> None:
 def test_ten_thousand_items_take_less_than_three_seconds() -> None:
     generator = np.random.default_rng(0)
     a, b = generator.exponential(size=(2, 10_000))
-    began = time.perf_counter()
+    began = time.process_time()
     found, test = paired_difference(mean(a), mean(b * 0.9), seed=0)
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3
     assert verdict(found, test.p < 0.05, "lower") == "better"

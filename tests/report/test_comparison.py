@@ -61,10 +61,10 @@ def test_two_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None
 
 
 def test_no_change_at_all_is_said(tmp_path: Path) -> None:
-    a = exact(tmp_path / "a", [True] * 50 + [False] * 70)
-    _, page = page_of(tmp_path / "page.html", [a, a])
+    a, b = (exact(tmp_path / name, [True] * 50 + [False] * 70) for name in "ab")
+    _, page = page_of(tmp_path / "page.html", [a, b])
     assert any("Not a single item scored otherwise." in text for text in page.texts)
-    assert any("No detectable difference between a and a" in text for text in page.texts)
+    assert any("No detectable difference between b and a" in text for text in page.texts)
 
 
 def test_text_of_models_and_data_is_escaped(tmp_path: Path) -> None:
