@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_a_comparison(folders: list[Path]) -> None:
     assert rows["verdict"] == made["verdict"] and rows["<b>b"].endswith(" %") and rows["difference"].endswith(" pp")
     assert rows["wins, losses, ties"] == f"{made['wins']}, {made['losses']}, {made['ties']}"
     assert json.loads(json.dumps(made)) == made
-    one, _ = compare_several([folders[0], folders[1], folders[1]])
+    again = shutil.copytree(folders[1], folders[1].with_name("again"))
+    one, _ = compare_several([*folders, again])
     rows = dict(row for row in Reader(one._repr_html_()).rows if len(row) == 2)
     assert "97.5 % interval" in rows and "(adjusted for 2 comparisons, Holm" in rows["p"]
 

@@ -37,6 +37,7 @@ _WORK = 20_000_000  # drawn weights of one bootstrap
 _KEPT = 2 * _WORK  # so many are kept for the next metric of the same units
 _IN_TAIL = 25  # resamples beyond each limit, at least; of one comparison there are 50
 _BATCH = 1_000_000  # drawn weights at once
+_PRODUCT = 100_000  # weights of one product: they stay in the cache, and no second thread is called for so little
 
 Draw = Callable[[np.random.Generator, int, int], NDArray[np.uint8]]  # (generator, rows, units) -> [rows, units]
 
@@ -173,17 +174,18 @@ def resamples(units: int, seed: int, level: float = LEVEL) -> Iterator[Floats]:
 
 
 def _with_replacement(generator: np.random.Generator, rows: int, units: int) -> NDArray[np.uint8]:
-    drawn = generator.integers(0, units, size=(rows, units))
-    drawn += units * np.arange(rows)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=rows * units)
-    return counts.astype(np.uint8).reshape(rows, units)  # one of many in 255 of so many draws: never seen
+    counts = np.empty((rows, units), dtype=np.uint8)  # one of many in 255 of so many draws: never seen
+    for row, drawn in zip(counts, generator.integers(0, units, size=(rows, units)), strict=True):
+        row[:] = np.bincount(drawn, minlength=units)
+    return counts
 
 
 def batches(draw: Draw, units: int, seed: tuple[int, ...], least: int) -> Iterator[Floats]:
     """What `draw` draws, `least` rows or more, in batches [batch, units]; the same again for the same seed."""
     rows = max(int(np.clip(_WORK // units, 1999, 9999)), least)
     source = _kept(draw, units, seed, rows) if rows * units <= _KEPT else _drawn(draw, units, seed, rows)
-    return (batch.astype(np.float64) for batch in source)
+    size = max(1, _PRODUCT // units)
+    return (batch[at : at + size].astype(np.float64) for batch in source for at in range(0, len(batch), size))
 
 
 def _drawn(draw: Draw, units: int, seed: tuple[int, ...], rows: int) -> Iterator[NDArray[np.uint8]]:
