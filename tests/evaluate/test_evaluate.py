@@ -233,7 +233,7 @@ def test_a_failed_evaluation_leaves_no_result_that_looks_whole(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("halfbyte.evaluate.results.os.fsync", full)
+    monkeypatch.setattr("halfbyte.durable.os.fsync", full)
     with pytest.raises(HalfbyteError, match=r"(?s)can't be written.*No space left"):
         evaluate_task(plain_model(), prices, out, variant="x")
     assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "predictions.jsonl"]
