@@ -82,8 +82,10 @@ def test_bits_are_the_references_there_and_back(weights: Weights, dtype: torch.d
     for name, matrix in matrices(dtype).items():
         if weights == "int8" and matrix.abs().max() > 65504:
             continue
+        if INTERPRETED:  # of the large ones enough for several programs: a program takes it some milliseconds
+            matrix = matrix[: max(1, 12_000 // matrix.shape[1])]
         packed = check(matrix, weights, name)
-        for to in DTYPES:
+        for to in DTYPES if dtype == torch.float32 else (dtype,):
             ours, theirs = both(packed, to)
             assert same_bits(ours, theirs), (name, to)
 
@@ -170,7 +172,7 @@ def error(value: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize("weights", QUANTISED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(37, 192), (9, 640), (33, 97)], ids=str)
+@pytest.mark.parametrize("shape", [(37, 192), (33, 97)], ids=str)
 def test_products_are_as_good_as_torchs(weights: Weights, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     """One to 17 rows, with a bias and a LoRA pair; rows that are no whole blocks; outputs that end within a tile."""
     draw = torch.Generator().manual_seed(shape[0])
@@ -178,7 +180,9 @@ def test_products_are_as_good_as_torchs(weights: Weights, dtype: torch.dtype, sh
     packed = kernels.quantise(torch.randn(shape, generator=draw).to(dtype).to(DEVICE), weights)
     with plain():
         truth = kernels.dequantise(packed.to("cpu"), torch.float32).double()
-    for count, rank in ((1, 5), (3, 40), (4, 1), (5, 16), (16, 20), (17, 8)):
+    for count, rank in (
+        ((1, 40), (4, 1), (16, 20), (17, 8)) if INTERPRETED else ((1, 5), (3, 40), (4, 1), (5, 16), (16, 20), (17, 8))
+    ):
         x, h, b, bias = (torch.randn(size, generator=draw).to(dtype) for size in
                          ((count, columns), (count, rank), (rows, rank), (rows,)))  # fmt: skip
         wanted = x.double() @ truth.T + bias.double() + h.double() @ b.double().T
