@@ -13,13 +13,13 @@ is not learned to be a complete one. An item of which nothing learned is left te
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from halfbyte.data.chat import ChatTemplate
-from halfbyte.data.template import Example, gathered
+from halfbyte.data.template import Example, raise_gathered
 from halfbyte.errors import DataError
 
 _ANSWER = "HALFBYTE-ANSWER-MARK"  # stands for an answer that is not known yet
@@ -35,6 +35,7 @@ class Item:
     prompt_tokens: int  # tokens before the completion (of a conversation: before its last answer)
     cut: int  # tokens that max_tokens took off
     origin: str  # "file:line"
+    cut_prompt: int = 0  # of the tokens that were cut, those of the prompt
 
     @property
     def learned_tokens(self) -> int:
@@ -90,10 +91,20 @@ class Encoder:
         `learn`: "completion" (of a conversation: every answer) or "all" (every token but BOS and the first, which no
         token predicts). Raises DataError for an example without a completion or one that the chat template can't hold.
         """
-        texts = self._texts(examples, self._whole)
-        tokens = self._tokenise([text.segments for text in texts])
-        made = zip(examples, texts, tokens, strict=True)
-        return [self._item(example, text, parts, learn, max_tokens) for example, text, parts in made]
+        made = self.items_or_faults(examples, learn, max_tokens)
+        raise_gathered([fault for fault in made if isinstance(fault, DataError)], len(made), "examples")
+        return [item for item in made if isinstance(item, Item)]
+
+    def items_or_faults(
+        self, examples: Sequence[Example], learn: str = "completion", max_tokens: int | None = None
+    ) -> list[Item | DataError]:
+        """`items`, with what is wrong with an example in its place."""
+        texts = [_text_or_fault(example, self._whole) for example in examples]
+        tokens = iter(self._tokenise([text.segments for text in texts if isinstance(text, _Text)]))
+        return [
+            self._item(example, text, next(tokens), learn, max_tokens) if isinstance(text, _Text) else text
+            for example, text in zip(examples, texts, strict=True)
+        ]
 
     def prompt(self, example: Example) -> list[int]:
         """The very tokens that stand before the completion in training, BOS included; the completion plays no part."""
@@ -124,22 +135,15 @@ class Encoder:
         prompt_tokens = added + sum(len(part) for part in parts[: text.prompt_segments])
         kept = len(with_prefix) if max_tokens is None else min(len(with_prefix), max_tokens)
         return Item(with_prefix[:kept], learned[:kept], min(prompt_tokens, kept), len(with_prefix) - kept,
-                    example.record.origin)  # fmt: skip
+                    example.record.origin, max(0, prompt_tokens - kept))  # fmt: skip
 
     def _with_prefix(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
 
-    def _texts(self, examples: Iterable[Example], make: Any) -> list[_Text]:
-        texts, faults, total = [], [], 0
-        for example in examples:
-            total += 1
-            try:
-                texts.append(make(example))
-            except DataError as fault:
-                faults.append(fault)
-        if faults:
-            raise faults[0] if len(faults) == 1 else gathered(faults, total, "examples")
-        return texts
+    def _texts(self, examples: Iterable[Example], make: Callable[[Example], _Text]) -> list[_Text]:
+        made = [_text_or_fault(example, make) for example in examples]
+        raise_gathered([fault for fault in made if isinstance(fault, DataError)], len(made), "examples")
+        return [text for text in made if isinstance(text, _Text)]
 
     def _whole(self, example: Example) -> _Text:
         origin = example.record.origin
@@ -222,6 +226,13 @@ class Encoder:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _text_or_fault(example: Example, make: Callable[[Example], _Text]) -> _Text | DataError:
+    try:
+        return make(example)
+    except DataError as fault:
+        return fault
 
 
 def _prefix(tokenizer: Any) -> list[int]:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import csv
 import glob
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,18 @@ class Record:
 
 
 def load_records(source: str, *, split: str = "train") -> list[Record]:
-    """Every record of `source`, in order; at least one.
+    """Every record of `source`, in order; at least one. Raises as `iter_records` does."""
+    return list(iter_records(source, split=split))
+
+
+def iter_records(source: str, *, split: str = "train") -> Iterator[Record]:
+    """The records of `source`, one after the other: but for a .json file, which is read whole, none is kept.
 
     `source` is a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), a glob of such files (taken in sorted order), or
     the id of a hub data set: `id`, `id:configuration` or `id:configuration:split` (without one, `split` is taken).
 
-    Raises DataError for what is missing, empty or broken, and MissingDependency where a library is not installed.
+    Raises DataError for what is missing, empty or broken (faults of single lines once the file is at its end), and
+    MissingDependency where a library is not installed.
     """
     path = expanded(source)
     if path.is_dir():
@@ -45,16 +50,19 @@ def load_records(source: str, *, split: str = "train") -> list[Record]:
         raise DataError("a folder stands where a data file is expected", where=path, found=", ".join(inside) or "empty",
                         do=f"name a file, or a glob such as '{path}/*.jsonl'")  # fmt: skip
     if path.exists():
-        return _from_file(path)
+        yield from _from_file(path)
+        return
     if glob.has_magic(source):
         files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 absolute, too
         files = [file for file in files if file.is_file()]
         if not files:
             raise DataError("no file matches the pattern", where=source, do="check the pattern and the folder")
-        return [record for file in files for record in _from_file(file)]
+        for file in files:
+            yield from _from_file(file)
+        return
     if path.suffix.lower() in _READERS or path.is_absolute() or not _HUB_ID.fullmatch(source):
         raise _not_found(path)
-    return _from_hub(source, split)
+    yield from _from_hub(source, split)
 
 
 def _not_found(path: Path) -> DataError:
@@ -66,23 +74,37 @@ def _not_found(path: Path) -> DataError:
     return DataError("there is no such file", where=path, found=found, do="check the path")
 
 
-def _from_file(path: Path) -> list[Record]:
+def _from_file(path: Path) -> Iterator[Record]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError("data files of this kind are not read", where=path, found=path.suffix or "no suffix",
                         do=f"use one of {', '.join(_READERS)}")  # fmt: skip
+    empty = True
     try:
-        records = reader(path)
-    except UnicodeDecodeError as error:
-        raise DataError("the file is no UTF-8 text", where=path,
-                        found=f"byte {error.object[error.start]:#04x} at offset {error.start}",
+        for record in reader(path):
+            empty = False
+            yield record
+    except UnicodeDecodeError:
+        raise DataError("the file is no UTF-8 text", where=path, found=_first_bad_byte(path),
                         do="save it as UTF-8") from None  # fmt: skip
     except OSError as error:
         raise DataError("the file can't be read", where=path, found=str(error), do="make it readable") from None
-    if not records:
+    if empty:
         raise DataError("the file holds no record", where=path, found=f"{path.stat().st_size} bytes",
                         do="put records into it, or name another file")  # fmt: skip
-    return records
+
+
+def _first_bad_byte(path: Path) -> str:
+    """The byte that is no UTF-8 and its place."""
+    with path.open("rb") as lines:
+        offset = 0
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"byte {line[error.start]:#04x} at offset {offset + error.start}, line {number}"
+            offset += len(line)
+    return "a character that is cut short at its end"
 
 
 def _raise_faults(faults: list[str], path: Path, what: str, do: str) -> None:
@@ -98,34 +120,35 @@ def _refuse_constant(name: str) -> Any:
 _JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _jsonl(path: Path) -> list[Record]:
-    records, faults = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = _JSON.decode(line)
-        except (ValueError, RecursionError) as error:
-            faults.append(f"line {number}: {_said(error)}")
-            continue
-        if isinstance(value, dict):
-            records.append(Record(value, f"{path}:{number}"))
-        else:
-            faults.append(f"line {number}: {_kind(value)} where an object is expected")
+def _jsonl(path: Path) -> Iterator[Record]:
+    faults = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                value = _JSON.decode(line)
+            except (ValueError, RecursionError) as error:
+                faults.append(f"line {number}: {_said(error)}")
+                continue
+            if isinstance(value, dict):
+                yield Record(value, f"{path}:{number}")
+            else:
+                faults.append(f"line {number}: {_kind(value)} where an object is expected")
     _raise_faults(
         faults, path, "the file is no valid JSONL", 'write one object a line: {"prompt": ..., "completion": ...}'
     )
-    return records
 
 
-def _json(path: Path) -> list[Record]:
+def _json(path: Path) -> Iterator[Record]:
     """A list of objects; a file of one object a line is taken as JSONL whatever its name says."""
     text = path.read_text(encoding="utf-8-sig")
     try:
         whole = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{"):
-            return _jsonl(path)
+            yield from _jsonl(path)
+            return
         raise DataError("the file is no valid JSON", where=path, found=_said(error),
                         do="write a list of objects, or JSONL: one object a line") from None  # fmt: skip
     if not isinstance(whole, list):
@@ -136,7 +159,8 @@ def _json(path: Path) -> list[Record]:
         f"item {k}: {_kind(v)} where an object is expected" for k, v in enumerate(whole, 1) if not isinstance(v, dict)
     ]
     _raise_faults(faults, path, "not every item of the list is an object", "write a list of objects")
-    return [Record(value, f"{path}:{line}") for value, line in zip(whole, _lines_of_items(text), strict=True)]
+    for value, line in zip(whole, _lines_of_items(text), strict=True):
+        yield Record(value, f"{path}:{line}")
 
 
 def _said(error: Exception) -> str:
@@ -162,39 +186,37 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _csv(path: Path, delimiter: str = ",") -> list[Record]:
-    text = path.read_text(encoding="utf-8-sig")
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        rows = list(_csv_rows(path, text, delimiter))
-    finally:
-        csv.field_size_limit(limit)
-    if not rows:
-        return []
-    header, records, faults = rows[0][1], [], []
+def _csv(path: Path, delimiter: str = ",") -> Iterator[Record]:
+    faults = []
+    with path.open(encoding="utf-8-sig") as file:
+        rows = _csv_rows(path, file, delimiter)
+        begin, header = next(rows, (0, []))
+        _check_header(header, f"{path}:{begin}")
+        for line, fields in rows:
+            if len(fields) == len(header):
+                yield Record(dict(zip(header, fields, strict=True)), f"{path}:{line}")
+            else:
+                faults.append(f"line {line}: {len(fields)} fields where the header has {len(header)}")
+    _raise_faults(faults, path, "rows and header don't fit together", 'put a text that holds a comma in quotes: "a, b"')
+
+
+def _check_header(header: list[str], where: str) -> None:
     twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
-        raise DataError("two columns have the same name", where=f"{path}:{rows[0][0]}",
+        raise DataError("two columns have the same name", where=where,
                         found=", ".join(map(repr, twice)), do="give each column a name of its own")  # fmt: skip
     other = next((mark for mark in (";", "\t") if mark in header[0]), None) if len(header) == 1 else None
     if other:
         advice = f"write commas instead of {other!r}" + (", or name the file .tsv" if other == "\t" else "")
-        raise DataError("the columns are not separated by commas", where=f"{path}:{rows[0][0]}", found=header[0],
+        raise DataError("the columns are not separated by commas", where=where, found=header[0],
                         do=advice)  # fmt: skip
-    for line, fields in rows[1:]:
-        if len(fields) == len(header):
-            records.append(Record(dict(zip(header, fields, strict=True)), f"{path}:{line}"))
-        else:
-            faults.append(f"line {line}: {len(fields)} fields where the header has {len(header)}")
-    _raise_faults(faults, path, "rows and header don't fit together", 'put a text that holds a comma in quotes: "a, b"')
-    return records
 
 
-def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line on which it begins, fields) of every row that is not blank; the header is the first."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 1
+        line, limit = reader.line_num + 1, csv.field_size_limit(2**31 - 1)  # of the whole process: only while it reads
         try:
             fields = next(reader)
         except StopIteration:
@@ -202,26 +224,32 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list
         except csv.Error as error:
             raise DataError("the file is no valid CSV", where=f"{path}:{line}", found=str(error),
                             do='double a quote inside a quoted field: "a 3"" pipe"') from None  # fmt: skip
+        finally:
+            csv.field_size_limit(limit)
         if fields:
             yield line, fields
 
 
-def _parquet(path: Path) -> list[Record]:
+def _parquet(path: Path) -> Iterator[Record]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise MissingDependency("Parquet files need the library pyarrow", where=path, found="it is not installed",
                                 do="pip install 'halfbyte[data]'") from None  # fmt: skip
+    number = 0
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=4096):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Record(values, f"{path}:{number}")
     except pyarrow.ArrowException as error:
         raise DataError("the file is no valid Parquet", where=path, found=str(error).split("\n")[0],
                         do="write it again") from None  # fmt: skip
-    return [Record(values, f"{path}:{number}") for number, values in enumerate(rows, 1)]
 
 
-_READERS: dict[str, Callable[[Path], list[Record]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
@@ -231,7 +259,7 @@ _READERS: dict[str, Callable[[Path], list[Record]]] = {
 }
 
 
-def _from_hub(source: str, split: str) -> list[Record]:
+def _from_hub(source: str, split: str) -> Iterator[Record]:
     name, configuration, part = [*source.split(":"), "", ""][:3]
     split = part or split
     try:
@@ -248,8 +276,9 @@ def _from_hub(source: str, split: str) -> list[Record]:
                         do="check the path; a data set is named id, id:configuration or id:configuration:split, "
                         "and needs the network the first time (and HF_HUB_OFFLINE not set)"
                         ) from None  # fmt: skip
-    records = [Record(dict(row), f"{name}:{split}:{number}") for number, row in enumerate(rows, 1)]
-    if not records:
+    number = 0
+    for number, row in enumerate(rows, 1):
+        yield Record(dict(row), f"{name}:{split}:{number}")
+    if number == 0:
         raise DataError("the data set holds no record", where=source, found=f"split {split}",
                         do="name another split: id:configuration:split")  # fmt: skip
-    return records

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from halfbyte.data.records import Record, load_records
+from halfbyte.data.records import Record, iter_records
 from halfbyte.errors import DataError, nearest
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -45,33 +45,51 @@ class Example:
 
 
 def load_examples(source: str, template: Mapping[str, str] | None = None, *, split: str = "train") -> list[Example]:
-    """`load_records` and `to_examples` in one. A TASK.yaml stands for the training side of its data."""
+    """The examples of `iter_examples` in a list; one DataError names the faults of all."""
+    return _without_faults(list(iter_examples(source, template, split=split)))
+
+
+def iter_examples(
+    source: str, template: Mapping[str, str] | None = None, *, split: str = "train"
+) -> Iterator[Example | DataError]:
+    """`to_example` of each record of `source`, or what is wrong with it; none is kept. A TASK.yaml stands for the
+    training side of its data, which is read whole. Raises DataError as `iter_records` does."""
     if Path(source).suffix.lower() in (".yaml", ".yml"):
         from halfbyte.data.sides import training_examples
 
-        return training_examples(Path(source), template)
-    return to_examples(load_records(source, split=split), template)
+        yield from training_examples(Path(source), template)
+        return
+    for record in iter_records(source, split=split):
+        yield _example_or_fault(record, template)
 
 
 def to_examples(
     records: Sequence[Record], template: Mapping[str, str] | None = None, into: list[DataError] | None = None
 ) -> list[Example]:
     """`to_example` of every record; one DataError names the faults of all, unless they are to go `into` a list."""
-    examples: list[Example] = []
-    faults: list[DataError] = []
-    for record in records:
-        try:
-            examples.append(to_example(record, template))
-        except DataError as fault:
-            faults.append(fault)
-    if into is not None:
+    return _without_faults([_example_or_fault(record, template) for record in records], into)
+
+
+def _example_or_fault(record: Record, template: Mapping[str, str] | None) -> Example | DataError:
+    try:
+        return to_example(record, template)
+    except DataError as fault:
+        return fault
+
+
+def _without_faults(found: Sequence[Example | DataError], into: list[DataError] | None = None) -> list[Example]:
+    faults = [fault for fault in found if isinstance(fault, DataError)]
+    if into is None:
+        raise_gathered(faults, len(found), "records")
+    else:
         into += faults
-        return examples
-    if len(faults) == 1:
-        raise faults[0]
+    return [example for example in found if isinstance(example, Example)]
+
+
+def raise_gathered(faults: Sequence[DataError], total: int, what: str) -> None:
+    """Raises the only one of `faults`, or one error for all of them; does nothing where there are none."""
     if faults:
-        raise gathered(faults, len(records), "records")
-    return examples
+        raise faults[0] if len(faults) == 1 else gathered(faults, total, what)
 
 
 def gathered(faults: Sequence[DataError], total: int, what: str, where: object = None) -> DataError:
@@ -138,7 +156,20 @@ def _pair(prompt: str, completion: str | None, system: str | None, record: Recor
         raise DataError(
             "the completion is empty", where=record.origin, do="leave records without an answer out of the file"
         )
+    _check_letters((prompt, completion or "", system or ""), record)
     return Example(prompt, completion, None, record, system)
+
+
+def _check_letters(texts: Sequence[str], record: Record) -> None:
+    """Raises DataError where a text can't be written as UTF-8: no tokenizer takes it."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"{text[error.start]!r} after {text[max(0, error.start - 20) : error.start]!r}"
+            raise DataError("a text holds half of a character (an unpaired surrogate)", where=record.origin,
+                            found=found, do="write the file again from its source; in JSON a character beyond U+FFFF "
+                            "has two escapes") from None  # fmt: skip
 
 
 def fill(text: str, record: Record) -> str:
@@ -183,6 +214,7 @@ def _conversation(messages: Any, record: Record) -> Example:
         advice = 'write a list of {"role": "user", "content": "..."}; roles: ' + ", ".join(ROLES)
         raise DataError("the messages are no conversation", where=record.origin, found=fault, do=advice)
     turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+    _check_letters([turn["content"] for turn in turns], record)
     answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
     if answers:
         turns = turns[: answers[-1] + 1]  # nothing that comes after the last answer bears on what is learned
