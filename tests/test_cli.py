@@ -14,7 +14,7 @@ import halfbyte
 from halfbyte.cli import main
 from tests.tiny import tiny_checkpoint
 
-VERBS = ("plan", "pack", "evaluate", "tune", "sweep", "compare", "results", "select", "report", "generate", "doctor",
+VERBS = ("plan", "check", "pack", "evaluate", "tune", "sweep", "compare", "results", "select", "report", "generate", "doctor",
          "demo")  # fmt: skip
 
 

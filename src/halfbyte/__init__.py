@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "HalfbyteError": "errors",
+    "check_data": "checking",
     "compare_folders": "evaluate.compare",
     "evaluate_task": "evaluate.evaluate",
     "generate": "evaluate.generate",

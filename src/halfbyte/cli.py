@@ -152,6 +152,16 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--check", action="store_true", help="of a run's folder: what was planned and what was measured")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
+    check = verb(
+        "check",
+        _check,
+        "the data of a run, before anything is loaded: what would go wrong silently (exit code 1: errors)",
+        "halfbyte check run.yaml",
+    )
+    check.add_argument("run", metavar="RUN.yaml", type=Path)
+    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an option of the file")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+
     pack = verb(
         "pack",
         _pack,
@@ -350,6 +360,12 @@ def _plan(options: argparse.Namespace) -> int:
     from halfbyte import planning
 
     return planning.plan(options, _console())
+
+
+def _check(options: argparse.Namespace) -> int:
+    from halfbyte import checking
+
+    return checking.check(options.run, options.set, as_json=options.json, console=_console())
 
 
 def _pack(options: argparse.Namespace) -> int:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from halfbyte import durable
+from halfbyte.checking import prepare_check, write_check
 from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
-from halfbyte.errors import CheckpointError, ConfigError, DataError, DoesNotFit
+from halfbyte.errors import CheckpointError, ConfigError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.ledger import Ledger
 from halfbyte.pipeline import Target, evaluate, load, no_short_name, prepare, say_compute, with_training_median
 
 if TYPE_CHECKING:
+    from halfbyte.data.check_report import Report
+    from halfbyte.data.dataset import TrainingData
     from halfbyte.tune.run import Watch
 
 DEMO = Path(__file__).parent / "demo"
@@ -33,16 +36,14 @@ def tune(
     watch: Watch | None = None,
     scorer: str | None = None,
 ) -> int:
-    """`halfbyte tune`: plan, evaluate the base, train, evaluate the tuned model, compare, report.
+    """`halfbyte tune`: check the data, plan, evaluate the base, train, evaluate the tuned model, compare, report.
 
     `scorer`: the scoring function that a task of kind `python` may run (see `config.load_task`).
     Returns 0, or 130 when the run was stopped (by a signal, or by `watch`: see `run_training`); raises DoesNotFit
     (exit 3) before anything is loaded. Whatever is wrong with options, data or model is raised before the run's folder
     is made.
     """
-    from halfbyte.data.dataset import seen_in_training
     from halfbyte.data.show import first_example
-    from halfbyte.data.sides import asked_examples
     from halfbyte.data.template import load_examples
     from halfbyte.evaluate.evaluate import largest_batch
     from halfbyte.evaluate.judge import check_judge
@@ -57,16 +58,14 @@ def tune(
     task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
-    examples = load_examples(config.data.train, config.data.template)  # its faults are cheap to find before loading
+    load_examples(config.data.train, config.data.template)  # their faults are cheap to find before anything else
     if task is not None:
         check_judge(load_task_set(task, seed=config.seed))
-        if warning := seen_in_training(examples, asked_examples(task)):
-            console.print(f"warning: {warning}", style="bold yellow", markup=False)
     if not force:
         _refuse(config, LEAST_TOKENS, console)
-    read = functools.cache(lambda: _data(config))
+    read = functools.cache(lambda: _checked_data(config, task, console))
     config = prepare_folder(config, resume, lambda: read()[1])
-    data, _ = read()
+    data, _, checked = read()
     if not force:
         _refuse(config, data.counts.longest, console)
     folder = Path(config.out)
@@ -78,10 +77,10 @@ def tune(
     config = dataclasses.replace(config, compute=model.compute)
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
-    _check_items(model, data)
     planner = _Planner(model, data, force, console)
     config = planner.choose(config)
     make_folder(folder)  # from here on the run is worth one
+    write_check(checked, folder)
     ledger.begin(model, with_task=task is not None)
     if task is not None:
         task = with_training_median(task, config)
@@ -120,19 +119,22 @@ def _open(what: Target, device: str, ledger: Ledger, console: Console) -> Any:
         return load(what, device, console)
 
 
-def _data(config: RunConfig) -> tuple[Any, dict[str, str]]:
-    """The items of the run, by the model's tokenizer, and what the run is made of. No weights are loaded."""
-    from halfbyte.checkpoint.source import open_checkpoint
+def _checked_data(
+    config: RunConfig, task: TaskConfig | None, console: Console
+) -> tuple[TrainingData, dict[str, str], Report]:
+    """The items of the run, by the model's tokenizer, what the run is made of, and what the check says of the items.
+    No weights are loaded. Raises DataError for what must not be trained on."""
     from halfbyte.data.dataset import load_training
-    from halfbyte.model.build import load_tokenizer, origin
-    from halfbyte.plan.shapes import text_config
+    from halfbyte.model.build import origin
     from halfbyte.tune.inputs import inputs_of
 
-    checkpoint = open_checkpoint(config.model, config.revision)
-    vocabulary = text_config(checkpoint.config).get("vocab_size")
-    tokenizer = load_tokenizer(checkpoint, int(vocabulary) if vocabulary else 2**31)
-    data = load_training(config.data, tokenizer, config.seed)
-    return data, inputs_of(origin(checkpoint), checkpoint.path, data)
+    prepared = prepare_check(config, task)
+    data = load_training(config.data, prepared.tokenizer, config.seed, prepared.check.add)
+    report = prepared.check.report()
+    if report.findings:
+        console.print(report.findings_text(), soft_wrap=True)
+    report.raise_errors()
+    return data, inputs_of(origin(prepared.checkpoint), prepared.checkpoint.path, data), report
 
 
 def _refuse(config: RunConfig, longest: int, console: Console) -> None:
@@ -205,28 +207,6 @@ def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Conso
         durable.write_text(folder / "comparisons" / "median-tuned.json", json.dumps(against, indent=2) + "\n")
         print_comparison(against, console)
     return result
-
-
-def _check_items(model: Any, data: Any) -> None:
-    """Raises DataError for items that the model can't take: too long for its context, or with unknown tokens."""
-    text = model.net.config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    longest = max([*data.train, *data.validation], key=lambda item: len(item.ids))
-    if context and len(longest.ids) > context:
-        raise DataError(
-            f"an item is longer than the model's context of {context} tokens",
-            where=longest.origin,
-            found=f"{len(longest.ids)} tokens",
-            do=f"set data.max_tokens: {context}",
-        )
-    highest = max([*data.train, *data.validation], key=lambda item: max(item.ids))
-    if max(highest.ids) >= text.vocab_size:
-        raise DataError(
-            "an item holds a token that the model has no embedding for",
-            where=highest.origin,
-            found=f"token {max(highest.ids)} of {text.vocab_size}",
-            do="take that token out of the text",
-        )
 
 
 def _say_choices(model: Any, console: Console) -> None:

@@ -192,7 +192,7 @@ def evaluate_harness(
         home = what.run / "harness" / name if what.run else Path("runs") / name / "evaluations"
         folder = out / name if out else home / variant
         give_back()
-        with _items_bar(console, f"{name} {variant}") as progress:
+        with items_bar(console, f"{name} {variant}") as progress:
             result = evaluate_harness_task(model, name, task, folder, variant=variant, seed=seed, limit=limit,
                                            progress=progress)  # fmt: skip
         print_result(result, console)
@@ -354,18 +354,18 @@ def evaluate(
     from halfbyte.memory import give_back
 
     give_back()
-    with _items_bar(console, f"evaluate {variant}") as progress:
+    with items_bar(console, f"evaluate {variant}") as progress:
         return evaluate_task(model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress)
 
 
 @contextmanager
-def _items_bar(console: Console, text: str) -> Iterator[Any]:
+def items_bar(console: Console, text: str, *, disable: bool = False) -> Iterator[Any]:
     """A progress callback (items done, items in all) that shows a bar."""
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        line = bar.add_task("evaluate", total=None)
+    with Progress(*columns, console=console, disable=disable or not console.is_terminal) as bar:
+        line = bar.add_task(text, total=None)
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int | None) -> None:
             bar.update(line, completed=done, total=total)
 
         yield progress

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from halfbyte.config import DataConfig
-from halfbyte.data.dataset import load_training, seen_in_training, split, training_median
+from halfbyte.data import dataset
+from halfbyte.data.dataset import load_training, split, training_median
 from halfbyte.data.records import Record
 from halfbyte.data.template import load_examples, to_example
 from halfbyte.errors import ConfigError, DataError
@@ -42,7 +43,6 @@ def test_load_training_counts_what_there_is(tmp_path):
     text = data.describe()
     assert f"training data: {len(data.train)} items, {data.counts.tokens:,} tokens" in text
     assert "plain text, as the model has no chat template" in text and "cut" not in text
-    assert "200 prompts end with a space" in text
     assert json.loads(json.dumps(data.to_json()))["train"]["items"] == len(data.train)
 
 
@@ -151,11 +151,10 @@ def test_split_without_validation_or_without_a_choice():
     assert train and validation and len(train) + len(validation) == 50
 
 
-def test_validation_from_a_file_names_what_is_shared(tmp_path):
+def test_validation_from_a_file(tmp_path):
     train, other = write(tmp_path / "a.jsonl", rows(10)), write(tmp_path / "b.jsonl", rows(6, start=8))
     data = load_training(DataConfig(train=train, validation=other), tiny_tokenizer(), 0)
     assert (len(data.train), len(data.validation)) == (10, 6)
-    assert "2 of 6 validation prompts stand in the training data, too" in data.describe()
 
 
 def test_validation_that_is_all_too_long_is_said(tmp_path):
@@ -165,12 +164,24 @@ def test_validation_that_is_all_too_long_is_said(tmp_path):
     assert not data.validation and "no validation" in data.describe() and data.validation_counts.dropped == 1
 
 
-def test_conversations_that_go_on_after_the_last_answer_are_counted(tmp_path):
+def test_what_follows_the_last_answer_of_a_conversation_is_left_out(tmp_path):
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     file = write(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": turns[:2]}])
     data = load_training(DataConfig(train=file, validation=0), tiny_tokenizer(chat_template=templates.CHATML), 0)
-    assert "1 conversations go on after the assistant's last turn" in data.describe()
     assert data.train[0].ids == data.train[1].ids
+
+
+def test_a_watcher_sees_every_example_beside_its_item_validation_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "CHUNK", 8)
+    seen = []
+    file = write(tmp_path / "a.jsonl", rows(40))
+    data = load_training(DataConfig(train=file, validation=0.3), tiny_tokenizer(), 0, lambda *part: seen.append(part))
+    sides = [side for side, *_ in seen]
+    assert sides == sorted(sides, reverse=True) and all(len(part) <= 8 for _, part, _ in seen)
+    for side, items in (("train", data.train), ("validation", data.validation)):
+        pairs = [pair for name, *part in seen if name == side for pair in zip(*part, strict=True)]
+        assert [item for _, item in pairs] == items
+        assert all(example.record.origin == item.origin for example, item in pairs)
 
 
 def test_training_median():
@@ -197,12 +208,3 @@ def test_the_tokenizer_is_called_once_for_all_items(tmp_path, monkeypatch, templ
     data = load_training(DataConfig(train=file), tokenizer, 0)
     assert len(data.train) + len(data.validation) == 500
     assert len(calls) <= 6
-
-
-def test_test_items_that_stand_in_the_training_data_are_named(folder):
-    (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "1"}\n{"prompt": "b", "completion": "2"}\n')
-    (folder / "test.jsonl").write_text('{"prompt": "c", "completion": "1"}\n{"prompt": " B", "completion": "2"}\n')
-    train, asked = (load_examples(str(folder / f"{name}.jsonl"), None) for name in ("train", "test"))
-    said = seen_in_training(train, asked)
-    assert said is not None and said.startswith("1 of 2 test items") and "test.jsonl:2" in said
-    assert seen_in_training(train, asked[:1]) is None

@@ -44,7 +44,7 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     A parameter or buffer that transformers keeps in fp32 has that dtype. Raises CheckpointError for a model that
     transformers does not know, or does not build as a causal LM.
     """
-    config = _read_config(checkpoint)
+    config = read_config(checkpoint)
     _check_layers(checkpoint, config)
     model = _build(checkpoint, config)
     if _tied_but_different(checkpoint, model):  # transformers then goes by the weights, not by the config
@@ -92,7 +92,8 @@ def kept_in_fp32(model: Any, dtype: torch.dtype) -> set[str]:
     return {name for name in model.state_dict() if any(key.search(name) for key in keys)}
 
 
-def _read_config(checkpoint: Checkpoint) -> Any:
+def read_config(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's configuration as transformers reads it. Raises CheckpointError for one that can't be run."""
     kind, file = checkpoint.config["model_type"], checkpoint.path / CONFIG
     if kind not in CONFIG_MAPPING:
         own = "auto_map" in checkpoint.config

@@ -122,6 +122,18 @@ class ChatTemplate:
                 spans.append((start, min(stop, end)))
         return spans
 
+    def trimmed(self) -> frozenset[str]:
+        """The roles whose contents lose outer white space: those of system, user and assistant that can be asked."""
+        found = set[str]()
+        for roles in (("user", "assistant"), ("system", "user", "assistant")):
+            messages = [{"role": role, "content": f" HALFBYTE-{role}-MARK "} for role in roles]
+            try:
+                text = self._render(messages, "the model's chat template")
+            except DataError:  # not every template takes a system message
+                continue
+            found |= {message["role"] for message in messages if message["content"] not in text}
+        return frozenset(found)
+
     def skeleton(self, roles: tuple[str, ...], origin: str) -> Skeleton:
         if roles not in self._skeletons:
             try:

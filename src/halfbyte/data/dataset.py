@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from halfbyte.config import DataConfig, load_task
 from halfbyte.data.encode import Encoder, Item
 from halfbyte.data.numbers import parse_number
 from halfbyte.data.sides import value_of
-from halfbyte.data.template import Example, load_examples
+from halfbyte.data.template import Example, load_examples, raise_gathered
 from halfbyte.data.units import joined
 from halfbyte.errors import ConfigError, DataError
+
+CHUNK = 4096  # examples that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,14 @@ def _counted(counts: Counts) -> str:
     return text
 
 
-def load_training(config: DataConfig, tokenizer: Any, seed: int) -> TrainingData:
+Watch = Callable[[str, Sequence[Example], Sequence[Item | DataError]], None]
+
+
+def load_training(config: DataConfig, tokenizer: Any, seed: int, watch: Watch | None = None) -> TrainingData:
     """Read, encode and split the data of a run.
+
+    `watch` sees every example beside its item, or what is wrong with it, some thousands at a time: side ("validation"
+    first, then "train"), examples, items.
 
     `validation` is a file of its own, or a share of train: then each prompt is assigned by its hash and the seed, so
     that an item keeps its side when others join, and equal prompts are never on both sides; nor are the items of a
@@ -88,27 +100,13 @@ def load_training(config: DataConfig, tokenizer: Any, seed: int) -> TrainingData
     encoder = Encoder(tokenizer, config.chat)
     train = load_examples(config.train, config.template)
     notes = [f"items are {encoder.reason}"]
-    loose = sum(_ends_unanswered(example) for example in train)
-    if loose:
-        notes.append(f"{loose:,} conversations go on after the assistant's last turn; what follows it is left out")
-    spaced = 0 if encoder.chat else sum(example.prompt.endswith(" ") for example in train)
-    if spaced:
-        notes.append(
-            f"{spaced:,} prompts end with a space; most tokenizers join a space to the word after it,"
-            " so a base model goes on better where the completion begins with it instead"
-        )
     if isinstance(config.validation, str):
         validation = load_examples(config.validation, config.template, split="validation")
-        seen = {_text_of(example) for example in train}
-        shared = sum(_text_of(example) in seen for example in validation)
-        if shared:
-            notes.append(f"{shared:,} of {len(validation):,} validation prompts stand in the training data, too")
-        notes += _shared_groups(train, validation, group_of(config))
     else:
         train, validation, note = split(train, config.validation or 0.0, seed, group_of(config))
         notes += [note] if note else []
-    items, counts = _encode(encoder, train, config)
-    held_out, held_counts = _encode(encoder, validation, config)
+    held_out, held_counts = _encode(encoder, validation, config, "validation", watch)
+    items, counts = _encode(encoder, train, config, "train", watch)
     if not items:
         found = f"{counts.dropped:,} items, none with a learned token among its first {config.max_tokens:,}"
         raise DataError("nothing would be learned", where=config.train, found=found, do="raise data.max_tokens")
@@ -124,16 +122,18 @@ def group_of(config: DataConfig) -> str | None:
     return load_task(str(config.train), runs=False).group
 
 
-def _shared_groups(train: Sequence[Example], validation: Sequence[Example], group: str | None) -> list[str]:
-    if group is None:
-        return []
-    known = {value_of(example.record, group) for example in train}
-    shared = sum(value_of(example.record, group) in known for example in validation)
-    return [f"{shared:,} of {len(validation):,} validation items are of groups that are trained on, too"] * bool(shared)
-
-
-def _encode(encoder: Encoder, examples: Sequence[Example], config: DataConfig) -> tuple[list[Item], Counts]:
-    items = encoder.items(examples, config.learn, config.max_tokens)
+def _encode(
+    encoder: Encoder, examples: Sequence[Example], config: DataConfig, side: str, watch: Watch | None
+) -> tuple[list[Item], Counts]:
+    items, faults = list[Item](), list[DataError]()
+    for start in range(0, len(examples), CHUNK):
+        part = examples[start : start + CHUNK]
+        made = encoder.items_or_faults(part, config.learn, config.max_tokens)
+        if watch is not None:
+            watch(side, part, made)
+        faults += [item for item in made if isinstance(item, DataError)]
+        items += [item for item in made if isinstance(item, Item)]
+    raise_gathered(faults, len(examples), "examples")
     kept = [item for item in items if any(item.learned)]
     return kept, Counts.of(kept, len(items) - len(kept))
 
@@ -148,52 +148,80 @@ def split(
     """
     if not share:
         return list(examples), [], None
-    keys = [_text_of(example) for example in examples]
-    if group is not None:
-        keys = joined([value_of(example.record, group) for example in examples], keys)
-    elif len(set(keys)) == 1:
-        keys = [_whole_of(example) for example in examples]
-    ranks = {text: _rank(text, seed) for text in set(keys)}
-    if len(ranks) == 1:
+    ranks = Ranks(seed, group)
+    for example in examples:
+        ranks.add(example)
+    held = ranks.held_out(share)
+    if not held.any():
         what = "distinct item" if group is None else "group"
         return list(examples), [], f"no validation: the training data holds one {what} only"
-    first, last = min(ranks, key=ranks.__getitem__), max(ranks, key=ranks.__getitem__)
-    chosen = {text for text, rank in ranks.items() if rank < share and text != last} | {first}
-    train = [example for example, key in zip(examples, keys, strict=True) if key not in chosen]
-    validation = [example for example, key in zip(examples, keys, strict=True) if key in chosen]
+    train = [example for example, out in zip(examples, held, strict=True) if not out]
+    validation = [example for example, out in zip(examples, held, strict=True) if out]
     small = len(validation) < 10 and f"the validation loss stands on {len(validation)} items only and is a rough guide"
     return train, validation, small or None
 
 
+class Ranks:
+    """Which examples are held out, settled from 8 bytes of each; where they are grouped, from their groups' names and
+    a digest of each prompt."""
+
+    def __init__(self, seed: int, group: str | None = None) -> None:
+        self.seed, self.group = seed, group
+        self._prompts, self._wholes = array("d"), array("d")  # the latter only while all prompts are the same
+        self._names: dict[str, str] = {}
+        self._groups, self._digests = list[str](), list[bytes]()  # only where there is a `group`
+
+    def add(self, example: Example) -> None:
+        """Raises DataError where the example has no group."""
+        text = text_of(example)
+        if self.group is not None:
+            name = value_of(example.record, self.group)
+            self._groups.append(self._names.setdefault(name, name))
+            self._digests.append(_digest(text) if text else b"")
+            return
+        self._prompts.append(_rank(text, self.seed))
+        if self._prompts[0] == self._prompts[-1] and len(self._wholes) == len(self._prompts) - 1:
+            self._wholes.append(_rank(whole_of(example), self.seed))
+
+    def __len__(self) -> int:
+        return len(self._prompts) if self.group is None else len(self._groups)
+
+    def held_out(self, share: float) -> npt.NDArray[np.bool_]:
+        """One flag an example, in their order; none is set where all examples are the same, or of one group."""
+        ranks = np.array(self._ranks())
+        if not len(ranks) or not share or ranks.min() == ranks.max():
+            return np.zeros(len(ranks), dtype=np.bool_)
+        held: npt.NDArray[np.bool_] = ((ranks < share) & (ranks != ranks.max())) | (ranks == ranks.min())
+        return held
+
+    def _ranks(self) -> Sequence[float]:
+        if self.group is not None:
+            units = joined(self._groups, self._digests)
+            ranks = {unit: _rank(unit, self.seed) for unit in set(units)}
+            return [ranks[unit] for unit in units]
+        return self._wholes if len(self._wholes) == len(self._prompts) else self._prompts
+
+
 def _rank(text: str, seed: int) -> float:
     """A number in [0, 1) that depends on the text and the seed alone."""
-    digest = hashlib.blake2b(f"{seed}\n{text}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return int.from_bytes(_digest(f"{seed}\n{text}"), "big") / 2**64
 
 
-def _text_of(example: Example) -> str:
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def text_of(example: Example) -> str:
     """What makes two examples the same: the prompt without its letter case and white space."""
     return " ".join(f"{example.system or ''} {example.prompt}".split()).casefold()
 
 
-def _whole_of(example: Example) -> str:
-    return f"{_text_of(example)}\n{' '.join((example.completion or '').split()).casefold()}"
+def whole_of(example: Example) -> str:
+    return f"{text_of(example)}\n{' '.join((example.completion or '').split()).casefold()}"
 
 
-def seen_in_training(train: Iterable[Example], asked: Sequence[Example]) -> str | None:
-    """A warning where examples that a task asks stand in the training data with the same answer; None where none do.
-
-    The same means: prompt and answer without letter case and white space.
-    """
-    known = {_whole_of(example) for example in train}
-    shared = [example for example in asked if _whole_of(example) in known]
-    if not shared:
-        return None
-    return (f"{len(shared):,} of {len(asked):,} test items stand in the training data, too (the first: "
-            f"{shared[0].record.origin}): what the tuned model scores on them is memory")  # fmt: skip
-
-
-def _ends_unanswered(example: Example) -> bool:
+def ends_unanswered(example: Example) -> bool:
+    """Whether a conversation goes on after its last answer; what follows is left out."""
     return example.messages is not None and len(example.messages) < len(example.record.values.get("messages", ()))
 
 

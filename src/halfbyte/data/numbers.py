@@ -25,3 +25,9 @@ def parse_number(text: str) -> float | None:
     if not math.isfinite(value):
         return None
     return -value if match["sign"] in ("-", "−") else value
+
+
+def several_numbers(text: str) -> bool:
+    """Whether `text` holds more than one number; the first is what `parse_number` returns."""
+    match = _NUMBER.search(text)
+    return match is not None and _NUMBER.search(text, match.end()) is not None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import AnyStr
 
 
-def joined(groups: Sequence[str], prompts: Sequence[str]) -> list[str]:
+def joined(groups: Sequence[str], prompts: Sequence[AnyStr]) -> list[str]:
     """The unit of each example [items], named by its smallest group: examples of one group are in one unit, and so are
-    those of one prompt, and what hangs together through both.
+    those of one prompt (or one digest of it), and what hangs together through both.
 
     A unit of one group has that group's name whatever else there is. A blank prompt joins nothing, nor does one that
     all examples share.
@@ -20,7 +21,7 @@ def joined(groups: Sequence[str], prompts: Sequence[str]) -> list[str]:
         return group
 
     if len(set(prompts)) > 1:
-        first: dict[str, str] = {}
+        first: dict[AnyStr, str] = {}
         for group, prompt in zip(groups, prompts, strict=True):
             if prompt.strip():
                 one, other = sorted((unit(group), unit(first.setdefault(prompt, group))))

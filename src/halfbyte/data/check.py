@@ -1,0 +1,209 @@
+"""Checks of a run's data, made before a model is loaded: what would go wrong silently stops, or is named.
+
+Examples and items pass by a few thousand at a time; of each some bytes are kept (hashes, a length, its place), so
+memory does not grow with texts or tokens. Held-out items go first: their n-grams are what training items are held
+against.
+
+`tune` shows its items to a `Check` while it encodes them; `check_run` reads and encodes them itself and keeps none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress, islice
+
+from halfbyte.config import DataConfig, TaskConfig
+from halfbyte.data.check_answers import LabelCheck, NumberCheck
+from halfbyte.data.check_items import ItemCheck, pad_finding
+from halfbyte.data.check_leaks import exact_findings, near_finding
+from halfbyte.data.check_near import NearIndex
+from halfbyte.data.check_report import ERROR, NOTE, WARNING, Finding, Report
+from halfbyte.data.check_sets import Keys, contradictory, repeated, shared
+from halfbyte.data.check_tally import Tally
+from halfbyte.data.check_texts import TextCheck
+from halfbyte.data.dataset import CHUNK, Ranks
+from halfbyte.data.encode import Encoder, Item
+from halfbyte.data.template import Example, iter_examples
+from halfbyte.errors import ConfigError, DataError, HalfbyteError
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+_NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
+_LEVELS = (ERROR, WARNING, NOTE)
+_DIGITS = re.compile(r"\d+")
+
+Progress = Callable[[int, int | None], None]  # items done, items in all
+
+
+class Check:
+    """Collects what there is to say of a run's data.
+
+    `asked`: the examples of the task's test set; `options`: what a choice task knows; `context` and `vocabulary`: the
+    model's, in tokens. Each is left out where there is none or it is not known.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        data: DataConfig,
+        *,
+        task: TaskConfig | None = None,
+        asked: Sequence[Example] = (),
+        options: frozenset[str] = frozenset(),
+        context: int | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self._items = {side: ItemCheck(encoder, data, context, vocabulary) for side in (TRAIN, VALIDATION)}
+        self._keys = {side: Keys() for side in _NAMES}
+        self._texts = TextCheck(encoder)
+        self._labels = None if task is not None and task.kind == "number" else LabelCheck(options)
+        self._numbers = {side: NumberCheck() for side in (TRAIN, TEST)} if self._labels is None else {}
+        self._faults: dict[str, tuple[HalfbyteError, Tally]] = {}  # the first of those that say the same
+        self._held = {TEST: [_compared(example) for example in asked], VALIDATION: list[str]()}
+        self._near: dict[str, NearIndex] | None = None
+        self._twins: dict[str, dict[int, tuple[str, float]]] = {TEST: {}, VALIDATION: {}}
+        for example in asked:
+            self._see(TEST, example)
+
+    def add(self, side: str, examples: Sequence[Example], items: Sequence[Item | DataError]) -> None:
+        """See examples of "train" or "validation" beside their items; all of validation comes before train."""
+        for example, item in zip(examples, items, strict=True):
+            self._see(side, example)
+            if isinstance(item, DataError):
+                self.fault(item)
+            else:
+                self._items[side].add(item)
+        if side == VALIDATION:
+            assert self._near is None, "validation comes before train"
+            self._held[VALIDATION] += map(_compared, examples)
+        else:
+            self._hold_against(examples)
+
+    def fault(self, error: HalfbyteError) -> None:
+        """Note a record, or a test set, that can't be used."""
+        _, tally = self._faults.setdefault(_DIGITS.sub("#", error.what), (error, Tally()))
+        tally.add(str(error.where or ""), str(error.found or ""))
+
+    def report(self) -> Report:
+        train = self._items[TRAIN]
+        found = [*self._fault_findings(), *train.findings(_NAMES[TRAIN]),
+                 *self._items[VALIDATION].findings(_NAMES[VALIDATION]), *self._twice(), *self._texts.findings(),
+                 *(self._labels.findings() if self._labels else ()),
+                 *(one for side, check in self._numbers.items() for one in check.findings(_NAMES[side])),
+                 *pad_finding(self.encoder, len(train.lengths))]  # fmt: skip
+        return Report(
+            encoding=f"items are {self.encoder.reason}",
+            sides={side: check.side() for side, check in self._items.items() if len(check.lengths)},
+            tested=len(self._keys[TEST]),
+            histogram=train.histogram(),
+            quantiles=train.quantiles(),
+            labels=self._labels.labels() if self._labels else None,
+            findings=tuple(sorted(found, key=lambda finding: _LEVELS.index(finding.level))),
+        )
+
+    def _see(self, side: str, example: Example) -> None:
+        self._keys[side].add(example)
+        self._texts.add(example, test=side == TEST)
+        if example.completion is not None:
+            if side in self._numbers:
+                self._numbers[side].add(example.completion, example.record.origin)
+            if side == TRAIN and self._labels is not None:
+                self._labels.add(example.completion, example.record.origin)
+
+    def _hold_against(self, examples: Sequence[Example]) -> None:
+        """Look for near twins of held-out items; the nearest one is kept."""
+        if self._near is None:
+            self._near = {side: NearIndex(texts) for side, texts in self._held.items() if texts}
+            self._held = {}
+        texts = [_compared(example) for example in examples] if self._near else []
+        for side, index in self._near.items():
+            twins = self._twins[side]
+            for place, number, share in index.matches(texts):
+                if number not in twins or share > twins[number][1]:
+                    twins[number] = (examples[place].record.origin, share)
+
+    def _fault_findings(self) -> Iterator[Finding]:
+        total = sum(map(len, self._keys.values())) + sum(tally.count for _, tally in self._faults.values())
+        for first, tally in self._faults.values():
+            text = first.what if tally.count == 1 else f"{tally.count:,} records can't be used: {first.what}"
+            yield tally.finding("unusable", ERROR, total, text, first.do or "")
+
+    def _twice(self) -> Iterator[Finding]:
+        """What stands twice on one side, or on two."""
+        train = self._keys[TRAIN]
+        again = repeated(train)
+        if again.count:
+            text = f"{again.count:,} of {len(train):,} training items repeat an earlier one, prompt and answer"
+            yield Finding("duplicates", WARNING, again.count, len(train), text, "leave the copies out, or mean them",
+                          again.places)  # fmt: skip
+        prompts, items = contradictory(train)
+        if prompts.count:
+            text = (
+                f"{prompts.count:,} prompts stand with different answers, in {items:,} of {len(train):,} training items"
+            )
+            yield Finding("contradictions", WARNING, prompts.count, len(train), text,
+                          "let the prompt say what makes them differ", prompts.places)  # fmt: skip
+        test = repeated(self._keys[TEST])
+        if test.count:
+            text = f"{test.count:,} of {len(self._keys[TEST]):,} test items repeat an earlier one: they count twice"
+            yield Finding("test_duplicates", WARNING, test.count, len(self._keys[TEST]), text, "leave the copies out",
+                          test.places)  # fmt: skip
+        for held, other in ((TEST, TRAIN), (VALIDATION, TRAIN), (TEST, VALIDATION)):
+            yield from self._leaks(held, other)
+
+    def _leaks(self, held: str, other: str) -> Iterator[Finding]:
+        keys, against = self._keys[held], self._keys[other]
+        if not len(keys) or not len(against):
+            return
+        same, which = shared(keys, against)
+        yield from exact_findings(held, other, same, len(keys))
+        if other == TRAIN:
+            twins = {number: twin for number, twin in self._twins[held].items() if not which[number]}
+            yield from near_finding(held, twins, keys)
+
+
+def _compared(example: Example) -> str:
+    """The text that is held against others: what is asked; where nothing is, the answer."""
+    return example.prompt if example.prompt.strip() else example.completion or ""
+
+
+def check_run(data: DataConfig, seed: int, check: Check, progress: Progress = lambda done, total: None) -> Report:
+    """Read and encode the data of a run, a few thousand items at a time, and show them to `check`.
+
+    Where validation is a share of train the file is read three times: which items are held out is known only when all
+    prompts are. Raises ConfigError where no training data is named, and DataError for a file that can't be read.
+    """
+    if not data.train:
+        raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
+    flags = None
+    if isinstance(data.validation, str):
+        sides = {VALIDATION: _usable(data.validation, data, check.fault, "validation"),
+                 TRAIN: _usable(data.train, data, check.fault)}  # fmt: skip
+    else:
+        ranks = Ranks(seed)
+        for example in _usable(data.train, data, check.fault):
+            ranks.add(example)
+            if len(ranks) % CHUNK == 0:
+                progress(len(ranks), None)
+        flags = ranks.held_out(data.validation or 0.0)
+        sides = {VALIDATION: compress(_usable(data.train, data), flags),
+                 TRAIN: compress(_usable(data.train, data), ~flags)}  # fmt: skip
+    done = 0
+    for side, examples in sides.items():
+        while part := list(islice(examples, CHUNK)):
+            check.add(side, part, check.encoder.items_or_faults(part, data.learn, data.max_tokens))
+            done += len(part)
+            progress(done, None if flags is None else len(flags))
+    return check.report()
+
+
+def _usable(
+    source: str, data: DataConfig, fault: Callable[[DataError], None] = lambda error: None, split: str = "train"
+) -> Iterator[Example]:
+    """The examples of `source` that can be used; `fault` is told of the others."""
+    for example in iter_examples(source, data.template, split=split):
+        if isinstance(example, Example):
+            yield example
+        else:
+            fault(example)
