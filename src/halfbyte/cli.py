@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 130 stopped by Ctrl-C or
     SIGTERM."""
     parser, options = _parser(), argparse.Namespace(debug=False)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "off")  # no warnings at forks; Encoder knows this word
     try:
         with _sigterm_as_ctrl_c():
             options = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.check_answers import LabelCheck, NumberCheck
 from halfbyte.data.check_items import ItemCheck, pad_finding
 from halfbyte.data.check_leaks import exact_findings, near_finding
-from halfbyte.data.check_near import NearIndex
+from halfbyte.data.check_near import Hashed, NearIndex
 from halfbyte.data.check_report import ERROR, NOTE, WARNING, Finding, Report
 from halfbyte.data.check_sets import Keys, contradictory, repeated, shared
 from halfbyte.data.check_tally import Tally
@@ -114,9 +114,9 @@ class Check:
     def _hold_against(self, examples: Sequence[Example]) -> None:
         """Look for near twins of held-out items; the nearest one is kept."""
         if self._near is None:
-            self._near = {side: NearIndex(texts) for side, texts in self._held.items() if texts}
+            self._near = {side: NearIndex(Hashed.of(texts)) for side, texts in self._held.items() if texts}
             self._held = {}
-        texts = [_compared(example) for example in examples] if self._near else []
+        texts = Hashed.of([_compared(example) for example in examples] if self._near else [])
         for side, index in self._near.items():
             twins = self._twins[side]
             for place, number, share in index.matches(texts):
@@ -139,9 +139,7 @@ class Check:
                           again.places)  # fmt: skip
         prompts, items = contradictory(train)
         if prompts.count:
-            text = (
-                f"{prompts.count:,} prompts stand with different answers, in {items:,} of {len(train):,} training items"
-            )
+            text = f"{prompts.count:,} prompts of {items:,} training items stand with different answers"
             yield Finding("contradictions", WARNING, prompts.count, len(train), text,
                           "let the prompt say what makes them differ", prompts.places)  # fmt: skip
         test = repeated(self._keys[TEST])

@@ -17,8 +17,10 @@ counts of the n-grams of the smaller set are cheap enough.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,8 @@ _WORD = re.compile(r"\w+")
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits without a pattern (2^64 divided by the golden ratio)
 
 Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
+_T = TypeVar("_T", np.uint64, np.int64)
 
 
 def words(text: str) -> list[str]:
@@ -38,81 +42,98 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
+@dataclass(frozen=True)
+class Hashed:
+    """The words of several texts as 64-bit hashes, one text after the other; `text[k]` is the text of word k."""
+
+    word: Hashes
+    text: Places
+    texts: int
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Hashed:
+        """Python's own hashes: they hold for this process alone, and nothing of them leaves it."""
+        lists = [words(text) for text in texts]
+        lengths = [len(listed) for listed in lists]
+        flat = np.fromiter(map(hash, chain.from_iterable(lists)), dtype=np.int64, count=sum(lengths))
+        return cls(flat.view(np.uint64), np.repeat(np.arange(len(texts)), lengths), len(texts))
+
+    def without(self, common: Hashes) -> Hashed:
+        """What is left without the words `common` (sorted)."""
+        if not len(common):
+            return self
+        at = np.minimum(np.searchsorted(common, self.word), len(common) - 1)
+        kept = common[at] != self.word
+        return Hashed(self.word[kept], self.text[kept], self.texts)
+
+    def grams(self) -> tuple[Places, Hashes]:
+        """(text, hash) of each run of WORDS words. The hash is a polynomial in _PRIME modulo 2^64."""
+        count = max(0, len(self.word) - WORDS + 1)
+        made = self.word[:count].copy()
+        for step in range(1, WORDS):
+            made = made * _PRIME + self.word[step : step + count]
+        within = self.text[:count] == self.text[len(self.text) - count :]
+        return self.text[:count][within], made[within]
+
+    def short(self) -> Iterator[tuple[int, bytes]]:
+        """(text, all of its words in their order) of each text of fewer than WORDS words, but some."""
+        lengths = np.bincount(self.text, minlength=self.texts)
+        starts = np.cumsum(lengths) - lengths
+        for text in np.flatnonzero((lengths > 0) & (lengths < WORDS)):
+            yield int(text), self.word[starts[text] : starts[text] + lengths[text]].tobytes()
+
+
 class NearIndex:
     """The n-grams of held-out texts, to be looked up for training texts."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        lists = [words(text) for text in texts]
-        seen = Counter(word for listed in lists for word in set(listed))
-        common = [word for word, count in seen.items() if len(lists) >= _FEWEST and 2 * count > len(lists)]
-        self._common: Hashes = np.unique(_hashes(common))
-        self._whole: dict[int, int] = {}
-        kept, owners = [], []
-        for number, hashes in enumerate(self._filtered(listed) for listed in lists):
-            if 0 < len(hashes) < WORDS:
-                self._whole.setdefault(_whole(hashes), number)
-            grams = np.unique(_grams(hashes))
-            kept.append(grams)
-            owners.append(np.full(len(grams), number, dtype=np.int32))
-        grams = np.concatenate([*kept, np.empty(0, np.uint64)])
-        owner = np.concatenate([*owners, np.empty(0, np.int32)])
-        order = np.argsort(grams, kind="stable")
-        unique, first, counts = np.unique(grams[order], return_index=True, return_counts=True)
+    def __init__(self, held: Hashed) -> None:
+        self._common = _common(held)
+        held = held.without(self._common)
+        self._whole: dict[bytes, int] = {}
+        for number, whole in held.short():
+            self._whole.setdefault(whole, number)
+        owner, grams = _distinct(*held.grams())
+        self._owner = owner.astype(np.int32)
+        unique, first, counts = np.unique(grams, return_index=True, return_counts=True)
         rare = counts <= COMMON
         self._grams, self._first, self._counts = unique[rare], first[rare], counts[rare]
-        self._owner = owner[order]
-        self._total = np.zeros(max(1, len(lists)), dtype=np.int64)  # n-grams of each held-out item that are kept
-        for start, count in zip(self._first, self._counts, strict=True):
-            self._total[self._owner[start : start + count]] += 1
+        self._total = np.bincount(self._owner[np.repeat(rare, counts)], minlength=held.texts)  # n-grams of each
 
-    def matches(self, texts: Sequence[str]) -> list[tuple[int, int, float]]:
+    def matches(self, texts: Hashed) -> list[tuple[int, int, float]]:
         """(training text, held-out text, share) of every pair that is near, by their places in the two sequences."""
-        hashes = [self._filtered(words(text)) for text in texts]
-        found = [(place, self._whole[whole], 1.0) for place, one in enumerate(hashes)
-                 if 0 < len(one) < WORDS and (whole := _whole(one)) in self._whole]  # fmt: skip
+        texts = texts.without(self._common)
+        found = list[tuple[int, int, float]]()
+        if self._whole:
+            found += [(place, self._whole[whole], 1.0) for place, whole in texts.short() if whole in self._whole]
         if not len(self._grams):
             return found
-        grams = [_grams(one) for one in hashes]
-        text = np.repeat(np.arange(len(grams)), [len(one) for one in grams])
-        every = np.concatenate([*grams, np.empty(0, np.uint64)])
-        at = np.minimum(np.searchsorted(self._grams, every), len(self._grams) - 1)
-        hit = self._grams[at] == every
-        pairs = np.unique(np.stack([text[hit], at[hit]]), axis=1)  # an n-gram counts once for a text
-        counts = self._counts[pairs[1]]
-        starts = np.repeat(self._first[pairs[1]], counts)
-        within = np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts)
-        held = self._owner[starts + within]
-        matched, number = np.unique(np.stack([np.repeat(pairs[0], counts), held]), axis=1, return_counts=True)
-        share = number / self._total[matched[1]]
+        text, grams = texts.grams()
+        at = np.minimum(np.searchsorted(self._grams, grams), len(self._grams) - 1)
+        hit = self._grams[at] == grams
+        text, at = _distinct(text[hit], at[hit])
+        counts = self._counts[at]  # held-out items that have the n-gram, and so many pairs of it
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        held = self._owner[np.repeat(self._first[at], counts) + within].astype(np.int64)
+        pairs, number = np.unique(np.repeat(text, counts) * len(self._total) + held, return_counts=True)
+        text, held = np.divmod(pairs, len(self._total))
+        share = number / self._total[held]
         near = share >= SHARE
-        return found + [
-            (int(a), int(b), float(s)) for a, b, s in zip(matched[0][near], matched[1][near], share[near], strict=True)
-        ]
-
-    def _filtered(self, listed: Sequence[str]) -> Hashes:
-        hashes = _hashes(listed)
-        if not len(self._common):
-            return hashes
-        at = np.minimum(np.searchsorted(self._common, hashes), len(self._common) - 1)
-        kept: Hashes = hashes[self._common[at] != hashes]
-        return kept
+        return found + list(zip(text[near].tolist(), held[near].tolist(), share[near].tolist(), strict=True))
 
 
-def _hashes(listed: Sequence[str]) -> Hashes:
-    """Python's own hashes: they hold for this process alone, and nothing of them leaves it."""
-    return np.fromiter(map(hash, listed), dtype=np.int64, count=len(listed)).view(np.uint64)
-
-
-def _grams(hashes: Hashes) -> Hashes:
-    """A hash of each run of WORDS words: a polynomial in _PRIME, modulo 2^64."""
-    count = len(hashes) - WORDS + 1
-    if count <= 0:
+def _common(held: Hashed) -> Hashes:
+    """The words (sorted) that more than half of the texts have."""
+    if held.texts < _FEWEST:
         return np.empty(0, np.uint64)
-    made = hashes[:count].copy()
-    for step in range(1, WORDS):
-        made = made * _PRIME + hashes[step : step + count]
-    return made
+    unique, counts = np.unique(_distinct(held.text, held.word)[1], return_counts=True)
+    common: Hashes = unique[2 * counts > held.texts]
+    return common
 
 
-def _whole(hashes: Hashes) -> int:
-    return hash(hashes.tobytes())
+def _distinct(text: Places, what: npt.NDArray[_T]) -> tuple[Places, npt.NDArray[_T]]:
+    """Each pair once, in the order of `what`."""
+    order = np.lexsort((text, what))
+    text, what = text[order], what[order]
+    new = np.ones(len(what), dtype=np.bool_)
+    new[1:] = (what[1:] != what[:-1]) | (text[1:] != text[:-1])
+    return text[new], what[new]

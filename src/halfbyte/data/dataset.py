@@ -21,7 +21,7 @@ from halfbyte.data.template import Example, load_examples, raise_gathered
 from halfbyte.data.units import joined
 from halfbyte.errors import ConfigError, DataError
 
-CHUNK = 4096  # examples that are encoded at once
+CHUNK = 1024  # examples that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ Watch = Callable[[str, Sequence[Example], Sequence[Item | DataError]], None]
 def load_training(config: DataConfig, tokenizer: Any, seed: int, watch: Watch | None = None) -> TrainingData:
     """Read, encode and split the data of a run.
 
-    `watch` sees every example beside its item, or what is wrong with it, some thousands at a time: side ("validation"
+    `watch` sees every example beside its item, or what is wrong with it, up to CHUNK at a time: side ("validation"
     first, then "train"), examples, items.
 
     `validation` is a file of its own, or a share of train: then each prompt is assigned by its hash and the seed, so

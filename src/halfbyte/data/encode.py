@@ -13,7 +13,9 @@ is not learned to be a complete one. An item of which nothing learned is left te
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +25,7 @@ from halfbyte.data.template import Example, raise_gathered
 from halfbyte.errors import DataError
 
 _ANSWER = "HALFBYTE-ANSWER-MARK"  # stands for an answer that is not known yet
+_THREADS = "TOKENIZERS_PARALLELISM"
 _ANCHORS = ("\n", "=", "a", ".")  # texts after which a tokenizer continues without a space of its own
 
 
@@ -121,8 +124,10 @@ class Encoder:
         return item.ids[item.prompt_tokens :]
 
     def _item(self, example: Example, text: _Text, parts: list[list[int]], learn: str, max_tokens: int | None) -> Item:
-        ids = [token for part in parts for token in part]
-        learned = [flag for part, flag in zip(parts, text.learned, strict=True) for _ in part]
+        ids, learned = list[int](), list[bool]()
+        for part, flag in zip(parts, text.learned, strict=True):
+            ids += part
+            learned += [flag] * len(part)
         if text.needs_eos and not (parts[-1] and ids[-1] == self.eos):
             ids, learned = [*ids, self.eos], [*learned, True]
         with_prefix = self._with_prefix(ids)
@@ -189,16 +194,19 @@ class Encoder:
 
     def _tokenise(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """The tokens of every segment of every text."""
-        needed = {segment for segments in texts for segment in segments}
+        needed = {segment for segments in texts for segment in segments[: max(1, len(segments) - 1)]}
         needed |= {a + b for segments in texts for a, b in itertools.pairwise(segments)}
         ids = self._ids(sorted(needed))
-        made = []
+        pairs = [pair for segments in texts for pair in itertools.pairwise(segments)]
+        joined = [ids[left + right][: len(ids[left])] == ids[left] for left, right in pairs]
+        alone = self._ids(sorted({right for (_, right), together in zip(pairs, joined, strict=True) if not together}))
+        made, place = [], 0
         for segments in texts:
             parts = [ids[segments[0]]] if segments else []
             for left, right in itertools.pairwise(segments):
-                alone, both = ids[left], ids[left + right]
-                joined = both[: len(alone)] == alone
-                parts.append(both[len(alone) :] if joined else self._apart(alone, both, right, ids[right]))
+                before, both = ids[left], ids[left + right]
+                parts.append(both[len(before) :] if joined[place] else self._apart(before, both, right, alone[right]))
+                place += 1
             made.append(parts)
         return made
 
@@ -221,11 +229,27 @@ class Encoder:
     def _ids(self, texts: list[str]) -> dict[str, list[int]]:
         if not texts:
             return {}
-        made = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        with _all_cores():
+            made = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+                "input_ids"
+            ]
         return dict(zip(texts, made, strict=True))
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let the tokenizers library use its threads, unless the user said otherwise: "off" is the command line's word."""
+    if os.environ.get(_THREADS) != "off":
+        yield
+        return
+    os.environ[_THREADS] = "on"
+    try:
+        yield
+    finally:
+        os.environ[_THREADS] = "off"
 
 
 def _text_or_fault(example: Example, make: Callable[[Example], _Text]) -> _Text | DataError:
