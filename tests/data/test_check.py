@@ -98,7 +98,7 @@ def test_two_bos_stop(folder):
     assert of(once, "double_bos") is None and once.ok
 
 
-def test_an_answer_whose_end_is_not_marked_as_generated(folder, monkeypatch):
+def test_a_template_without_an_end_of_turn_gets_eos(folder):
     report = checked(folder, rows(4), tokenizer=tiny_tokenizer(chat_template=templates.PLAIN))
     assert of(report, "end_not_learned") is None  # nothing ends a turn there, so EOS is put
 

@@ -43,7 +43,7 @@ _SAYS = {
         " {prompt} of prompts are lost, and with them the end of the answer",
         _RAISE,
     ),
-    "end_unlearned_uncut": Says(
+    "end_unmarked": Says(
         AT_HALF,
         "the end of the answer is not learned in {count} of {total} {name} items that are not cut",
         "look at the chat template: its {{% generation %}} marks must hold the end of the turn",
@@ -105,7 +105,7 @@ class ItemCheck:
         if not self._end_is_learned(item):
             tallies["end_not_learned"].add(origin)
             if not item.cut:
-                tallies["end_unlearned_uncut"].add(origin)
+                tallies["end_unmarked"].add(origin)
         if self._begins_twice(item.ids):
             tallies["double_bos"].add(origin, self._shown(item.ids[:6]))
         if self.context is not None and len(item.ids) > self.context:
@@ -126,9 +126,9 @@ class ItemCheck:
                 says = {"nothing_learned": _NOTHING_AT_ALL}
             elif 2 * tallies["nothing_learned"].count >= total:
                 says["nothing_learned"] = replace(says["nothing_learned"], level=ERROR)
-            if tallies["end_not_learned"].count == self.kept and self.data.learn == "completion":
+            if self.kept and tallies["end_not_learned"].count == self.kept and self.data.learn == "completion":
                 says = {"end_not_learned": _NEVER_ENDS} | says
-                del says["end_unlearned_uncut"]
+                del says["end_unmarked"]
         yield from tallies.findings(
             says, total, name=name, limit=f"{self.data.max_tokens:,}", longest=f"{max(self.lengths, default=0):,}",
             completion=f"{self.cut_completion:,}", prompt=f"{self.cut_prompt:,}", context=self.context,
