@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from halfbyte import durable
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import DataError, MissingDependency
 from halfbyte.pipeline import items_bar, no_short_name
 
 if TYPE_CHECKING:
+    from halfbyte.checkpoint.source import Checkpoint
     from halfbyte.data.check import Check
     from halfbyte.data.check_report import Report
 
-FILE = "check.json"
+
+@dataclass(frozen=True)
+class Prepared:
+    """A check for the data of a run, with the tokenizer and the checkpoint of its model."""
+
+    check: Check
+    tokenizer: Any
+    checkpoint: Checkpoint
 
 
 def check(run: Path, overrides: list[str], *, as_json: bool, console: Console) -> int:
@@ -39,12 +49,11 @@ def check_data(config: RunConfig, progress: Any = lambda done, total: None) -> R
     from halfbyte.data.check import check_run
 
     task = load_task(Path(config.task), runs=False) if config.task else None
-    checked, _ = prepare_check(config, task)
-    return check_run(config.data, config.seed, checked, progress)
+    return check_run(config.data, config.seed, prepare_check(config, task).check, progress)
 
 
-def prepare_check(config: RunConfig, task: TaskConfig | None) -> tuple[Check, Any]:
-    """A check for the data of a run, and the tokenizer of its model."""
+def prepare_check(config: RunConfig, task: TaskConfig | None) -> Prepared:
+    """What checks the data of a run. Of its model no weights are read."""
     from halfbyte.checkpoint.skeleton import read_config
     from halfbyte.checkpoint.source import open_checkpoint
     from halfbyte.data.check import Check
@@ -72,8 +81,11 @@ def prepare_check(config: RunConfig, task: TaskConfig | None) -> tuple[Check, An
     )
     if fault is not None:
         made.fault(fault)
-    return made, tokenizer
+    return Prepared(made, tokenizer, checkpoint)
 
 
 def write_check(report: Report, folder: Path) -> None:
-    (folder / FILE).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    """Write `report` into the run's folder. Raises OSError."""
+    from halfbyte.data.check_report import FILE
+
+    durable.write_text(folder / FILE, json.dumps(report.to_json(), indent=2) + "\n")

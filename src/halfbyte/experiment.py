@@ -80,8 +80,8 @@ def tune(
     planner = _Planner(model, data, force, console)
     config = planner.choose(config)
     make_folder(folder)  # from here on the run is worth one
-    write_check(checked, folder)
     ledger.begin(model, with_task=task is not None)
+    write_check(checked, folder)
     if task is not None:
         task = with_training_median(task, config)
         if not _same_file(config.task, folder / "task.yaml"):  # a resume may name the run's own copy
@@ -124,6 +124,7 @@ def _checked_data(
 ) -> tuple[TrainingData, dict[str, str], Report]:
     """The items of the run, by the model's tokenizer, what the run is made of, and what the check says of the items.
     No weights are loaded. Raises DataError for what must not be trained on."""
+    from halfbyte.data.check_report import NOTE, WARNING
     from halfbyte.data.dataset import load_training
     from halfbyte.model.build import origin
     from halfbyte.tune.inputs import inputs_of
@@ -131,8 +132,8 @@ def _checked_data(
     prepared = prepare_check(config, task)
     data = load_training(config.data, prepared.tokenizer, config.seed, prepared.check.add)
     report = prepared.check.report()
-    if report.findings:
-        console.print(report.findings_text(), soft_wrap=True)
+    if text := report.findings_text(WARNING, NOTE):
+        console.print(text, soft_wrap=True)
     report.raise_errors()
     return data, inputs_of(origin(prepared.checkpoint), prepared.checkpoint.path, data), report
 

@@ -182,6 +182,33 @@ def test_validation_items_in_the_training_data(folder):
     assert of(report, "validation_in_train").count == 2 and report.ok
 
 
+def test_validation_items_of_groups_that_are_trained_on(folder):
+    train = [row | {"plate": f"g{k // 4}"} for k, row in enumerate(rows(40))]
+    held = [{"prompt": f"Ship {plate}:", "completion": "x", "plate": plate} for plate in ("q", "g1", "g1")]
+    other = write(folder / "other.jsonl", held)
+    finding = of(checked(folder, train, validation=other, group="plate"), "validation_group_in_train")
+    assert (finding.level, finding.count, finding.total) == ("warning", 2, 3)
+    assert finding.examples[0].where.endswith("other.jsonl:2")
+    assert finding.examples[0].found.startswith("plate 'g1', as ") and finding.examples[0].found.endswith(":5")
+    assert checked(folder, train, validation=other).findings == ()
+    split = checked(folder, train, validation=0.3, group="plate")
+    assert split.ok and split.findings == () and len(split.sides) == 2
+    config = DataConfig(train=str(folder / "train.jsonl"), validation=0.3, group="plate")
+    data = load_training(config, tiny_tokenizer(), 0)
+    assert split.sides["validation"].items == len(data.validation)
+
+
+@pytest.mark.parametrize("own_file", [False, True])
+def test_a_record_without_its_group_stops(folder, own_file):
+    train = [row | {"plate": f"g{k}"} for k, row in enumerate(rows(20))]
+    del train[7]["plate"]
+    validation = write(folder / "other.jsonl", [rows(1, start=50)[0] | {"plate": "q"}]) if own_file else 0.3
+    report = checked(folder, train, validation=validation, group="plate")
+    finding = of(report, "unusable")
+    assert (finding.level, finding.count) == ("error", 1) and finding.examples[0].where.endswith("train.jsonl:8")
+    assert checked(folder, train, group="plate").ok  # nothing is split
+
+
 def test_labels(folder):
     train = [{"prompt": f"Message {k}", "completion": " yes" if k % 3 else " no"} for k in range(30)]
     test = [{"prompt": "Another", "completion": " no"}]

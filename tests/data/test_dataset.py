@@ -123,14 +123,6 @@ def test_the_group_comes_from_the_run_or_from_the_task_that_is_trained_on(tmp_pa
         data = load_training(config, tiny_tokenizer(), 0)
         sides = [{e.record.values["plate"] for e in side} for side in (data.examples, data.validation_examples)]
         assert all(sides) and not sides[0] & sides[1]
-    other = write(
-        tmp_path / "other.jsonl", [{"prompt": "new", "completion": "x", "plate": plate} for plate in ("g1", "q")]
-    )
-    config = DataConfig(train=str(tmp_path / "all.jsonl"), validation=other, group="plate")
-    assert (
-        "1 of 2 validation items are of groups that are trained on"
-        in load_training(config, tiny_tokenizer(), 0).describe()
-    )
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

@@ -26,8 +26,8 @@ PHASES = {  # what runs in each, and is interrupted there
 
 def write_run(folder: Path) -> Path:
     tiny_checkpoint("llama", folder / "tiny")
-    lines = [{"prompt": f"set {i} costs $", "completion": f"{i % 9}.99"} for i in range(20)]
-    for name, part in (("train", lines), ("test", lines[:4])):
+    lines = [{"prompt": f"set {i} costs $", "completion": f"{i % 9}.99"} for i in range(24)]
+    for name, part in (("train", lines[:20]), ("test", lines[20:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
     (folder / "task.yaml").write_text("kind: number\ndata: test.jsonl\ndecoding: {max_new_tokens: 3}\n")
     keys = {"model": "tiny", "compute": "fp32", "data": "{train: train.jsonl}", "out": "out",

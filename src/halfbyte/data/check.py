@@ -16,14 +16,15 @@ from itertools import compress, islice
 from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.check_answers import LabelCheck, NumberCheck
 from halfbyte.data.check_items import ItemCheck, pad_finding
-from halfbyte.data.check_leaks import exact_findings, near_finding
+from halfbyte.data.check_leaks import GroupCheck, exact_findings, near_finding
 from halfbyte.data.check_near import Hashed, NearIndex
 from halfbyte.data.check_report import ERROR, NOTE, WARNING, Finding, Report
 from halfbyte.data.check_sets import Keys, contradictory, repeated, shared
 from halfbyte.data.check_tally import Tally
 from halfbyte.data.check_texts import TextCheck
-from halfbyte.data.dataset import CHUNK, Ranks
+from halfbyte.data.dataset import CHUNK, Ranks, group_of
 from halfbyte.data.encode import Encoder, Item
+from halfbyte.data.sides import value_of
 from halfbyte.data.template import Example, iter_examples
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 
@@ -57,6 +58,8 @@ class Check:
         self._items = {side: ItemCheck(encoder, data, context, vocabulary) for side in (TRAIN, VALIDATION)}
         self._keys = {side: Keys() for side in _NAMES}
         self._texts = TextCheck(encoder)
+        group = group_of(data) if data.validation else None  # without validation there is nothing to keep together
+        self._groups = None if group is None else GroupCheck(group)
         self._labels = None if task is not None and task.kind == "number" else LabelCheck(options)
         self._numbers = {side: NumberCheck() for side in (TRAIN, TEST)} if self._labels is None else {}
         self._faults: dict[str, tuple[HalfbyteError, Tally]] = {}  # the first of those that say the same
@@ -70,6 +73,7 @@ class Check:
         """See examples of "train" or "validation" beside their items; all of validation comes before train."""
         for example, item in zip(examples, items, strict=True):
             self._see(side, example)
+            self._see_group(side, example)
             if isinstance(item, DataError):
                 self.fault(item)
             else:
@@ -111,6 +115,17 @@ class Check:
             if side == TRAIN and self._labels is not None:
                 self._labels.add(example.completion, example.record.origin)
 
+    def _see_group(self, side: str, example: Example) -> None:
+        if self._groups is None:
+            return
+        try:
+            if side == VALIDATION:
+                self._groups.hold_out(example, len(self._keys[side]) - 1)
+            else:
+                self._groups.train_on(example)
+        except DataError as error:
+            self.fault(error)
+
     def _hold_against(self, examples: Sequence[Example]) -> None:
         """Look for near twins of held-out items; the nearest one is kept."""
         if self._near is None:
@@ -149,6 +164,8 @@ class Check:
                           test.places)  # fmt: skip
         for held, other in ((TEST, TRAIN), (VALIDATION, TRAIN), (TEST, VALIDATION)):
             yield from self._leaks(held, other)
+        if self._groups is not None:
+            yield from self._groups.findings(self._keys[VALIDATION])
 
     def _leaks(self, held: str, other: str) -> Iterator[Finding]:
         keys, against = self._keys[held], self._keys[other]
@@ -179,14 +196,15 @@ def check_run(data: DataConfig, seed: int, check: Check, progress: Progress = la
         sides = {VALIDATION: _usable(data.validation, data, check.fault, "validation"),
                  TRAIN: _usable(data.train, data, check.fault)}  # fmt: skip
     else:
-        ranks = Ranks(seed)
-        for example in _usable(data.train, data, check.fault):
+        group = group_of(data) if data.validation else None
+        ranks = Ranks(seed, group)
+        for example in _usable(data.train, data, check.fault, group=group):
             ranks.add(example)
             if len(ranks) % CHUNK == 0:
                 progress(len(ranks), None)
         flags = ranks.held_out(data.validation or 0.0)
-        sides = {VALIDATION: compress(_usable(data.train, data), flags),
-                 TRAIN: compress(_usable(data.train, data), ~flags)}  # fmt: skip
+        sides = {VALIDATION: compress(_usable(data.train, data, group=group), flags),
+                 TRAIN: compress(_usable(data.train, data, group=group), ~flags)}  # fmt: skip
     done = 0
     for side, examples in sides.items():
         while part := list(islice(examples, CHUNK)):
@@ -197,11 +215,21 @@ def check_run(data: DataConfig, seed: int, check: Check, progress: Progress = la
 
 
 def _usable(
-    source: str, data: DataConfig, fault: Callable[[DataError], None] = lambda error: None, split: str = "train"
+    source: str,
+    data: DataConfig,
+    fault: Callable[[DataError], None] = lambda error: None,
+    split: str = "train",
+    group: str | None = None,
 ) -> Iterator[Example]:
-    """The examples of `source` that can be used; `fault` is told of the others."""
+    """The examples of `source` that can be used, and that are of a `group` where there are any; `fault` is told of the
+    others."""
     for example in iter_examples(source, data.template, split=split):
-        if isinstance(example, Example):
-            yield example
+        try:
+            if isinstance(example, DataError):
+                raise example
+            if group is not None:
+                value_of(example.record, group)
+        except DataError as error:
+            fault(error)
         else:
-            fault(example)
+            yield example

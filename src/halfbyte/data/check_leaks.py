@@ -8,6 +8,8 @@ from halfbyte.data.check_near import SHARE, WORDS
 from halfbyte.data.check_report import NOTE, WARNING, Finding
 from halfbyte.data.check_sets import Keys, Same
 from halfbyte.data.check_tally import Tally, at_half
+from halfbyte.data.sides import value_of
+from halfbyte.data.template import Example
 
 _SCORE = {"test": "what the tuned model scores on them is memory", "validation": "their loss says nothing of new items"}
 _TAKE = "take them out of the {} data"
@@ -41,3 +43,31 @@ def near_finding(held: str, twins: Mapping[int, tuple[str, float]], keys: Keys) 
         text += f" (at least {100 * SHARE:.0f} % of their runs of {WORDS} words)"
         do = "look at them: copies belong on one side" if held == "test" else "group them on one side"
         yield tally.finding(f"{held}_near_train", WARNING if held == "test" else NOTE, len(keys), text, do)
+
+
+class GroupCheck:
+    """Validation items whose group is trained on, too. `column` holds the groups. All of validation comes first."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self._held: dict[str, list[int]] = {}  # the numbers of each group's validation items
+        self._trained: dict[str, str] = {}  # of these groups, those that are trained on, and where first
+
+    def hold_out(self, example: Example, number: int) -> None:
+        """Raises DataError where the example has no group."""
+        self._held.setdefault(value_of(example.record, self.column), []).append(number)
+
+    def train_on(self, example: Example) -> None:
+        """Raises DataError where the example has no group."""
+        group = value_of(example.record, self.column)
+        if group in self._held:
+            self._trained.setdefault(group, example.record.origin)
+
+    def findings(self, keys: Keys) -> Iterator[Finding]:
+        """`keys`: those of the validation items."""
+        tally = Tally()
+        for number, name in sorted((k, group) for group in self._trained for k in self._held[group]):
+            tally.add(keys.origins[number], f"{self.column} {name!r}, as {self._trained[name]}")
+        if tally.count:
+            text = f"{tally.count:,} of {len(keys):,} validation items are of groups that are trained on, too"
+            yield tally.finding("validation_group_in_train", WARNING, len(keys), text, "keep a group on one side")

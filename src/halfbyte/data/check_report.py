@@ -11,6 +11,7 @@ from rich.text import Text
 
 from halfbyte.errors import DataError
 
+FILE = "check.json"  # in a run's folder
 SCHEMA = 1
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SHOWN = 5  # places that a finding names
@@ -101,16 +102,17 @@ class Report:
         if not errors:
             return
         if len(errors) == 1:
-            one = errors[0]
-            found = "\n         ".join(map(str, one.examples[:_PRINTED])) or None
-            raise DataError(one.text, where=_file(one), found=found, do=one.do)
+            one, places = errors[0], errors[0].examples[:_PRINTED]
+            if len(places) == 1:
+                raise DataError(one.text, where=places[0].where, found=places[0].found, do=one.do)
+            raise DataError(one.text, found="\n         ".join(map(str, places)) or None, do=one.do)
         lines = [f"{one.text}" + (f" ({one.examples[0]})" if one.examples else "") + f"; {one.do}" for one in errors]
         raise DataError(f"{len(errors)} checks of the data failed", found="\n         ".join(lines),
                         do="put them right; `halfbyte check RUN.yaml` shows more of each")  # fmt: skip
 
-    def findings_text(self) -> Text:
-        """Every finding with its first places."""
-        return Text("\n").join(_lines(self.findings))
+    def findings_text(self, *levels: str) -> Text:
+        """Every finding of these levels with its first places."""
+        return Text("\n").join(_lines(tuple(finding for finding in self.findings if finding.level in levels)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.encoding)
@@ -135,7 +137,7 @@ class Report:
                            f"the rarest {min(self.labels.values()):,} times")  # fmt: skip
         if self.findings:
             yield Text("")
-            yield self.findings_text()
+            yield self.findings_text(ERROR, WARNING, NOTE)
         counts = [f"{len(self.of(level))} {level}{'s' * (len(self.of(level)) != 1)}" for level in (ERROR, WARNING)]
         yield Text("\n" + ", ".join(counts), style=_STYLES[ERROR] if not self.ok else "bold")
 
@@ -147,10 +149,6 @@ class Report:
         notes = [f"{name}: {_side(side)}" for name, side in self.sides.items()]
         verdict = "nothing stops a run" if self.ok else "errors stop a run"
         return table(f"data check: {verdict}", ("finding", "items", "what to do", "where"), rows, notes)
-
-
-def _file(finding: Finding) -> str | None:
-    return finding.examples[0].where if finding.examples else None
 
 
 def _side(side: Side) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from halfbyte import durable
 from halfbyte.config import RunConfig, build, flat, read_yaml, to_dict
+from halfbyte.data import check_report
 from halfbyte.errors import ConfigError, DataError
 from halfbyte.plan import measured
 from halfbyte.tune.inputs import changed_inputs
@@ -17,7 +18,8 @@ from halfbyte.tune.state import last_inputs
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _ELSEWHERE = "choose another: --set out=..."
-_BEFORE = {"evaluations", measured.FILE, "task.yaml"}  # what a run leaves that was killed before it trained
+# What a run leaves that was killed before it trained
+_BEFORE = {"evaluations", measured.FILE, check_report.FILE, "task.yaml"}
 # Options that a resume may change: they decide when something is written or where it runs, not what comes out.
 _FREE = {"tune.checkpoint_every", "tune.explosion", "memory", "device", "out", "task"}
 
