@@ -22,6 +22,7 @@ BASE = {
     "kernels",
     "memory",
     "notebook",
+    "provenance",
     "safe_yaml",
     "targets",
 }

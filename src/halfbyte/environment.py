@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import halfbyte
+from halfbyte.provenance import git_state
 
 NATIVE_INTERFACE = 5  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 def environment() -> dict[str, Any]:
-    """`versions` {library: version} and `machine` {processor, cores, threads, memory_bytes, system, cuda}."""
-    return {"versions": versions(), "machine": machine()}
+    """`versions` {library: version}, `machine` {processor, cores, threads, memory_bytes, system, cuda} and `git`
+    {commit, dirty} of the current folder (None: it is in no repository)."""
+    return {"versions": versions(), "machine": machine(), "git": git_state()}
 
 
 def versions() -> dict[str, str]:

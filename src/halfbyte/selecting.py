@@ -140,7 +140,7 @@ def _going_on() -> Iterator[list[str]]:
 
 def _score(selection: Selection, found: Evidence, console: Console) -> None:
     """Score every variant of a candidate that is to be scored; a model is loaded once for each format."""
-    from halfbyte.evaluate.tasks import digest
+    from halfbyte.provenance import digest
 
     for weights in dict.fromkeys(variant.weights for variant in found.variants):
         waiting = [v for v in found.variants if v.weights == weights and v.status == "to score"]
@@ -241,8 +241,8 @@ def _probe(selection: Selection, steps: int, most: int, console: Console) -> Non
 
 def _probe_one(selection: Selection, found: Evidence, variant: Variant, probe: Probe, console: Console) -> None:
     """One probe: trained, or what is left of it, and scored with as few shots as any variant has."""
-    from halfbyte.evaluate.tasks import digest
     from halfbyte.experiment import tune
+    from halfbyte.provenance import digest
 
     look, model, tuning = selection.look, found.candidate, selection.look.tuning
     config = tuning.probe(model.model, model.revision, variant.weights, probe.steps, look.asked.budget,

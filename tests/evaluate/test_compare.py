@@ -17,7 +17,7 @@ from halfbyte.evaluate.metrics import METRICS, Metric, exact_scores, loss_scores
 from halfbyte.evaluate.paired import Paired
 from halfbyte.evaluate.results import summarise, write_evaluation
 from halfbyte.evaluate.several import bonferroni, holm
-from halfbyte.evaluate.tasks import digest
+from halfbyte.provenance import digest
 
 
 def folder(

@@ -8,7 +8,7 @@ from typing import Any
 
 from halfbyte.evaluate.metrics import exact_scores
 from halfbyte.evaluate.results import read_evaluation, summarise, write_evaluation
-from halfbyte.evaluate.tasks import digest
+from halfbyte.provenance import digest
 from halfbyte.select.ranking import Entry
 
 

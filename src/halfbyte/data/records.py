@@ -65,6 +65,14 @@ def iter_records(source: str, *, split: str = "train") -> Iterator[Record]:
     yield from _from_hub(source, split)
 
 
+def files_of(source: str) -> list[Path]:
+    """The files that `source` (see `load_records`) stands for; of a hub data set none."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    return [file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if file.is_file()]  # noqa: PTH207
+
+
 def _not_found(path: Path) -> DataError:
     folder = path.parent
     if not folder.is_dir():

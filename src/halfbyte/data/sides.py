@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from halfbyte.config import TaskConfig, load_task
-from halfbyte.data.records import Record, load_records
+from halfbyte.config import DataConfig, TaskConfig, load_task
+from halfbyte.data.records import Record, files_of, load_records
 from halfbyte.data.template import Example, to_examples
 from halfbyte.data.units import joined
 from halfbyte.errors import ConfigError, DataError, nearest
@@ -39,6 +39,28 @@ def training_examples(file: Path, template: Mapping[str, str] | None = None) -> 
                           do="split it: 'split: {share: 0.2}', or name training data of its own")  # fmt: skip
     kept = [example for example, test in _sides(task) if not test]
     return kept if template is None else to_examples([example.record for example in kept], template)
+
+
+def run_files(data: DataConfig) -> list[Path]:
+    """The files that a run's data lie in; of hub data sets none. Raises ConfigError for a broken TASK.yaml."""
+    sources = [source for source in (data.train, data.validation) if isinstance(source, str)]
+    return [file for source in sources for file in _files_behind(source)]
+
+
+def task_files(task: TaskConfig) -> list[Path]:
+    """The files that a task's items, examples and rules lie in."""
+    found = files_of(task.data) + (_files_behind(task.train) if task.train else [])
+    found += [Path(task.schema)] if task.schema else []
+    found += [Path(task.scorer.rpartition(":")[0])] if task.scorer else []
+    return list(dict.fromkeys(found))
+
+
+def _files_behind(source: str) -> list[Path]:
+    """Of a TASK.yaml itself and its data."""
+    files = files_of(source)
+    if Path(source).suffix.lower() in (".yaml", ".yml"):
+        files += files_of(load_task(source, runs=False).data)
+    return files
 
 
 def _sides(task: TaskConfig, faults: list[DataError] | None = None) -> list[tuple[Example, bool]]:

@@ -9,8 +9,10 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halfbyte.checkpoint.tokenizer import tokenizer_fingerprint
 from halfbyte.config import TaskConfig, ToleranceConfig
 from halfbyte.data.encode import Encoder
+from halfbyte.data.sides import task_files
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate.details import details
@@ -30,6 +32,7 @@ from halfbyte.evaluate.results import (
 from halfbyte.evaluate.show import ShownResult
 from halfbyte.evaluate.tasks import Item, TaskSet, load_task_set
 from halfbyte.memory import MemoryMeter
+from halfbyte.provenance import file_digests
 
 if TYPE_CHECKING:
     from halfbyte.evaluate.generate import Progress
@@ -99,10 +102,18 @@ def evaluate_task(
 
 def described(model: Model) -> Result:
     """What a result says of the model."""
+    from halfbyte.model.adapter import adapter_digest, adapter_tensors
+
     return {
         "model": model.name,
+        "model_folder": str(model.path.absolute()),
         "weights": model.weights,
         "adapter": asdict(model.adapter) if model.adapter is not None else None,
+        "fingerprints": {
+            "model": model.fingerprint,
+            "tokenizer": tokenizer_fingerprint(model.path),
+            "adapter": adapter_digest(adapter_tensors(model.net)),
+        },
         "device": str(model.device),
         "compute": model.compute,
     }
@@ -118,6 +129,8 @@ def _frame(tasks: TaskSet, variant: str, seed: int) -> Result:
         "variant": variant,
         "fallback": tasks.fallback,
         "fallback_source": tasks.fallback_source,
+        "configuration": asdict(tasks.task),
+        "files": file_digests(task_files(tasks.task)),
     }
 
 
@@ -265,7 +278,7 @@ def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> 
     nothing = ("model", "weights", "adapter", "seconds", "tokens_per_second", "peak_bytes", "mapped_bytes")
     own = {"variant": variant, "resumed": 0, "unanswered": 0.0, "metrics": metrics, "warnings": warnings}
     own["details"] = details("number", predictions, units_of(predictions), seed)
-    nowhere = dict.fromkeys([*nothing, "cuda_peak_bytes", "device"])
+    nowhere = dict.fromkeys([*nothing, "cuda_peak_bytes", "device", "model_folder", "fingerprints"])
     result = source.result | nowhere | own | environment()
     write_evaluation(out, result, predictions)
     return result

@@ -34,8 +34,8 @@ from halfbyte.evaluate.results import (
     write_evaluation,
 )
 from halfbyte.evaluate.show import ShownResult
-from halfbyte.evaluate.tasks import digest
 from halfbyte.memory import MemoryMeter
+from halfbyte.provenance import digest
 
 if TYPE_CHECKING:
     from halfbyte.evaluate.generate import Progress

@@ -8,7 +8,6 @@ lie.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from halfbyte.evaluate.likeness import check_chrf
 from halfbyte.evaluate.options import check_options, rendered_options
 from halfbyte.evaluate.scorer import describe_scorer
 from halfbyte.evaluate.structured import load_schema, read_json
+from halfbyte.provenance import digest
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,6 @@ class TaskSet:
     def asked(self, encoder: Encoder) -> list[Example]:
         """The items' examples with the task's shots before them: as earlier turns for a chat model, else as text."""
         return [_with_shots(item.example, self.shots, chat=encoder.chat is not None) for item in self.items]
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of plain data, in hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_task_set(task: TaskConfig, *, seed: int = 0, limit: int | None = None) -> TaskSet:

@@ -6,6 +6,7 @@ this model does not compute (DoRA, trained biases, modules saved whole, ...) is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,15 @@ def adapter_tensors(net: nn.Module) -> dict[str, Tensor]:
             tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
             tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
     return tensors
+
+
+def adapter_digest(tensors: Mapping[str, Tensor]) -> str | None:
+    """SHA-256 over the adapter's tensors by PEFT's keys, in fp32 as they are computed with; None: there are none."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest() if tensors else None
 
 
 def save_adapter(net: nn.Module, folder: Path, config: AdapterConfig, base: str, fingerprint: str) -> None:

@@ -3,7 +3,7 @@
 run.yaml            every option as it was used, the automatic ones too
 plan.json           what the run was going to need
 measured.json       what it took, phase by phase (halfbyte.ledger)
-environment.json    machine and versions
+environment.json    machine, versions, git, seed and fingerprints (halfbyte.tune.origin)
 metrics.jsonl       a line an optimiser step
 checkpoints/        the state, for --resume (halfbyte.tune.state)
 adapter/            the best adapter by validation loss (without validation: the last)
@@ -26,11 +26,11 @@ from halfbyte import durable
 from halfbyte.config import RunConfig, write_yaml
 from halfbyte.data.batches import steps_per_epoch
 from halfbyte.data.dataset import TrainingData
-from halfbyte.environment import environment
 from halfbyte.errors import HalfbyteError, TrainingError
 from halfbyte.memory import MemoryMeter, give_back, ran_out
 from halfbyte.model.build import Model
 from halfbyte.plan import measured
+from halfbyte.tune import origin
 from halfbyte.tune.folder import CHECKPOINTS, METRICS, cut_metrics, make_folder, refuse_other_inputs
 from halfbyte.tune.inputs import changed_making, inputs_of, made_with
 from halfbyte.tune.loop import Plan, StepRecord, Stopped, train
@@ -111,12 +111,13 @@ def run_training(
     state.progress.inputs, state.progress.made_with = inputs, made_with(model.device)
     try:
         write_yaml(config, folder / "run.yaml")
-        for name, values in (("plan.json", plan_json(config)), ("environment.json", environment())):
-            durable.write_text(folder / name, json.dumps(values, indent=2) + "\n")
+        durable.write_text(folder / "plan.json", json.dumps(plan_json(config), indent=2) + "\n")
+        origin.write(folder, origin.of_run(model, config, inputs["items"]), state.progress.step)
         cut_metrics(folder / METRICS, state.progress.step)
     except OSError as error:
         raise _refused(folder, error) from error
     outcome = _train(model, data, state, config, console, watch)
+    origin.add_adapters(folder)
     for parameter in state.parameters.values():
         parameter.grad = None
     del state
