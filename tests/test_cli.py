@@ -14,8 +14,8 @@ import halfbyte
 from halfbyte.cli import main
 from tests.tiny import tiny_checkpoint
 
-VERBS = ("plan", "check", "pack", "evaluate", "tune", "sweep", "compare", "results", "select", "report", "generate",
-         "doctor", "demo")  # fmt: skip
+VERBS = ("plan", "check", "pack", "evaluate", "tune", "sweep", "compare", "results", "select", "report", "verify",
+         "generate", "doctor", "demo")  # fmt: skip
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -27,8 +27,8 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 130 stopped by Ctrl-C or
-    SIGTERM."""
+    """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 4 a record is contradicted
+    (`verify`), 130 stopped by Ctrl-C or SIGTERM."""
     parser, options = _parser(), argparse.Namespace(debug=False)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "off")  # no warnings at forks; Encoder knows this word
     try:
@@ -303,6 +303,15 @@ def _parser() -> argparse.ArgumentParser:
     report = verb("report", _report, "one self-contained HTML page about a run", "halfbyte report runs/demo")
     report.add_argument("run", metavar="RUN", type=Path, help="the folder that a run left, or its RUN.yaml")
 
+    verify = verb(
+        "verify",
+        _verify,
+        "what a run or an evaluation recorded, taken again (exit code 4: something differs)",
+        "halfbyte verify runs/demo",
+    )
+    verify.add_argument("run", metavar="RUN", type=Path, help="the folder of a run or an evaluation, or a RUN.yaml")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+
     generate = verb(
         "generate",
         _generate,
@@ -456,6 +465,12 @@ def _report(options: argparse.Namespace) -> int:
 
     print(report(pipeline.run_folder(options.run)))
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from halfbyte import verifying
+
+    return verifying.verify(options.run, options.json, _console())
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -209,11 +209,20 @@ def _opened(file: Path) -> Any:
         raise CheckpointError("the adapter's weights can't be read", where=file, found=str(error)) from None
 
 
+def trained_on(file: Path) -> str | None:
+    """The fingerprint of the base model that an adapter's weights name; None where they name none, or can't be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            found: str | None = (opened.metadata() or {}).get("halfbyte_base_fingerprint")
+    except (OSError, SafetensorError):
+        return None
+    return found
+
+
 def _other_base(folder: Path, fingerprint: str | None) -> list[str]:
-    with _opened(folder / WEIGHTS) as file:
-        trained_on = (file.metadata() or {}).get("halfbyte_base_fingerprint")
-    if fingerprint and trained_on and trained_on != fingerprint:
-        return [f"trained on another base model: {shown(trained_on, 12)}, this one is {fingerprint[:12]}"]
+    base = trained_on(folder / WEIGHTS)
+    if fingerprint and base and base != fingerprint:
+        return [f"trained on another base model: {shown(base, 12)}, this one is {fingerprint[:12]}"]
     return []
 
 

@@ -1,0 +1,242 @@
+"""`halfbyte verify`: what a run or an evaluation recorded, taken again and set beside the record. Nothing is written,
+nothing is downloaded, no model answers and no code of the user's is run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from halfbyte.config import RunConfig, build, flat, read_yaml, to_dict
+from halfbyte.environment import environment
+from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.provenance import (
+    DIFFERS,
+    OK,
+    OTHER,
+    UNCHECKED,
+    Finding,
+    compare_environment,
+    compare_files,
+    digest,
+    told,
+)
+
+DIFFERENT = 4  # exit code where something recorded is contradicted
+_STYLES = {OK: "green", DIFFERS: "bold red", UNCHECKED: "yellow", OTHER: "yellow"}
+_PLACES = {"a_folder", "b_folder"}  # of a comparison: a run may have been moved
+_CONTIGUOUS = "steps in order"
+
+
+def verify(target: Path, as_json: bool, console: Console) -> int:
+    """`halfbyte verify RUN`: a run's folder (or its RUN.yaml), or an evaluation's. 0, or `DIFFERENT`.
+
+    Raises ConfigError for a folder that is neither, DataError for an evaluation that can't be read.
+    """
+    rows, kind = findings(target)
+    different = any(row.state == DIFFERS for row in rows)
+    if as_json:
+        agrees = {"schema": 1, "target": str(target), "kind": kind, "agrees": not different}
+        print(json.dumps(agrees | {"findings": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False))
+    else:
+        _show(rows, target, console)
+    return DIFFERENT if different else 0
+
+
+def findings(target: Path) -> tuple[list[Finding], str]:
+    """(a finding for each thing that was recorded, "run" or "evaluation"); raises as `verify` does."""
+    from halfbyte.evaluate.results import PREDICTIONS, RESULT
+    from halfbyte.evaluate.verify import verify_evaluation
+    from halfbyte.pipeline import run_folder
+
+    if target.is_dir() and not (target / "run.yaml").is_file():
+        if (target / RESULT).is_file() or (target / PREDICTIONS).is_file():
+            beside = target.parent.parent  # runs/NAME/evaluations/VARIANT
+            return verify_evaluation(
+                target, beside / "adapter" if (beside / "run.yaml").is_file() else None
+            ), "evaluation"
+        raise ConfigError("this is neither a run nor an evaluation", where=target, found="no run.yaml, no result.json",
+                          do="name a folder that halfbyte tune or halfbyte evaluate left")  # fmt: skip
+    return _run(run_folder(target)), "run"
+
+
+def _run(folder: Path) -> list[Finding]:
+    from halfbyte.evaluate.verify import model_rows
+    from halfbyte.tune import origin
+
+    recorded = origin.read(folder)
+    if recorded is None:
+        return [_broken(origin.FILE, f"{folder / origin.FILE} is missing or broken"), *_files(folder, {}, None)]
+    config, rows = _configuration(folder, recorded)
+    if config is not None and "seed" in recorded:
+        rows.append(Finding.of("seed", recorded["seed"], config.seed))
+    rows += compare_files(recorded.get("files"), "data file")
+    rows += model_rows({"model": "its model", **recorded}, None)
+    rows.append(_items(config, recorded))
+    return rows + _files(folder, recorded, config) + compare_environment(recorded, environment())
+
+
+def _files(folder: Path, recorded: Mapping[str, Any], config: RunConfig | None) -> list[Finding]:
+    """What lies in the run's folder beside its options."""
+    rows = [*_adapters(folder, recorded), *_steps(folder, config)]
+    for place in sorted(path.parent for path in (folder / "evaluations").glob("*/result.json")):
+        rows += _evaluation(place, folder)
+    for file in (folder / "comparison.json", *sorted((folder / "comparisons").glob("*.json"))):
+        rows += _comparison(file, folder) if file.is_file() else []
+    return rows
+
+
+def _configuration(folder: Path, recorded: Mapping[str, Any]) -> tuple[RunConfig | None, list[Finding]]:
+    """run.yaml: whether it can be read, says every option, and says what it said."""
+    known = flat(to_dict(RunConfig()))
+    try:
+        values = read_yaml(folder / "run.yaml")
+        config = build(RunConfig, values, str(folder / "run.yaml"))
+    except HalfbyteError as error:
+        return None, [_broken("run.yaml", " ".join(str(error).split()))]
+    missing = sorted(known.keys() - flat(values).keys() - {key for key in known if key.startswith("data.template")})
+    rows = [Finding.of("run.yaml: every option", f"{len(known)} options", f"{len(known) - len(missing)} options",
+                       f"missing: {', '.join(missing)}")]  # fmt: skip
+    old = _prints(recorded).get("configuration")
+    if old is None:
+        return config, [*rows, Finding.unchecked("configuration", None, "not recorded")]
+    return config, [*rows, Finding.of("configuration", old, digest(to_dict(config)), "run.yaml was changed")]
+
+
+def _prints(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = recorded.get("fingerprints")
+    return found if isinstance(found, dict) else {}
+
+
+def _items(config: RunConfig | None, recorded: Mapping[str, Any]) -> Finding:
+    """The tokens that were trained on, made again by the model's tokenizer."""
+    from halfbyte.checkpoint.source import open_folder
+    from halfbyte.data.dataset import load_training
+    from halfbyte.model.build import load_tokenizer
+    from halfbyte.plan.shapes import text_config
+    from halfbyte.tune.run import fingerprint
+
+    what, old, place = "training items, token by token", _prints(recorded).get("items"), recorded.get("model_folder")
+    if config is None or old is None or not isinstance(place, str):
+        return Finding.unchecked(
+            what, old, "not recorded" if old is None else "run.yaml or the model's place is missing"
+        )
+    if not recorded.get("files"):
+        return Finding.unchecked(what, old, "the data come from the hub")
+    try:
+        checkpoint = open_folder(Path(place))
+        vocabulary = int(text_config(checkpoint.config).get("vocab_size") or 2**31)
+        data = load_training(config.data, load_tokenizer(checkpoint, vocabulary), config.seed)
+    except HalfbyteError as error:
+        return Finding.unchecked(what, old, error.what)
+    return Finding.of(what, old, fingerprint(data), "other items, another split or other tokens")
+
+
+def _adapters(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Finding]:
+    """Digests of the adapters' files, and that they belong to the run's base model."""
+    from halfbyte.model.adapter import WEIGHTS, trained_on
+    from halfbyte.tune import origin
+
+    old, new = recorded.get("adapters") or {}, origin.adapters(folder)
+    if not old:
+        yield Finding.unchecked("adapter", None, "not recorded: the training was not finished, or is from before")
+    for name in dict.fromkeys([*old, *(new if old else ())]):
+        yield Finding.of(name, old.get(name), new.get(name), "the file was changed" if name in new else "it is gone")
+    base = _prints(recorded).get("model")
+    for name in origin.ADAPTERS:
+        file = folder / name / WEIGHTS
+        if base is not None and file.is_file():
+            yield Finding.of(f"{name}: its base model", base, trained_on(file), "of another base, or not to be read")
+
+
+def _steps(folder: Path, config: RunConfig | None) -> Iterator[Finding]:
+    """metrics.jsonl: steps from 1 on without a gap, as far as the newest checkpoint, whose best loss it names."""
+    from halfbyte.tune.state import checkpoints
+
+    file = folder / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        steps = [int(line["step"]) for line in lines]
+        finite = all(math.isfinite(line["loss"]) for line in lines)
+    except FileNotFoundError:
+        yield Finding.unchecked("metrics.jsonl", None, "the run has not come to its training")
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield _broken("metrics.jsonl", f"a line is broken: {' '.join(str(error).split())}")
+        return
+    whole = steps == list(range(1, len(steps) + 1))
+    gap = next((step for step, wanted in zip(steps, range(1, len(steps) + 1), strict=True) if step != wanted), None)
+    yield Finding.of("metrics.jsonl", _CONTIGUOUS, _CONTIGUOUS if whole else f"step {gap} out of order")
+    yield Finding.of("metrics.jsonl: losses", "finite", "finite" if finite else "not all finite")
+    there = checkpoints(folder / "checkpoints")
+    if not there:
+        yield Finding.unchecked("last checkpoint", None, "there is none")
+        return
+    try:
+        progress = json.loads((there[-1] / "state.json").read_text(encoding="utf-8"))
+        last, best, at = progress["step"], progress["best_loss"], progress["best_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield _broken(f"checkpoints/{there[-1].name}", " ".join(str(error).split()))
+        return
+    yield Finding.of("last step: checkpoint, metrics.jsonl", last, steps[-1] if steps else 0)
+    losses = {line["step"]: line["validation_loss"] for line in lines if line.get("validation_loss") is not None}
+    lowest = min(losses, key=losses.__getitem__, default=None)
+    found = None if lowest is None else {"loss": losses[lowest], "step": lowest}
+    yield Finding.of("best validation loss", None if at is None else {"loss": best, "step": at}, found)
+
+
+def _evaluation(place: Path, folder: Path) -> list[Finding]:
+    from halfbyte.evaluate.verify import verify_evaluation
+
+    name = place.relative_to(folder).as_posix()
+    try:
+        rows = verify_evaluation(place, folder / "adapter")
+    except HalfbyteError as error:
+        return [_broken(name, " ".join(str(error).split()))]
+    return [replace(row, what=f"{name}: {row.what}") for row in rows]
+
+
+def _comparison(file: Path, folder: Path) -> list[Finding]:
+    """Every figure of a comparison, made again of the two evaluations."""
+    from halfbyte.evaluate.compare import compare_folders
+
+    name = file.relative_to(folder).as_posix()
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+        sides = [folder / "evaluations" / old[side] for side in ("a", "b")]
+        sides = [own if own.is_dir() else Path(old[f"{side}_folder"]) for own, side in zip(sides, "ab", strict=True)]
+        metric = None if "both_answered" in old else old["metric"]
+        new = json.loads(json.dumps(compare_folders(*sides, metric=metric, seed=int(old["seed"]))))
+    except HalfbyteError as error:
+        return [Finding.unchecked(name, None, error.what)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [_broken(name, f"{type(error).__name__}: {' '.join(str(error).split())}")]
+    keys = [key for key in dict.fromkeys([*old, *new]) if key not in _PLACES]
+    other = [key for key in keys if old.get(key) != new.get(key)]
+    rows = [Finding.of(f"{name}: {key}", old.get(key), new.get(key)) for key in other]
+    return rows or [Finding(name, f"{len(keys)} entries", told(f"the same; {old['verdict']}"), OK)]
+
+
+def _broken(what: str, why: str) -> Finding:
+    return Finding(what, "", "can't be read", DIFFERS, why)
+
+
+def _show(rows: list[Finding], target: Path, console: Console) -> None:
+    table = Table(title=Text(f"{target}: recorded, and taken again"), title_justify="left")
+    for name in ("what", "recorded", "found", "state"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        state = Text(row.state, style=_STYLES[row.state])
+        if row.note:
+            state.append(f": {row.note}" if row.state != UNCHECKED else f", because {row.note}", style="default")
+        table.add_row(Text(row.what), Text(row.recorded), Text(row.found), state)
+    console.print(table)
+    counts = {state: sum(row.state == state for row in rows) for state in _STYLES}
+    console.print("; ".join(f"{count} {state}" for state, count in counts.items() if count), markup=False)
