@@ -1,0 +1,141 @@
+"""RUN.yaml, TASK.yaml and SPACE.yaml that say what can't be."""
+
+from __future__ import annotations
+
+import json
+
+from tests.bad_inputs.case import Case, Make, Place, edit, nothing, text
+
+_TUNE, _ASK = "tune {folder}/run.yaml", "evaluate {model} --task {folder}/task.yaml --out {folder}/result"
+_SWEEP = "sweep {folder}/run.yaml {folder}/space.yaml"
+_MODEL = "model: "
+_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def _run(line: str) -> Make:
+    """run.yaml with one more line."""
+    return lambda place: place.write("run.yaml", (place.folder / "run.yaml").read_text() + line + "\n")
+
+
+def _task(**lines: object) -> Make:
+    """task.yaml with other lines."""
+
+    def make(place: Place) -> None:
+        options = {"kind": "number", "data": "test.jsonl", "decoding": {"max_new_tokens": 4}} | lines
+        place.write("task.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in options.items() if value))
+
+    return make
+
+
+def _tested(lines: list[dict[str, object]], **options: object) -> Make:
+    """Another test set, and other lines in task.yaml."""
+
+    def make(place: Place) -> None:
+        _task(**options)(place)
+        place.write("test.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    return make
+
+
+def _folder(place: Place) -> None:
+    (place.folder / "run.yaml").unlink()
+    (place.folder / "run.yaml").mkdir()
+
+
+def _loop(place: Place) -> None:
+    (place.folder / "run.yaml").unlink()
+    (place.folder / "run.yaml").symlink_to("run.yaml")
+
+
+def _space(content: str) -> Make:
+    return text("space.yaml", content)
+
+
+_TWO: list[dict[str, object]] = [{"prompt": "a", "completion": "1", "n": 1}, {"prompt": "b", "completion": "2", "n": 1}]
+
+CASES = [
+    Case("a RUN.yaml that is not there", nothing, "tune {folder}/none.yaml", 2, "no such file", "shows the path"),
+    Case("a folder in place of RUN.yaml", _folder, _TUNE, 2, "a folder stands where", "asks for the file"),
+    Case("a RUN.yaml that is a link to itself", _loop, _TUNE, 2, "can't be read", "names the file"),
+    Case("a RUN.yaml that is no YAML", text("run.yaml", "model: [a\ndata: }"), _TUNE, 2, "no valid YAML",
+         "names line and column"),
+    Case("a RUN.yaml that is not UTF-8", text("run.yaml", b"model: \xff\xfe"), _TUNE, 2, "can't be read",
+         "names the byte"),
+    Case("a RUN.yaml that is a list", text("run.yaml", "- a\n- b\n"), _TUNE, 2, "holds no mapping", "shows how one looks"),
+    Case("an empty RUN.yaml", text("run.yaml", ""), _TUNE, 2, "no model is named", "says what to add"),
+    Case("YAML that asks for a Python object", _run("seed: !!python/object/apply:os.getpid []"), _TUNE, 2,
+         "no valid YAML", "no object is made, nothing is run"),
+    Case("anchors that expand to a billion values", text("run.yaml", f"{_LAUGHS}model: *i\n"), _TUNE, 2,
+         "larger than any", "counted before anything is expanded"),
+    Case("an anchor that holds itself", text("run.yaml", "model: &a [*a]\n"), _TUNE, 2, "holds itself",
+         "found before anything is expanded"),
+    Case("YAML nested without end", text("run.yaml", "model: " + "[" * 20_000), _TUNE, 2, "nested", "refused"),
+    Case("an unknown key", _run("tuen: {epochs: 1}"), _TUNE, 2, "'tune'", "names the nearest key"),
+    Case("an unknown key in a group", edit("run.yaml", "max_steps: 2", "max_step: 2"), _TUNE, 2, "'max_steps'",
+         "names the nearest key"),
+    Case("a key that stands twice", _run("model: other"), _TUNE, 2, "stands twice", "which one counts is not guessed"),
+    Case("text where a number is expected", edit("run.yaml", "batch: 4", "batch: four"), _TUNE, 2,
+         "must be a whole number", "shows key and value"),
+    Case("a number out of its range", edit("run.yaml", "batch: 4", "batch: 0"), _TUNE, 2, "tune.batch", "shows the range"),
+    Case("an infinite number", edit("run.yaml", "batch: 4", "batch: 4, learning_rate: .inf"), _TUNE, 2,
+         "learning_rate", "shows key and value"),
+    Case("a value where a group is expected", edit("run.yaml", "tune: {max_steps: 2, batch: 4}", "tune: fast"), _TUNE, 2,
+         "must be a mapping", "shows the value"),
+    Case("several faults at once", edit("run.yaml", "max_steps: 2, batch: 4", "max_steps: -1, batch: 0, clip: no"), _TUNE,
+         2, "3 faults", "all of them in one error"),
+    Case("a format of weights that does not exist", _run("weights: nf5"), _TUNE, 2, "nf4-single", "lists the formats"),
+    Case("an adapter's target that matches no layer", _run("adapter: {targets: [w1]}"), _TUNE, 2, "q_proj",
+         "lists the layers' names"),
+    Case("memory without its unit", _run("memory: 8"), _TUNE, 2, "needs its unit", "shows how to write it"),
+    Case("memory that can't hold the run", _run("memory: 100MB"), _TUNE, 3, "does not fit",
+         "refused before anything is loaded; says what would help"),
+    Case("a device that is not there", _run("device: cuda:7"), _TUNE, 2, "device", "says what is there"),
+    Case("no training data", edit("run.yaml", "data: {train: train.jsonl}", "data: {}"), _TUNE, 2, "no training data",
+         "says what to add"),
+    Case("a task that is not there", edit("run.yaml", "task: task.yaml", "task: tsak.yaml"), _TUNE, 2, "tsak.yaml",
+         "found before anything is trained"),
+    Case("an output folder below a file", edit("run.yaml", "out: out", "out: train.jsonl/out"), _TUNE, 2,
+         "can't be made", "found before anything is loaded"),
+    Case("an output folder that holds something else", lambda place: (place.write("out/letter.txt", "dear"), None)[1],
+         _TUNE, 2, "holds something else", "nothing in it is changed"),
+    Case("an unknown kind of task", _task(kind="numbre"), _ASK, 2, "number", "names the nearest kind"),
+    Case("a task without data", _task(data=None), _ASK, 2, "no test data", "says what to add"),
+    Case("a task whose data are missing", _task(data="tset.jsonl"), _ASK, 1, "test.jsonl", "lists the files beside it"),
+    Case("a task whose name can't be a folder's", _task(name="../up"), _ASK, 2, "can't be a folder's name",
+         "lists the letters that may be used"),
+    Case("a reference that is no number", _tested([*_TWO, {"prompt": "c", "completion": "many"}]), _ASK, 1,
+         "no number", "names the line"),
+    Case("a test item without a reference", _tested([*_TWO, {"prompt": "c"}]), _ASK, 1, "no reference",
+         "names the line; several faults are one error"),
+    Case("an id that stands twice", _tested(_TWO, id="n"), _ASK, 1, "stands twice", "names the id"),
+    Case("an id column that is not there", _tested(_TWO, id="nr"), _ASK, 1, "no column 'nr'", "names the nearest column"),
+    Case("a choice without options", _task(kind="choice"), _ASK, 2, "needs options", "shows how to write them"),
+    Case("a reference that is not among the options", _task(kind="choice", options=["yes", "no"]), _ASK, 1, "option",
+         "names line and options"),
+    Case("a JSON schema that is missing", _task(kind="json", schema="none.json"), _ASK, 2, "none.json", "names the file"),
+    Case("a JSON schema for another kind", _task(schema="none.json"), _ASK, 2, "'schema' is for kind 'json'",
+         "says what to change"),
+    Case("a scoring function that the command line does not name",
+         lambda place: (_task(kind="python", scorer="score.py:score")(place), place.write("score.py", "1/0"))[1], _ASK, 2,
+         "runs Python code", "the file is not run"),
+    Case("a scoring function that names no function", _task(kind="python", scorer="score.py"), _ASK, 2,
+         "names no function", "shows how to write it"),
+    Case("shots without training examples", _task(shots=2), _ASK, 1, "shots need training examples", "says what to add"),
+    Case("more shots than examples", _task(shots=500, train="train.jsonl"), _ASK, 1, "too few training examples",
+         "says how many there are"),
+    Case("a split that leaves nothing", _tested(_TWO[:1], split={"share": 0.5}), _ASK, 1, "leaves nothing",
+         "says which side"),
+    Case("a longest answer of 0 tokens", _task(decoding={"max_new_tokens": 0}), _ASK, 2, "max_new_tokens",
+         "shows the range"),
+    Case("a space without an option", _space(""), _SWEEP, 2, "names no option", "shows how to write one"),
+    Case("a space with an unknown option", _space("tune.epoch: [1, 2]\n"), _SWEEP, 2, "epochs", "names the nearest key"),
+    Case("a space with an option that can't be searched", _space("data.train: [a, b]\n"), _SWEEP, 2, "can't be searched",
+         "says why"),
+    Case("a range whose low is over its high", _space("tune.learning_rate: {low: 1, high: 0.1}\n"), _SWEEP, 2,
+         "low must be under high", "all faults in one error"),
+    Case("a list of one value", _space("adapter.rank: [8]\n"), _SWEEP, 2, "at least two values", "shows the list"),
+    Case("a value of the wrong type in a space", _space("adapter.rank: [8, many]\n"), _SWEEP, 2, "whole number",
+         "shows the value"),
+]  # fmt: skip
