@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from halfbyte import __version__
 from halfbyte.errors import ConfigError, HalfbyteError
@@ -85,8 +85,15 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}\n  do: a fault of halfbyte; run again with --debug and report it"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors are ours, so that a wrong option looks like any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("the command line can't be read", where=self.prog, found=message, do=f"see: {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="halfbyte",
         description="Fine-tune an open model in half a byte a weight on the machine you have; prove it got better.",
         epilog="Start with: halfbyte demo",

@@ -380,6 +380,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError("the file is no valid YAML", where=file, found=str(error),
                           do="write 'key: value' lines; put text with ': ' or '#' in quotes") from None  # fmt: skip
+    except RecursionError:
+        raise ConfigError("the file is no valid YAML", where=file, found="it is nested too deep",
+                          do="write 'key: value' lines") from None  # fmt: skip
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -125,7 +125,17 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once each."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return made
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
+_FAULTS = (ValueError, RecursionError)  # of a text that is no JSON, or nested without end
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
@@ -136,7 +146,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 continue
             try:
                 value = _JSON.decode(line)
-            except (ValueError, RecursionError) as error:
+            except _FAULTS as error:
                 faults.append(f"line {number}: {_said(error)}")
                 continue
             if isinstance(value, dict):
@@ -153,7 +163,7 @@ def _json(path: Path) -> Iterator[Record]:
     text = path.read_text(encoding="utf-8-sig")
     try:
         whole = _JSON.decode(text)
-    except (ValueError, RecursionError) as error:
+    except _FAULTS as error:
         if text.lstrip().startswith("{"):
             yield from _jsonl(path)
             return
