@@ -89,7 +89,9 @@ class _Parser(argparse.ArgumentParser):
     """Its errors are ours, so that a wrong option looks like any other mistake."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError("the command line can't be read", where=self.prog, found=message, do=f"see: {self.prog} --help")
+        raise ConfigError(
+            "the command line can't be read", where=self.prog, found=message, do=f"see: {self.prog} --help"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -405,7 +407,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         pipeline.evaluate_harness(options.model, options.harness, path=options.harness_path, shots=options.shots,
                                   console=_console(), **common)  # fmt: skip
     elif options.harness_path is not None or options.shots is not None:
-        raise ConfigError("--harness-path and --shots belong to --harness", do="a task has its own data and shots")
+        raise ConfigError("--harness-path and --shots belong to --harness", found="--task",
+                          do="leave them out: a task has its own data and shots")  # fmt: skip
     else:
         pipeline.evaluate_model(options.model, options.task, console=_console(), scorer=options.scorer, **common)
     return 0

@@ -243,6 +243,7 @@ def compare(
 ) -> None:
     """`halfbyte compare A B ...`: each of B ... against A."""
     from halfbyte.evaluate.compare import compare_several
+    from halfbyte.evaluate.results import refused
     from halfbyte.evaluate.show import print_comparisons
 
     if len(folders) < 2:
@@ -254,8 +255,11 @@ def compare(
     else:
         print_comparisons(made, console)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise refused(out, error) from None
     if page is not None:
         from halfbyte.report.comparison import write_page
 

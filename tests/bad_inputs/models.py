@@ -37,7 +37,7 @@ def _index(place: Place, files: dict[str, str]) -> None:
     folder = place.copy("model")
     tensors = load_file(folder / _WEIGHTS)
     (folder / _WEIGHTS).rename(folder / "part.safetensors")
-    where = {name: "part.safetensors" for name in tensors} | files
+    where = dict.fromkeys(tensors, "part.safetensors") | files
     (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
@@ -121,7 +121,8 @@ CASES = [
          "refused without a deep call stack"),
     Case("config.json without a model type", config(model_type=None), _ASK, 1, "model_type", "names the key"),
     Case("an unknown architecture", config(model_type="zebra"), _ASK, 1, "zebra", "names the type; nothing is guessed"),
-    Case("a model that brings its own code", config(model_type="zebra", auto_map={"AutoConfig": "evil.Config"}), _ASK, 1,
+    Case("a model that brings its own code", config(model_type="zebra", auto_map={"AutoConfig": "evil.Config"}),
+         _ASK, 1,
          "zebra", "the code is never run"),
     Case("an architecture that generates no text", config(model_type="bert", architectures=["BertModel"]), _ASK, 1,
          "", "refused by name"),
@@ -129,7 +130,8 @@ CASES = [
          "gptq", "asks for the 16-bit checkpoint"),
     Case("pickled weights only (pytorch_model.bin)", _pickled, _ASK, 1, "pytorch_model.bin",
          "never unpickled; says how to convert"),
-    Case("a Git LFS pointer in place of the weights", model(_WEIGHTS, _LFS), _ASK, 1, "Git LFS", "says how to fetch it"),
+    Case("a Git LFS pointer in place of the weights", model(_WEIGHTS, _LFS), _ASK, 1, "Git LFS",
+         "says how to fetch it"),
     Case("truncated weights", _truncated, _ASK, 1, "model.safetensors", "found from the header, before reading"),
     Case("a weight file of a few bytes", model(_WEIGHTS, b"\x01\x02"), _ASK, 1, "model.safetensors", "names the file"),
     Case("a header that claims 2^60 bytes", model(_WEIGHTS, struct.pack("<Q", 1 << 60) + b"{}"), _ASK, 1,
@@ -161,14 +163,17 @@ CASES = [
          "the model's own folder is never written to"),
     Case("packing into a folder that holds something else", nothing, "pack {model} {folder}", 1, "",
          "nothing in it is changed"),
-    Case("an adapter folder that is not there", nothing, _WITH, 1, "no such folder", "names both files that are needed"),
-    Case("an adapter without its weights", lambda place: (_adapter(place) / "adapter_model.safetensors").unlink(), _WITH,
+    Case("an adapter folder that is not there", nothing, _WITH, 1, "no such folder",
+         "names both files that are needed"),
+    Case("an adapter without its weights", lambda place: (_adapter(place) / "adapter_model.safetensors").unlink(),
+         _WITH,
          1, "lacks adapter_model.safetensors", "names the missing file"),
     Case("adapter_config.json that is no JSON", lambda place: (_adapter(place), place.write(
         "adapter/adapter_config.json", "{"))[0] and None, _WITH, 1, "configuration can't be read", "names the file"),
     Case("an adapter of another base model", _adapter_tensors(base="f" * 64), _WITH, 1, "another base model",
          "both fingerprints are shown"),
-    Case("an adapter whose keys match no layer", _adapter_tensors(("q_proj", "w_q")), _WITH, 1, "no such quantised layer",
+    Case("an adapter whose keys match no layer", _adapter_tensors(("q_proj", "w_q")), _WITH, 1,
+         "no such quantised layer",
          "each key with the nearest layer; nothing is left out silently"),
     Case("an adapter of another rank than it says", _adapter_tensors(rows=2), _WITH, 1, "rank differs",
          "both ranks are shown"),

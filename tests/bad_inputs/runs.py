@@ -52,7 +52,7 @@ def _predictions(change: str) -> Make:
         elif change == "no scores":
             lines[0] = json.dumps(first | {"scores": {}})
         elif change == "texts":
-            lines[0] = json.dumps(first | {"scores": {name: "good" for name in first["scores"]}})
+            lines[0] = json.dumps(first | {"scores": dict.fromkeys(first["scores"], "good")})
         else:
             lines[0] = json.dumps(first | {"id": change})
         place.write(_PREDICTIONS, "\n".join(lines) + "\n")
@@ -94,22 +94,26 @@ def _no_adapter(place: Place) -> None:
 CASES = [
     Case("a folder that is no run", nothing, "report {folder}/train.jsonl", 2, "", "asks for a run"),
     Case("a folder without a run", nothing, "verify {folder}/nowhere", 2, "this is no run", "says how to start one"),
-    Case("a run's options without a run", nothing, "report {folder}/run.yaml", 2, "no such folder", "says how to start it"),
+    Case("a run's options without a run", nothing, "report {folder}/run.yaml", 2, "no such folder",
+         "says how to start it"),
     Case("resuming what was never begun", nothing, "tune {folder}/run.yaml --resume", 2, "no run to go on with",
          "says how to start it"),
     Case("starting a run where one lies", _run, "tune {folder}/out/run.yaml", 2, "holds a run already",
          "nothing of it is changed"),
     Case("resuming with other options", _changed_options, "tune {folder}/again.yaml --resume", 2,
          "learning_rate: 0.0002 -> 0.1", "lists every option that differs"),
-    Case("resuming on other data", _changed_data, _RESUME, 2, "train", "refused, since nothing would be comparable"),
+    Case("resuming on other data", _changed_data, _RESUME, 1, "training data are not those",
+         "refused, since nothing would be comparable"),
     Case("checkpoints that were written half", _half_written, _RESUME, 1, "no checkpoint can be read",
          "an older one is taken where one is whole"),
     Case("a checkpoint of another version's state", lambda place: (_run(place), place.write(
-        "out/checkpoints/step-000002/state.json", '{"step": 2, "moon": 1}'))[1], _RESUME, 1, "no checkpoint can be read",
+        "out/checkpoints/step-000002/state.json", '{"step": 2, "moon": 1}'))[1], _RESUME, 1,
+         "no checkpoint can be read",
          "names what is wrong in it"),
     Case("a run whose run.yaml is broken", _broken("run.yaml", "model: ["), "generate {folder}/out hi", 2,
          "no valid YAML", "names the file"),
-    Case("a run without an adapter", _no_adapter, "generate {folder}/out hi", 1, "no adapter yet", "says how to finish it"),
+    Case("a run without an adapter", _no_adapter, "generate {folder}/out hi", 1, "no adapter yet",
+         "says how to finish it"),
     Case("measured.json that is broken", _broken("measured.json", "{"), "plan --check {folder}/out", 1, "measured.json",
          "names the file"),
     Case("plan.json that is missing", _broken("plan.json", None), "plan --check {folder}/out", 1, "plan.json",
@@ -119,7 +123,8 @@ CASES = [
     Case("a result that is a list", _broken("evaluations/tuned/result.json", "[]"), _COMPARE, 1, "schema",
          "asks to evaluate again"),
     Case("a result of another schema", _result(schema=99), _COMPARE, 1, "schema 99", "shows which one is read"),
-    Case("a result whose metrics are no object", _result(metrics=[1]), _COMPARE, 1, "metrics", "asks to evaluate again"),
+    Case("a result whose metrics are no object", _result(metrics=[1]), _COMPARE, 1, "metrics",
+         "asks to evaluate again"),
     Case("a result whose parts are no object", _result(fingerprint_parts="x"), _COMPARE, 1, "fingerprint_parts",
          "asks to evaluate again"),
     Case("a result without its predictions", _broken("evaluations/tuned/predictions.jsonl", None), _COMPARE, 1,
@@ -129,8 +134,8 @@ CASES = [
     Case("a torn line of predictions", _predictions("torn"), _COMPARE, 1, "predictions.jsonl:4", "names the line"),
     Case("fewer predictions than items", _predictions("fewer"), _COMPARE, 1, "don't belong together",
          "shows both numbers"),
-    Case("a prediction without its scores", _predictions("no scores"), _COMPARE, 1, "predictions.jsonl:1",
-         "names the line"),
+    Case("a prediction without its scores", _predictions("no scores"), _COMPARE, 1, "predictions.jsonl:2",
+         "names the first line whose scores are others"),
     Case("scores that are no numbers", _predictions("texts"), _COMPARE, 1, "predictions.jsonl:1", "names the line"),
     Case("results that hold other items", _predictions("another"), _COMPARE, 1, "don't hold the same items",
          "names the items"),
@@ -141,7 +146,8 @@ CASES = [
          "the old result is not changed"),
     Case("a comparison with a folder that is no evaluation", nothing, "compare {run}/evaluations/tuned {folder}", 1,
          "result.json", "names evaluations below it, where there are some"),
-    Case("results of a folder without any", nothing, "results {folder}/nowhere", 1, "no result", "says how to make one"),
+    Case("results of a folder without any", nothing, "results {folder}/nowhere", 1, "no result",
+         "says how to make one"),
     Case("verifying what is neither run nor evaluation", text("some/file.txt", "x"), "verify {folder}/some", 2,
          "neither a run nor an evaluation", "says what it takes"),
     Case("verifying an evaluation that is broken", _broken("evaluations/tuned/predictions.jsonl", "{"),

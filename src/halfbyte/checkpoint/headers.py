@@ -85,10 +85,16 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
         ) from None
 
 
+_LFS = b"version "  # how a pointer of Git LFS begins
+
+
 def header_length(head: bytes, size: int | None, where: object) -> int:
     """The header's length, which the first 8 bytes of a file of `size` bytes (None: unknown) claim; a sane one."""
     if len(head) < 8:
         raise broken(where, f"{len(head) if size is None else size} bytes; the header's length alone takes 8")
+    if head == _LFS:
+        raise CheckpointError("this is a Git LFS pointer, not the file itself", where=where,
+                              do="fetch the file: git lfs pull, or hf download")  # fmt: skip
     (length,) = struct.unpack("<Q", head)
     if length > LIMIT:
         raise broken(where, f"a header of {length} bytes, over the limit of {LIMIT}")

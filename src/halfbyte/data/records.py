@@ -135,6 +135,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
+
+
+def _decode(text: str) -> Any:
+    """The value of a JSON text. Raises what `_FAULTS` names."""
+    value = _JSON.decode(text)
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ValueError(f"half a surrogate pair, \\u{ord(half):04x}, is no text") from None
+    return value
+
+
 _FAULTS = (ValueError, RecursionError)  # of a text that is no JSON, or nested without end
 
 
@@ -145,7 +159,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                value = _JSON.decode(line)
+                value = _decode(line)
             except _FAULTS as error:
                 faults.append(f"line {number}: {_said(error)}")
                 continue
@@ -162,7 +176,7 @@ def _json(path: Path) -> Iterator[Record]:
     """A list of objects; a file of one object a line is taken as JSONL whatever its name says."""
     text = path.read_text(encoding="utf-8-sig")
     try:
-        whole = _JSON.decode(text)
+        whole = _decode(text)
     except _FAULTS as error:
         if text.lstrip().startswith("{"):
             yield from _jsonl(path)

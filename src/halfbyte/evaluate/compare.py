@@ -103,7 +103,8 @@ def compare_several(
     p-values are corrected for all of them (see `bonferroni`).
     """
     if detect is not None and not (np.isfinite(detect) and detect != 0):
-        raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}")
+        raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}",
+                          do="name a difference, e.g. --detect 0.02")  # fmt: skip
     _require_distinct(folders)
     one = read_evaluation(folders[0])
     pairs = [_Pair.of(one, read_evaluation(folder), across) for folder in folders[1:]]

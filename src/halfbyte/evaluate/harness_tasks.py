@@ -32,7 +32,9 @@ def load_harness_tasks(named: str, path: Path | None = None, shots: int | None =
     """
     names = [name.strip() for name in named.split(",") if name.strip()]
     if not names:
-        raise ConfigError("no task of the harness is named", do="e.g. --harness gsm8k,arc_easy")
+        raise ConfigError(
+            "no task of the harness is named", where="--harness", do="name some, e.g. --harness gsm8k,arc_easy"
+        )
     if path is not None and not path.is_dir():
         raise ConfigError("there is no such folder of harness tasks", where=path, do="check --harness-path")
     _check_installed()

@@ -157,7 +157,7 @@ def write_atomically(file: Path, text: str) -> None:
 def refused(file: Path, error: OSError) -> HalfbyteError:
     """What to raise when the disk refuses `file`."""
     return HalfbyteError("the result can't be written", where=file, found=error.strerror or str(error),
-                         do="free some space, or name another folder with --out")  # fmt: skip
+                         do="free some disk space, or name another place with --out")  # fmt: skip
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -167,13 +167,23 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise _no_evaluation(folder)
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError("the result is broken", where=folder / RESULT, found=str(error), do="evaluate again") from None
     needed = ("schema", "task", "fingerprint", "fingerprint_parts", "variant", "items", "metrics")
     missing = [key for key in needed if not isinstance(result, dict) or key not in result]
     if missing or result["schema"] != SCHEMA:
         found = f"no {', '.join(missing)}" if missing else f"schema {result['schema']}; this version reads {SCHEMA}"
         raise DataError("the result has another schema", where=folder / RESULT, found=found, do="evaluate again")
+    odd = [key for key in ("fingerprint_parts", "metrics") if not isinstance(result[key], dict)]
+    odd += [] if odd or isinstance(result["fingerprint_parts"].get("kind"), str) else ["fingerprint_parts.kind"]
+    odd += (
+        [f"metrics.{name}" for name, metric in result["metrics"].items() if not isinstance(metric, dict)]
+        if not odd
+        else []
+    )
+    if odd:
+        raise DataError("the result is broken", where=folder / RESULT, found=f"{', '.join(odd)}: of another type",
+                        do="evaluate again")  # fmt: skip
     predictions = _read_predictions(folder / PREDICTIONS)
     if len(predictions) != result["items"]:
         found = f"{len(predictions)} predictions, {result['items']} items"
@@ -229,7 +239,8 @@ def _read_predictions(file: Path) -> list[Prediction]:
         try:
             value = json.loads(line)
             complete = {"id", "group", "prompt", "answer", "reference", "parsed", "scores"} <= value.keys()
-        except (ValueError, AttributeError):
+            complete = complete and _are_scores(value["scores"], predictions[0]["scores"] if predictions else None)
+        except (ValueError, AttributeError, RecursionError):
             complete = False
         if not complete:
             raise DataError("a line of the predictions is broken", where=f"{file}:{number}", found=repr(line[:80]),
@@ -238,3 +249,9 @@ def _read_predictions(file: Path) -> list[Prediction]:
     if not predictions:
         raise DataError("there are no predictions", where=file, do="evaluate again")
     return predictions
+
+
+def _are_scores(scores: Any, first: dict[str, Any] | None) -> bool:
+    """Whether `scores` is {name: number or null}, with the names that the `first` line has."""
+    numbers = all(value is None or isinstance(value, (int, float)) for value in scores.values())
+    return numbers and (first is None or first.keys() == scores.keys())
