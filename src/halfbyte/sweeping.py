@@ -58,7 +58,7 @@ def sweep(
     config = load_run(run, overrides)
     space = load_space(space_file, config)
     if trials < 1:
-        raise ConfigError("--trials must be at least 1", found=str(trials))
+        raise ConfigError("--trials must be at least 1", found=str(trials), do="give the number of trials, e.g. 20")
     what = _what(config, space, scorer)
     import_optuna()
     home = Home((out or Path(f"{config.out}-sweep")).resolve())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.bad_inputs.case import Case, nothing
+from tests.bad_inputs.case import Case, nothing, text
 
 _TASK = "--task {folder}/task.yaml --out {folder}/result"
+_SPACE = text("space.yaml", "adapter.rank: [2, 4]\n")
 
 CASES = [
     Case("an unknown verb", nothing, "tnue run.yaml", 2, "tune", "lists the verbs"),
@@ -58,9 +59,10 @@ CASES = [
          "names the option"),
     Case("an unknown metric", nothing, "compare {run}/evaluations/base-nf4 {run}/evaluations/tuned --metric mea", 2,
          "mae", "names the nearest one"),
-    Case("a sweep of no trials", nothing, "sweep {folder}/run.yaml {folder}/run.yaml --trials 0", 2, "",
-         "names every fault of the space first"),
-    Case("a time that is none", nothing, "sweep {folder}/run.yaml {folder}/run.yaml --timeout soon", 2, "takes a time",
+    Case("a sweep of no trials", _SPACE, "sweep {folder}/run.yaml {folder}/space.yaml --trials 0", 2,
+         "--trials must be",
+         "shows the range"),
+    Case("a time that is none", _SPACE, "sweep {folder}/run.yaml {folder}/space.yaml --timeout soon", 2, "takes a time",
          "shows how to write it"),
     Case("a selection of no candidate", nothing, "select {folder}/task.yaml --candidates ,", 2, "candidate",
          "says what a candidate is"),
@@ -69,9 +71,10 @@ CASES = [
          "shows how to write it"),
     Case("a list of formats with an unknown one", nothing,
          "select {folder}/task.yaml --candidates {model} --weights nf4,nf5 --out {folder}/s", 2, "nf5",
-         "lists the formats"),
+         "names the nearest one"),
     Case("a file to write that is a folder", nothing,
-         "compare {run}/evaluations/base-nf4 {run}/evaluations/tuned --out {folder}", 1, "", "names the place"),
+         "compare {run}/evaluations/base-nf4 {run}/evaluations/tuned --out {folder}", 1, "Is a directory",
+         "names the place"),
     Case("a page to write on a full disk", nothing,
          "compare {run}/evaluations/base-nf4 {run}/evaluations/tuned --out /dev/full", 1, "free some disk space",
          "says so"),

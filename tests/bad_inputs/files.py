@@ -104,7 +104,7 @@ CASES = [
          "can't be made", "found before anything is loaded"),
     Case("an output folder that holds something else", lambda place: (place.write("out/letter.txt", "dear"), None)[1],
          _TUNE, 2, "holds something else", "nothing in it is changed"),
-    Case("an unknown kind of task", _task(kind="numbre"), _ASK, 2, "number", "names the nearest kind"),
+    Case("an unknown kind of task", _task(kind="numbre"), _ASK, 2, "number", "lists the kinds"),
     Case("a task without data", _task(data=None), _ASK, 2, "no test data", "says what to add"),
     Case("a task whose data are missing", _task(data="tset.jsonl"), _ASK, 1, "test.jsonl", "lists the files beside it"),
     Case("a task whose name can't be a folder's", _task(name="../up"), _ASK, 2, "can't be a folder's name",

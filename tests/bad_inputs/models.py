@@ -41,6 +41,13 @@ def _index(place: Place, files: dict[str, str]) -> None:
     (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
+def _outside(place: Place) -> None:
+    """A shard that is there, and is sound, but lies beside the folder."""
+    _index(place, {"model.norm.weight": "../secret.safetensors"})
+    norm = load_file(place.folder / "model" / "part.safetensors")["model.norm.weight"]
+    save_file({"model.norm.weight": norm}, place.folder / "secret.safetensors", metadata={"format": "pt"})
+
+
 def _without_tokenizer(place: Place) -> None:
     folder = place.copy("model")
     for file in folder.glob("*token*"):
@@ -109,9 +116,9 @@ _LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\
 
 CASES = [
     Case("a model folder that is not there", nothing, "generate {folder}/nowhere hi", 1, "there is no such folder",
-         "names what lies beside it"),
+         "says what a model's folder holds"),
     Case("an empty model folder", _empty, _ASK, 1, "this folder is empty", "refused before anything is read"),
-    Case("a file where a model folder is expected", nothing, "generate {folder}/train.jsonl hi", 1, "file",
+    Case("a file where a model folder is expected", nothing, "generate {folder}/train.jsonl hi", 1, "this is a file",
          "asks for the folder"),
     Case("a model without config.json", model("config.json", None), _ASK, 1, "no config.json", "names the file"),
     Case("config.json that is no JSON", model("config.json", "{'a': 1}"), _ASK, 1, "no valid JSON",
@@ -125,7 +132,7 @@ CASES = [
          _ASK, 1,
          "zebra", "the code is never run"),
     Case("an architecture that generates no text", config(model_type="bert", architectures=["BertModel"]), _ASK, 1,
-         "", "refused by name"),
+         "BertLMHeadModel", "names the architecture, and every tensor that does not fit"),
     Case("a quantisation that is not read", config(quantization_config={"quant_method": "gptq", "bits": 4}), _ASK, 1,
          "gptq", "asks for the 16-bit checkpoint"),
     Case("pickled weights only (pytorch_model.bin)", _pickled, _ASK, 1, "pytorch_model.bin",
@@ -142,8 +149,7 @@ CASES = [
          "no valid JSON", "names the file"),
     Case("an index that names a missing shard", lambda place: _index(place, {"model.norm.weight": "gone.safetensors"}),
          _ASK, 1, "gone.safetensors", "names every missing file"),
-    Case("an index that names a file outside the folder",
-         lambda place: _index(place, {"model.norm.weight": "../../secret.safetensors"}), _ASK, 1, "secret",
+    Case("an index that names a file outside the folder", _outside, _ASK, 1, "secret.safetensors",
          "refused: only files of the folder are read"),
     Case("an index that names a tensor that is in no shard",
          lambda place: _index(place, {"model.more.weight": "part.safetensors"}), _ASK, 1, "model.more.weight",
@@ -159,9 +165,10 @@ CASES = [
     Case("a misspelt name of the catalogue", nothing, "plan lama-3.1-8b", 2, "llama-3.1-8b", "names the nearest one"),
     Case("a name of the catalogue where a model is to run", nothing, "generate llama-3.1-8b hi", 2,
          "meta-llama/Llama-3.1-8B", "gives the hub id"),
-    Case("a packed model where 16 bits are needed to pack", nothing, "pack {model} {model}", 1, "",
+    Case("packing a model into its own folder", nothing, "pack {model} {model}", 1, "this folder is not empty",
          "the model's own folder is never written to"),
-    Case("packing into a folder that holds something else", nothing, "pack {model} {folder}", 1, "",
+    Case("packing into a folder that holds something else", nothing, "pack {model} {folder}", 1,
+         "this folder is not empty",
          "nothing in it is changed"),
     Case("an adapter folder that is not there", nothing, _WITH, 1, "no such folder",
          "names both files that are needed"),

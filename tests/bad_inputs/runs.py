@@ -92,7 +92,7 @@ def _no_adapter(place: Place) -> None:
 
 
 CASES = [
-    Case("a folder that is no run", nothing, "report {folder}/train.jsonl", 2, "", "asks for a run"),
+    Case("a data file in place of a run", nothing, "report {folder}/train.jsonl", 2, "no valid YAML", "names the file"),
     Case("a folder without a run", nothing, "verify {folder}/nowhere", 2, "this is no run", "says how to start one"),
     Case("a run's options without a run", nothing, "report {folder}/run.yaml", 2, "no such folder",
          "says how to start it"),
@@ -134,7 +134,8 @@ CASES = [
     Case("a torn line of predictions", _predictions("torn"), _COMPARE, 1, "predictions.jsonl:4", "names the line"),
     Case("fewer predictions than items", _predictions("fewer"), _COMPARE, 1, "don't belong together",
          "shows both numbers"),
-    Case("a prediction without its scores", _predictions("no scores"), _COMPARE, 1, "predictions.jsonl:2",
+    Case("a prediction without its scores", _predictions("no scores"), _COMPARE, 1,
+         "others than those of the first line",
          "names the first line whose scores are others"),
     Case("scores that are no numbers", _predictions("texts"), _COMPARE, 1, "predictions.jsonl:1", "names the line"),
     Case("results that hold other items", _predictions("another"), _COMPARE, 1, "don't hold the same items",
@@ -145,7 +146,7 @@ CASES = [
          "evaluate {folder}/out --task {folder}/task.yaml --variant tuned", 2, "holds a result",
          "the old result is not changed"),
     Case("a comparison with a folder that is no evaluation", nothing, "compare {run}/evaluations/tuned {folder}", 1,
-         "result.json", "names evaluations below it, where there are some"),
+         "result.json", "says how to make one"),
     Case("results of a folder without any", nothing, "results {folder}/nowhere", 1, "no result",
          "says how to make one"),
     Case("verifying what is neither run nor evaluation", text("some/file.txt", "x"), "verify {folder}/some", 2,

@@ -237,3 +237,23 @@ def test_a_run_ends_where_its_watcher_says_so_and_can_go_on(source: Path, data_f
     assert (folder / "run" / "checkpoints" / "step-000003" / "state.safetensors").is_file()
     again, _, said = run(config, resume=True)
     assert again.finished and again.steps == 8 and "going on from step-000003" in said
+
+
+def test_a_session_with_other_versions_stays_on_record(
+    source: Path, data_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halfbyte.tune import origin
+
+    config = options(source, data_file, folder / "run", max_steps=2)
+    run(config)
+    first = origin.read(folder / "run")
+    assert first is not None and first["earlier"] == [] and first["seed"] == config.seed
+    assert set(first["files"]) == {str(data_file)} and first["adapters"]
+    now = origin.environment()
+    now["versions"] = now["versions"] | {"torch": "9.9"}
+    monkeypatch.setattr(origin, "environment", lambda: now)
+    run(config, resume=True)
+    second = origin.read(folder / "run")
+    assert second is not None and second["versions"]["torch"] == "9.9"
+    assert [(one["versions"], one["until_step"]) for one in second["earlier"]] == [(first["versions"], 2)]
+    assert second["fingerprints"] == first["fingerprints"] and second["adapters"] == first["adapters"]

@@ -110,7 +110,7 @@ def gathered(faults: Sequence[DataError], total: int, what: str, where: object =
 
 def _as_in(others: Sequence[DataError]) -> str:
     """Where else the same is wrong, in a few places."""
-    if not others:
+    if not others or all(fault.where == "template" for fault in others):
         return ""
     places = ", ".join(str(fault.where) for fault in others[: _SHOWN - 1])
     return f"; so in {len(others)} more: {places}" + (", ..." if len(others) >= _SHOWN else "")

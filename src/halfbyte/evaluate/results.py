@@ -239,19 +239,25 @@ def _read_predictions(file: Path) -> list[Prediction]:
         try:
             value = json.loads(line)
             complete = {"id", "group", "prompt", "answer", "reference", "parsed", "scores"} <= value.keys()
-            complete = complete and _are_scores(value["scores"], predictions[0]["scores"] if predictions else None)
         except (ValueError, AttributeError, RecursionError):
             complete = False
         if not complete:
             raise DataError("a line of the predictions is broken", where=f"{file}:{number}", found=repr(line[:80]),
                             do="evaluate again")  # fmt: skip
         predictions.append(value)
+        if fault := _fault_in(value["scores"], predictions[0]["scores"]):
+            raise DataError("the scores of a prediction can't be used", where=f"{file}:{number}", found=fault,
+                            do="evaluate again")  # fmt: skip
     if not predictions:
         raise DataError("there are no predictions", where=file, do="evaluate again")
     return predictions
 
 
-def _are_scores(scores: Any, first: dict[str, Any] | None) -> bool:
-    """Whether `scores` is {name: number or null}, with the names that the `first` line has."""
-    numbers = all(value is None or isinstance(value, (int, float)) for value in scores.values())
-    return numbers and (first is None or first.keys() == scores.keys())
+def _fault_in(scores: Any, first: dict[str, Any]) -> str | None:
+    """What is wrong with a line's `scores`, which are {name: number or null} by the names of the first line."""
+    if not isinstance(scores, dict):
+        return f"no object, but {type(scores).__name__}"
+    odd = [f"{name}: {value!r}" for name, value in scores.items() if not isinstance(value, int | float | None)]
+    if odd or first.keys() == scores.keys():
+        return "; ".join(odd) or None
+    return f"{', '.join(scores) or 'none'}; others than those of the first line: {', '.join(first) or 'none'}"
