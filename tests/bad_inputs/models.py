@@ -149,7 +149,7 @@ CASES = [
          "no valid JSON", "names the file"),
     Case("an index that names a missing shard", lambda place: _index(place, {"model.norm.weight": "gone.safetensors"}),
          _ASK, 1, "gone.safetensors", "names every missing file"),
-    Case("an index that names a file outside the folder", _outside, _ASK, 1, "secret.safetensors",
+    Case("an index that names a file outside the folder", _outside, _ASK, 1, "do not lie beside it",
          "refused: only files of the folder are read"),
     Case("an index that names a tensor that is in no shard",
          lambda place: _index(place, {"model.more.weight": "part.safetensors"}), _ASK, 1, "model.more.weight",

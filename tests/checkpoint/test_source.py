@@ -64,7 +64,7 @@ def test_an_index_that_contradicts_its_shards(copied: Make) -> None:
     said = refused(folder)
     assert "contradict" in said and all(f"{name}: " in said for name in (moved, lost, "invented"))
     edit(index, {"weight_map": {"a": "../outside.safetensors"}})
-    assert "shards are missing" in refused(folder)
+    assert "do not lie beside it" in refused(folder)
     edit(index, {"weight_map": None})
     assert "no weight_map" in refused(folder)
 

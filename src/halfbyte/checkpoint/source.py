@@ -237,8 +237,12 @@ def _shards(files: Files) -> dict[str, Stored]:
     if len(shards) > _MOST_SHARDS:
         raise CheckpointError("this index names more files than any model has", where=where, found=len(shards),
                               do="fetch the file again")  # fmt: skip
-    missing = [shard for shard in shards if not _is_plain(shard)]
-    missing = missing or files.missing(shards)
+    outside = [shown(shard) for shard in shards if not _is_plain(shard)]
+    if outside:
+        raise CheckpointError("this index names files that do not lie beside it; they are not read", where=where,
+                              found=", ".join(outside[:10]),
+                              do="fetch the index again, from where you trust it")  # fmt: skip
+    missing = files.missing(shards)
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(shards)} shards are missing",
