@@ -121,7 +121,7 @@ def _items(config: RunConfig | None, recorded: Mapping[str, Any]) -> Finding:
     from halfbyte.data.dataset import load_training
     from halfbyte.model.build import load_tokenizer
     from halfbyte.plan.shapes import text_config
-    from halfbyte.tune.run import fingerprint
+    from halfbyte.tune.inputs import fingerprint
 
     what, old, place = "training items, token by token", _prints(recorded).get("items"), recorded.get("model_folder")
     if config is None or old is None or not isinstance(place, str):
