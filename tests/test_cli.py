@@ -185,7 +185,8 @@ def test_pack_says_what_it_wrote_and_does_it_once(
         (["generate", "{model}", "hi", "--max-new-tokens", "0"], 2, "at least 1"),
         (["evaluate", "{model}", "--task", "{folder}/none.yaml"], 2, "no such file"),
         (["compare", "{folder}"], 2, "two results"),
-        (["compare", "{folder}", "{folder}"], 1, "result.json"),
+        (["compare", "{folder}", "{folder}"], 2, "compared with itself"),
+        (["compare", "{folder}", "{model}"], 1, "result.json"),
         (["report", "{folder}"], 2, "no run"),
         (["plan", "--check", "{folder}"], 2, "no run"),
         (["plan", "--check", "{folder}", "{folder}"], 2, "at a time"),
@@ -316,7 +317,9 @@ def test_the_plan_of_a_run_is_for_its_device(
     assert main(["plan", str(run_yaml), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["device"]["name"] == "Tesla T4" and plan["memory_bytes"] == 15 * 10**9
-    assert plan["phases"]["tune"]["parts"]["weights"] > 0 and plan["settings"]["dtype_bytes"] == 4
+    assert (
+        plan["phases"]["tune"]["parts"]["weights"] > 0 and plan["settings"]["dtype_bytes"] == 2
+    )  # fp16: it has no bf16
     assert main(["plan", str(run_yaml), "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["device"]["kind"] == "cpu"
 
