@@ -138,7 +138,7 @@ def test_half_a_character_is_an_error_that_names_the_line(folder):
     (folder / "train.jsonl").write_text(
         '{"prompt": "a", "completion": "1"}\n{"prompt": "\\ud83d", "completion": "1"}\n'
     )
-    with pytest.raises(DataError, match=r"(?s)half of a character.*train.jsonl:2.*ud83d"):
+    with pytest.raises(DataError, match=r"(?s)train.jsonl.*line 2.*half.*ud83d"):
         load_examples(str(folder / "train.jsonl"))
 
 

@@ -14,7 +14,7 @@ from halfbyte.data import check_report
 from halfbyte.errors import ConfigError, DataError
 from halfbyte.plan import measured
 from halfbyte.tune.inputs import changed_inputs
-from halfbyte.tune.state import last_inputs
+from halfbyte.tune.state import last_checkpoint, last_inputs
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _ELSEWHERE = "choose another: --set out=..."
@@ -29,7 +29,8 @@ def prepare_folder(config: RunConfig, resume: bool, inputs: Callable[[], Mapping
 
     `inputs` gives what the run is made of (`inputs_of`), which is asked for on a resume only.
     Raises ConfigError when it can't be made there, when it holds a run and `resume` is not asked for, or when options
-    that matter, or the inputs, are not those that the run was started with: with the list of all that differ.
+    that matter, or the inputs, are not those that the run was started with: with the list of all that differ; and
+    TrainingError when there are checkpoints and none is whole.
     """
     folder = Path(config.out)
     stored = folder / "run.yaml"
@@ -56,6 +57,7 @@ def prepare_folder(config: RunConfig, resume: bool, inputs: Callable[[], Mapping
     if inputs is not None:
         changed += _changed(folder, inputs())
     _refuse(changed, folder)
+    last_checkpoint(folder / CHECKPOINTS)  # where none is whole, that is said before anything is loaded or written
     return config
 
 
