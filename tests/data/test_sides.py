@@ -121,3 +121,14 @@ def test_what_can_not_be_split_is_said(task_file: Path) -> None:
     task_file.write_text(TASK.replace("share: 0.3", "share: 1.5"))
     with pytest.raises(ConfigError, match=r"split\.share"):
         load_task(task_file)
+
+
+def test_what_is_left_for_training_still_has_its_share_for_validation(task_file: Path) -> None:
+    """Test items and validation items are chosen by hashes of their own, whatever salt and seed are."""
+    from halfbyte.data.dataset import split
+
+    for salt in (0, 1):
+        task_file.write_text(TASK.replace("salt: 1", f"salt: {salt}"))
+        left = training_examples(task_file, None)
+        train, validation, note = split(left, 0.2, seed=salt)
+        assert note is None and 0.1 < len(validation) / (len(train) + len(validation)) < 0.3
