@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from halfbyte.checkpoint.pack import pack
 from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.cli import main
 from tests.checkpoint.rangehub import SHA, RangeHub, serving, use
-from tests.select.folders import task_file
+from tests.select.folders import data_file, task_file
 from tests.tiny import tiny_checkpoint
 
 
@@ -232,6 +233,50 @@ def test_a_changed_checkpoint_is_scored_again(folder: Path, asked: list[str]) ->
     assert main(arguments) == 0 and asked == ["model-nf4"] * 3
     assert main([*arguments, "--limit", "5"]) == 0 and read(folder / "out")["items"] == 5
     assert main(arguments) == 0 and len(asked) == 4  # what a limit scored is beside the whole, not in its place
+
+
+def test_another_tokenizer_or_generation_config_is_scored_again(folder: Path, asked: list[str]) -> None:
+    model = tiny_checkpoint("llama", folder / "model")
+    arguments = ["select", str(task_file(folder)), "--candidates", str(model), "--out", str(folder / "out")]
+    assert main(arguments) == 0
+    for count, (name, text) in enumerate(
+        [("generation_config.json", '{"eos_token_id": 3}'), ("special_tokens_map.json", "{}\n")], 2
+    ):
+        (model / name).write_text(text)
+        assert main(arguments) == 0 and asked == ["model-nf4"] * count, name
+    assert main(arguments) == 0 and len(asked) == 3
+
+
+def test_weights_that_were_written_again_are_scored_again(folder: Path, asked: list[str]) -> None:
+    """The fingerprint samples a file: a change that it misses shows in the time of writing."""
+    model = tiny_checkpoint("llama", folder / "model")
+    arguments = ["select", str(task_file(folder)), "--candidates", str(model), "--out", str(folder / "out")]
+    assert main(arguments) == 0
+    before = read(folder / "out")["candidates"][0]["fingerprint"]
+    os.utime(model / "model.safetensors", ns=(1, 10**18))
+    assert main(arguments) == 0 and asked == ["model-nf4"] * 2
+    assert read(folder / "out")["candidates"][0]["fingerprint"] == before
+
+
+def test_a_probe_is_of_all_that_it_learns_from(folder: Path, models: Path, asked: list[str]) -> None:
+    """Another system text, or other lines in a validation file of the same name, make another probe."""
+    task, run = task_file(folder), folder / "run.yaml"
+    lines = [{"prompt": f"set {k} costs $", "completion": "1", "s": "be short"} for k in range(8)]
+    arguments = ["select", str(task), "--candidates", str(models / "one"), "--run", str(run), "--probe", "1"]
+
+    def probed(train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> int:
+        data_file(folder / "learn.jsonl", train)
+        data_file(folder / "held.jsonl", validation)
+        run.write_text(
+            "model: x\ndata:\n  train: learn.jsonl\n  validation: held.jsonl\n"
+            "  template: {prompt: '{prompt}', completion: '{completion}', system: '{s}'}\n"
+            "tune: {batch: 4}\nadapter: {rank: 2}\n"
+        )
+        assert main([*arguments, "--out", str(folder / "out")]) == 0
+        return sum("probe" in name for name in asked)
+
+    assert [probed(lines, lines[:2]), probed(lines, lines[:2]), probed(lines, lines[2:4])] == [1, 1, 2]
+    assert probed([line | {"s": "be long"} for line in lines], lines[2:4]) == 3
 
 
 def test_what_a_library_raises_stops_only_its_candidate(

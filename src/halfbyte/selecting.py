@@ -145,7 +145,7 @@ def _score(selection: Selection, found: Evidence, console: Console) -> None:
     for weights in dict.fromkeys(variant.weights for variant in found.variants):
         waiting = [v for v in found.variants if v.weights == weights and v.status == "to score"]
         for variant in waiting:
-            own = digest([found.fingerprint, selection.look.tasks[variant.shots].fingerprint, selection.seed])
+            own = digest([found.identity, selection.look.tasks[variant.shots].fingerprint, selection.seed])
             variant.folder = selection.folder / "evaluations" / f"{variant.name}-{own[:8]}"
             _take(selection, variant)
         waiting = [variant for variant in waiting if variant.result is None]
@@ -236,7 +236,7 @@ def _probe(selection: Selection, steps: int, most: int, console: Console) -> Non
         selection.write(finished=False)
     entries = [_entry(variant, variant.probe.folder, variant.probe.result) for variant in chosen.values()
                if variant.probe is not None and variant.probe.result is not None]  # fmt: skip
-    selection.probed = rank(entries, selection.look.kind, seed=selection.seed)
+    selection.probed = rank(entries, selection.look.kind, seed=selection.seed, among=len(selection.base.order))
 
 
 def _probe_one(selection: Selection, found: Evidence, variant: Variant, probe: Probe, console: Console) -> None:
@@ -247,9 +247,8 @@ def _probe_one(selection: Selection, found: Evidence, variant: Variant, probe: P
     look, model, tuning = selection.look, found.candidate, selection.look.tuning
     config = tuning.probe(model.model, model.revision, variant.weights, probe.steps, look.asked.budget,
                           look.place, selection.folder)  # fmt: skip
-    settings = dataclasses.asdict(config) | {"memory": None, "device": None, "out": None, "model": found.fingerprint}
-    learned = [[example.prompt, example.completion, example.messages] for example in tuning.train or ()]
-    name = f"{variant.name}-probe-{digest([settings, learned])[:8]}"
+    settings = dataclasses.asdict(config) | {"memory": None, "device": None, "out": None, "model": found.identity}
+    name = f"{variant.name}-probe-{digest([settings, tuning.digest])[:8]}"
     tasks, run = look.tasks[min(look.tasks)], selection.folder / "probes" / name
     probe.folder = selection.folder / "evaluations" / f"{name}-{tasks.fingerprint[:8]}"
     probe.result = _stored(probe.folder, {"fingerprint": tasks.fingerprint, "seed": selection.seed, "variant": name})
@@ -303,5 +302,5 @@ def _beside_guess(selection: Selection, ranking: Ranking) -> bool:
     place = selection.folder / "evaluations" / "median"
     selection.guess = constant_folder(ranking.best.folder, place)
     (found,) = compare_several([place, ranking.chosen.folder], metric=ranking.metric.name, seed=selection.seed,
-                               across=("shots",), among=len(ranking.order))  # fmt: skip
+                               across=("shots",), among=ranking.among)  # fmt: skip
     return bool(found["verdict"] == "better")

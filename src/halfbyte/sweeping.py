@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -64,6 +63,7 @@ def sweep(
     home = Home((out or Path(f"{config.out}-sweep")).resolve())
     own = space.own(config)
     study = Study(storage, study_name or run.stem, space, own, what, config.seed, home)
+    asked = _same_test(config, study, scorer)
     found = Found(study, config, trials, own is not None)
     knobs = [knob.key for knob in space.knobs]
     show = LiveTable(console, knobs, trials)
@@ -83,7 +83,7 @@ def sweep(
         if ended == "timeout":
             found.notes = ["The time is over before all trials are done, so nothing is scored on the test set yet."]
         elif ended != "interrupted":
-            scored = _score(config, space, study, home, rows, scorer, show)
+            scored = _score(config, space, study, home, rows, scorer, show, asked)
             found.test, found.notes = scored.test, [scored.note] if scored.note else []
             ended = "interrupted" if scored.interrupted else ended
     made = found.write(file, rows)
@@ -114,7 +114,7 @@ def _what(config: RunConfig, space: Space, scorer: str | None) -> dict[str, Any]
 
     Raises ConfigError, DataError or CheckpointError."""
     from halfbyte.checkpoint.source import open_checkpoint
-    from halfbyte.data.template import load_examples
+    from halfbyte.data.dataset import data_digest
     from halfbyte.model.build import choose_device, origin
 
     if not config.data.train:
@@ -126,22 +126,34 @@ def _what(config: RunConfig, space: Space, scorer: str | None) -> dict[str, Any]
         load_task(config.task, scorer)
     choose_device(config.device)
     _check_targets(config, space)
-    digest = hashlib.sha256()
-    sources = {"train": config.data.train, "validation": config.data.validation}
-    for split, source in sources.items():
-        if isinstance(source, str):
-            for example in load_examples(source, config.data.template, split=split):
-                digest.update(
-                    json.dumps([example.system, example.prompt, example.completion, example.messages]).encode()
-                )
-            digest.update(b"\n")
+    digest = data_digest(config.data)
     options = {key: value for key, value in flat(to_dict(config)).items() if key not in {*_LOCAL, *space.to_json()}}
     return {
         "space": space.to_json(),
         "model": origin(open_checkpoint(config.model, config.revision)),
-        "data": digest.hexdigest(),
+        "data": digest,
         **options,
     }
+
+
+def _same_test(config: RunConfig, study: Study, scorer: str | None) -> dict[str, Any] | None:
+    """What the fingerprint of the run's task is made of; None: the run names no task. Raises ConfigError where a winner
+    was scored on another test set, or one that was judged otherwise: this one would be a second look."""
+    from halfbyte.evaluate.fingerprint import differing
+    from halfbyte.evaluate.tasks import load_task_set
+    from halfbyte.pipeline import with_training_median
+
+    if config.task is None:
+        return None
+    task = with_training_median(load_task(config.task, scorer), config)
+    asked: dict[str, Any] = json.loads(json.dumps(load_task_set(task, seed=config.seed).parts))
+    before = study.tested()
+    if before is not None and before != asked:
+        raise ConfigError("the winner was scored on another task than this one, and a study looks at one test set once",
+                          where=config.task, found="\n         ".join(differing(before, asked)),
+                          do="put the task and its data back, or start another study: --out FOLDER, or --study NAME in "
+                             "a shared database")  # fmt: skip
+    return asked
 
 
 def _check_targets(config: RunConfig, space: Space) -> None:
@@ -171,9 +183,10 @@ def _score(
     rows: Sequence[Row],
     scorer: str | None,
     show: LiveTable,
+    asked: dict[str, Any] | None,
 ) -> _Scored:
     """Score the winner on the task's test set. It is the first and only look at that set: the choice is made by then,
-    and a winner that was scored before is not scored again."""
+    and a winner that was scored before is not scored again. `asked`: what the task's fingerprint is made of."""
     from halfbyte import experiment
     from halfbyte.sweep.result import winner
 
@@ -204,7 +217,7 @@ def _score(
             return _Scored(
                 note="Scoring the winner on the test set was interrupted; the same command goes on.", interrupted=True
             )
-        study.note_scored(best.number)
+        study.note_scored(best.number, asked)
     finally:
         lock.release()
     return _Scored(_test(folder, best.number, study.scored()))

@@ -14,7 +14,7 @@ from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate import statistics
 from halfbyte.evaluate.compare import changes, compare_folders, compare_several
 from halfbyte.evaluate.metrics import METRICS, Metric, exact_scores, loss_scores, number_scores
-from halfbyte.evaluate.paired import Paired
+from halfbyte.evaluate.paired import paired_all
 from halfbyte.evaluate.results import summarise, write_evaluation
 from halfbyte.evaluate.several import bonferroni, holm
 from halfbyte.provenance import digest
@@ -189,7 +189,7 @@ def test_verdict_adjusted_p_and_interval_never_contradict_each_other(monkeypatch
     generator, seen = np.random.default_rng(8), Counter()
     for _ in range(100):
         metric, (first, *others) = outcomes(generator)
-        made = [Paired(metric, first, other, seed=0, together=3) for other in others]
+        made = paired_all([(metric, first, other) for other in others], seed=0, together=3)
         adjusted = holm([one.test.p for one in made]) if generator.random() < 0.8 else bonferroni(
             [one.test.p for one in made], 6)  # fmt: skip
         for paired, at in zip(made, adjusted, strict=True):

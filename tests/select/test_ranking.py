@@ -140,6 +140,28 @@ def test_a_probe_decides_and_says_that_it_changed_the_order(tmp_path: Path) -> N
     assert any("Out of the box one was first" in reason for reason in said.reasons)
 
 
+def test_probes_are_corrected_for_all_that_were_scored_out_of_the_box(tmp_path: Path) -> None:
+    """p is 0.016 alone: the two that were probed are the best of twenty, which were scored on the same items."""
+    fewer = [hit and k not in range(1, 8) for k, hit in enumerate(GOOD)]
+    two = [entry(tmp_path / "good", GOOD, 1), entry(tmp_path / "fewer", fewer, 1)]
+    alone, probed = rank(two, "exact", seed=0), rank(two, "exact", seed=0, among=20)
+    assert alone is not None and probed is not None and (alone.among, probed.among) == (2, 20)
+    assert [one.verdict for one in (*alone.against, *probed.against)] == ["worse", "no detectable difference"]
+    assert probed.against[0].difference["p_adjusted"] == 1 and probed.against[0].difference["p"] < 0.02
+    low, high = (100 * limit for limit in proportion_ci(108, 120, 1 - 0.05 / 20))
+    text = " ".join(recommend(evidence_of(probed), probed, probed, steps=200).reasons)
+    assert f"corrected for its choice among 20 is {low:.1f} % to {high:.1f} %" in text
+    one = rank(two[:1], "exact", seed=0, among=20)
+    text = " ".join(recommend(evidence_of(one), probed, one, steps=200).reasons)
+    assert "its choice among 20" in text and "one of 20 that were scored" in text
+
+
+def test_a_single_variant_is_not_said_to_have_been_first(tmp_path: Path) -> None:
+    one, two = ranked(tmp_path / "1", ("one", GOOD, 1)), ranked(tmp_path / "2", ("one", GOOD, 1), ("two", BAD, 1))
+    assert not any("was first" in reason for reason in recommend(evidence_of(one), one, one, steps=2).reasons)
+    assert any("it was first, too" in reason for reason in recommend(evidence_of(two), two, two, steps=2).reasons)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [

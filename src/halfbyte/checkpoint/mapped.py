@@ -77,6 +77,10 @@ class Stamps:
     def of(cls, checkpoint: Checkpoint) -> Stamps:
         return cls({file: _stamp(file) for file in (checkpoint.path / name for name in checkpoint.files)})
 
+    def listed(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of writing (ns) of each file that is there, as plain data."""
+        return [(file.name, stamp[2], stamp[3]) for file, stamp in self.seen.items() if stamp is not None]
+
     def changed(self) -> list[str]:
         """The files that are not any more what they were: gone, replaced, or written to."""
         now = {file: _stamp(file) for file in self.seen}

@@ -138,7 +138,7 @@ def as_weights(checkpoint: Checkpoint, weights: Weights, *, progress: Progress |
     """`checkpoint` in the format `weights`: itself if it is, else a packed copy in the cache, made once.
 
     "bf16" means 16 bits: a checkpoint in fp16 is that already. The copy's folder is named after the checkpoint's
-    fingerprint; two processes may make it at once, the first to be ready wins.
+    identity; two processes may make it at once, the first to be ready wins.
     Raises CheckpointError as `pack` does, and for a cache that can't be written.
     """
     if checkpoint.weights is not None:
@@ -151,7 +151,7 @@ def as_weights(checkpoint: Checkpoint, weights: Weights, *, progress: Progress |
         if all(recipe.converter is None for recipe in recipes):
             return checkpoint
     name = checkpoint.name.replace("/", "--")
-    copy = cache_folder() / f"{name}-{weights}-{checkpoint.fingerprint[:16]}"
+    copy = cache_folder() / f"{name}-{weights}-{checkpoint.identity[:16]}"
     try:
         if not _is_complete(checkpoint, copy, weights):
             shutil.rmtree(copy, ignore_errors=True)  # of another layout, or damaged

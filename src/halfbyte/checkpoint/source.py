@@ -109,6 +109,19 @@ class Checkpoint:
             _sample(self.path / file, digest)
         return digest.hexdigest()
 
+    @cached_property
+    def identity(self) -> str:
+        """A sha256 to use again by what was made of this checkpoint: where it is the same, so are the weights.
+
+        It is the fingerprint and, of a local folder, the size and the time of writing of each weight file, so that a
+        change which the fingerprint's samples miss counts, too. A commit of the hub does not change.
+        """
+        if self.revision is not None:
+            return self.fingerprint
+        found = [(name, (self.path / name).stat()) for name in self.files]
+        stamps = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in found)
+        return hashlib.sha256(f"{self.fingerprint}\n{stamps}".encode()).hexdigest()
+
 
 def _sample(file: Path, digest: Any, edge: int = 1 << 20, block: int = 1 << 16, blocks: int = 16) -> None:
     size = file.stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -120,6 +121,21 @@ def group_of(config: DataConfig) -> str | None:
     if config.group or Path(str(config.train)).suffix.lower() not in (".yaml", ".yml"):
         return config.group
     return load_task(str(config.train), runs=False).group
+
+
+def data_digest(config: DataConfig) -> str:
+    """SHA-256 of what `load_training` reads, before any tokenizer: the examples of train and of a validation file with
+    their groups. Where the files lie and how they are called does not count. Raises as `load_training` does."""
+    total, group = hashlib.sha256(), group_of(config)
+    for split_name, source in (("train", config.train), ("validation", config.validation)):
+        if not isinstance(source, str):
+            continue
+        for example in load_examples(source, config.template, split=split_name):
+            parts = [example.system, example.prompt, example.completion, example.messages]
+            parts += [] if group is None else [value_of(example.record, group)]
+            total.update(json.dumps(parts).encode())
+        total.update(b"\n")
+    return total.hexdigest()
 
 
 def _encode(

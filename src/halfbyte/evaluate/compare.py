@@ -19,7 +19,7 @@ from halfbyte.evaluate.declared import metrics_for
 from halfbyte.evaluate.details import most_changed
 from halfbyte.evaluate.fingerprint import require_same
 from halfbyte.evaluate.metrics import Metric
-from halfbyte.evaluate.paired import Paired
+from halfbyte.evaluate.paired import Paired, paired_all
 from halfbyte.evaluate.results import (
     SCHEMA,
     Evaluation,
@@ -109,8 +109,8 @@ def compare_several(
     one = read_evaluation(folders[0])
     pairs = [_Pair.of(one, read_evaluation(folder), across) for folder in folders[1:]]
     chosen = [_metric(pair, metric) for pair in pairs]
-    made = [Paired(which, pair.a, pair.b, seed=seed, together=among or len(pairs))
-            for pair, (which, _) in zip(pairs, chosen, strict=True)]  # fmt: skip
+    asked = [(which, pair.a, pair.b) for pair, (which, _) in zip(pairs, chosen, strict=True)]
+    made = paired_all(asked, seed=seed, together=among or len(pairs))
     frames = [_frame(pair, which, len(pairs), among, seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
     judged = _judged(made, detect, among)
     for pair, frame, paired, (row, found), (_, told) in zip(pairs, frames, made, judged, chosen, strict=True):
@@ -208,7 +208,7 @@ def _add_both_answered(
     for at in fewer:
         frames[at]["both_answered"] = None
     some = [at for at in fewer if kept[at][0]]
-    parts = [Paired(made[at].metric, *kept[at], seed=made[at].seed, together=len(some)) for at in some]
+    parts = paired_all([(made[at].metric, *kept[at]) for at in some], seed=made[0].seed, together=max(1, len(some)))
     for at, (row, _) in zip(some, _judged(parts, detect), strict=True):
         frames[at]["both_answered"] = row
     for at in fewer:

@@ -20,14 +20,14 @@ little as 95 % there (docs/statistics.md). Tango's interval (1998) does, but lea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from halfbyte.evaluate.statistics import LEVEL, Estimate, Resampled, batches, below, resample
+from halfbyte.evaluate.statistics import LEVEL, Estimate, Resampled, batches, below, resample_all
 from halfbyte.evaluate.sums import Difference, Floats, Sums
 
 _EXACT_UNITS = 13  # so many swaps are enumerated instead of drawn
@@ -50,8 +50,22 @@ def paired_difference(a: Sums, b: Sums, *, seed: int, level: float = LEVEL) -> t
 def paired_test(a: Sums, b: Sums, *, seed: int, level: float = LEVEL) -> tuple[Resampled, Test]:
     """b less a, resampled, and the p that both tests stand for: the larger one of the permutation test's and of that at
     which the BCa interval ends at 0."""
-    found = resample(Difference(a, b), seed=seed, level=level)
-    return found, both(found, swap_test(a, b, seed=seed, level=level))
+    return paired_tests([(a, b)], seed=seed, level=level)[0]
+
+
+def paired_tests(
+    pairs: Sequence[tuple[Sums, Sums]], *, seed: int, level: float = LEVEL
+) -> list[tuple[Resampled, Test]]:
+    """`paired_test` of each pair. Resamples and swaps are drawn once for all pairs of as many units: for many pairs at
+    a high level they are too many to be kept, and drawing them is most of the work."""
+    made: dict[int, tuple[Resampled, Test]] = {}
+    for units in dict.fromkeys(a.units for a, _ in pairs):
+        at = [k for k, (a, _) in enumerate(pairs) if a.units == units]
+        some = [pairs[k] for k in at]
+        found = resample_all([Difference(a, b) for a, b in some], seed=seed, level=level)
+        tests = swap_tests(some, seed=seed, level=level)
+        made |= {k: (one, both(one, test)) for k, one, test in zip(at, found, tests, strict=True)}
+    return [made[k] for k in range(len(pairs))]
 
 
 def both(found: Resampled, swapped: Test) -> Test:
@@ -61,10 +75,20 @@ def both(found: Resampled, swapped: Test) -> Test:
 
 def swap_test(a: Sums, b: Sums, *, seed: int, level: float = LEVEL) -> Test:
     """Two-sided permutation test of "a and b are exchangeable within each unit" (for means: the sign-flip test)."""
-    if a.units == 0:
-        return Test(1.0, "permutation exact")
-    change = b.sums - a.sums
-    return swapped_test(a, b, (swap @ change for swap in swaps(a.units, seed, level)))
+    return swap_tests([(a, b)], seed=seed, level=level)[0]
+
+
+def swap_tests(pairs: Sequence[tuple[Sums, Sums]], *, seed: int, level: float = LEVEL) -> list[Test]:
+    """The same of pairs of as many units each, with the same swaps."""
+    units = pairs[0][0].units
+    if units == 0:
+        return [Test(1.0, "permutation exact") for _ in pairs]
+    moved: list[list[Floats]] = [[] for _ in pairs]
+    changes = [b.sums - a.sums for a, b in pairs]
+    for swap in swaps(units, seed, level):
+        for change, kept in zip(changes, moved, strict=True):
+            kept.append(swap @ change)
+    return [swapped_test(a, b, kept) for (a, b), kept in zip(pairs, moved, strict=True)]
 
 
 def swapped_test(a: Sums, b: Sums, moved: Iterable[Floats]) -> Test:

@@ -1,9 +1,10 @@
 """Answers so far, kept until the evaluation is written: an interruption, even a kill, costs no more than a batch.
 
 `answers.jsonl` in the evaluation's folder has a line a batch: the key of what is asked, the batch's rows, and what the
-model gave for each. A line counts only under its own key, which is made of the model (checkpoint, format, adapter to
-the bit, compute, device, kernels, versions), the decoding, and every prompt to the token. How answers are judged is no
-part of it, so a scoring function that fails can be mended without the model answering again.
+model gave for each. A line counts only under its own key, which is made of the model (checkpoint, size and time of
+writing of its weight files, format, adapter to the bit, compute, device, kernels, versions), the decoding, and every
+prompt to the token. How answers are judged is no part of it, so a scoring function that fails can be mended without the
+model answering again.
 
 Batches are cut from all items as if nothing were known, and a batch is taken whole or asked whole: what goes on has the
 shapes, and so the bits, of what was never interrupted.
@@ -128,6 +129,7 @@ def identity(model: Model) -> dict[str, Any]:
     kernels = choose(model.device)
     return {
         "model": [model.name, model.fingerprint, model.weights, model.compute, str(model.dtype), str(model.device)],
+        "files": model.files.listed(),
         "adapter": [None if model.adapter is None else asdict(model.adapter), adapter.hexdigest()],
         "kernels": [kernels.name, kernels.isa],
         "versions": [__version__, torch.__version__, transformers.__version__],

@@ -11,7 +11,7 @@ import numpy as np
 from halfbyte.evaluate.differences import (
     Test,
     agreeing,
-    paired_test,
+    paired_tests,
     right_wrong_difference,
     right_wrong_test,
     verdict,
@@ -30,17 +30,33 @@ from halfbyte.evaluate.statistics import LEVEL, Estimate, Resampled
 from halfbyte.evaluate.sums import Floats
 
 
+def paired_all(
+    asked: Sequence[tuple[Metric, Sequence[Prediction], Sequence[Prediction]]], *, seed: int, together: int = 1
+) -> list[Paired]:
+    """A `Paired` for each (metric, a, b); all are resampled and swapped alike, with numbers that are drawn once.
+
+    `together` is the number of comparisons that are corrected together: so small a p, and so high a level, must be
+    possible.
+    """
+    made = [Paired(metric, a, b, seed) for metric, a, b in asked]
+    drawn = [one for one in made if not one.right_wrong]
+    level = 1 - (1 - LEVEL) / together
+    tests = paired_tests([(one.first, one.second) for one in drawn], seed=seed, level=level)
+    for one, (resampled, test) in zip(drawn, tests, strict=True):
+        one.take(resampled, test)
+    return made
+
+
 class Paired:
-    """`metric` of b against a; `a` and `b` are the predictions of the same items in the same order.
+    """`metric` of b against a; `a` and `b` are the predictions of the same items in the same order (see `paired_all`).
 
     Right/wrong answers of independent items get McNemar's exact test and the interval of Agresti and Min; everything
-    else the BCa interval and the permutation test, which resample and swap the units (a group whole). `together` is the
-    number of comparisons that are corrected together: so small a p, and so high a level, must be possible.
+    else the BCa interval and the permutation test, which resample and swap the units (a group whole).
     """
 
-    def __init__(
-        self, metric: Metric, a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int, together: int = 1
-    ) -> None:
+    test: Test
+
+    def __init__(self, metric: Metric, a: Sequence[Prediction], b: Sequence[Prediction], seed: int) -> None:
         self.metric, self.n, self.seed = metric, len(a), seed
         before, after, unit_of = table_of(a), table_of(b), units_of(a)
         self.first, self.second = metric.statistics((before, after), unit_of)
@@ -51,13 +67,14 @@ class Paired:
         self.wins, self.losses = int(np.count_nonzero(gain > 0)), int(np.count_nonzero(gain < 0))
         self.ties = len(gain) - self.wins - self.losses
         whole = metric.n(before) == metric.n(after) == self.n
-        self.test: Test
         self._resampled: Resampled | None = None
-        if metric.share and whole and self.units == self.n:
+        self.right_wrong = metric.share and whole and self.units == self.n
+        if self.right_wrong:
             self.test = right_wrong_test(*self._up_and_down)
-        else:
-            level = 1 - (1 - LEVEL) / together
-            self._resampled, self.test = paired_test(self.first, self.second, seed=seed, level=level)
+
+    def take(self, resampled: Resampled, test: Test) -> None:
+        """What resampling and swapping found, where answers are not right or wrong."""
+        self._resampled, self.test = resampled, test
 
     @property
     def _up_and_down(self) -> tuple[int, int]:

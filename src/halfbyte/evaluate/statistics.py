@@ -21,7 +21,7 @@ units make up most of a metric's spread (`Estimate.lopsided`), they cover less t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -138,11 +138,19 @@ class Resampled:
 
 def resample(statistic: Statistic, *, seed: int, level: float = LEVEL) -> Resampled:
     """Resample the units, often enough for intervals at `level` or below it."""
-    if statistic.units < 2:
-        return resampled(statistic, np.zeros(0))
-    return resampled(
-        statistic, np.concatenate([statistic.value(weights) for weights in resamples(statistic.units, seed, level)])
-    )
+    return resample_all([statistic], seed=seed, level=level)[0]
+
+
+def resample_all(statistics: Sequence[Statistic], *, seed: int, level: float = LEVEL) -> list[Resampled]:
+    """The same for several statistics of as many units: weights are drawn once, and all see the same."""
+    units = statistics[0].units
+    if units < 2:
+        return [resampled(one, np.zeros(0)) for one in statistics]
+    drawn: list[list[Floats]] = [[] for _ in statistics]
+    for weights in resamples(units, seed, level):
+        for one, values in zip(statistics, drawn, strict=True):
+            values.append(one.value(weights))
+    return [resampled(one, np.concatenate(values)) for one, values in zip(statistics, drawn, strict=True)]
 
 
 def resampled(statistic: Statistic, drawn: Floats) -> Resampled:

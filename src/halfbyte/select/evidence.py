@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from halfbyte.data.encode import Encoder
 from halfbyte.errors import CheckpointError, HalfbyteError
-from halfbyte.evaluate.tasks import TaskSet
+from halfbyte.evaluate.tasks import TaskSet, digest
 from halfbyte.plan import budget as budgets
 from halfbyte.plan.devices import Device
 from halfbyte.plan.inventory import take_inventory
@@ -91,6 +91,7 @@ class Evidence:
     error: HalfbyteError | None = None
     variants: list[Variant] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    identity: str = ""  # digest of all files that answers depend on: weights, tokenizer, template, generation
 
     def fail(self, error: HalfbyteError) -> None:
         """The candidate can't be looked at: all that is not settled of it failed."""
@@ -179,11 +180,13 @@ def _read(found: Evidence, look: Look) -> None:
     """With the tokenizer: lengths and numbers; then the plan for these lengths. Downloads a model of the hub."""
     from halfbyte.checkpoint.source import open_checkpoint
     from halfbyte.model.build import load_tokenizer
+    from halfbyte.tune.inputs import answering_digest
 
     candidate = found.candidate
     checkpoint = open_checkpoint(candidate.model, candidate.revision)
     config = text_config(checkpoint.config)
     found.fingerprint, found.context = checkpoint.fingerprint, context_of(config)
+    found.identity = digest([checkpoint.identity, answering_digest(checkpoint.path)])
     found.licence = licence_of(candidate.model, checkpoint.path)
     tokenizer = load_tokenizer(checkpoint, int(config.get("vocab_size") or 2**31))
     encoder = Encoder(tokenizer, look.task_set.task.chat)

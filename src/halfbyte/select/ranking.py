@@ -2,7 +2,8 @@
 
 The best by score is compared with each of the others. It was found by the same items, which flatters it: with twelve
 equal candidates, correcting for eleven comparisons would call one of them worse 16 times in 100. So the p-values are
-corrected for all pairs of candidates (Bonferroni), whichever of them turned out to be best.
+corrected for all pairs of candidates (Bonferroni), whichever of them turned out to be best. Probes are of the best out
+of the box on these items, so theirs are corrected for all pairs of those that were scored there.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Ranking:
     """`order` is best first; `tied` are the best and those that can't be told from it; `chosen` is one of these.
 
     `corrected` is its score with an interval that allows for the choice: at a level of 1 less 5 % over the number of
-    those that it was chosen from, so that all their intervals hold together (Bonferroni).
+    those that it was chosen from, so that all their intervals hold together (Bonferroni). `among` is that number: all
+    that were scored on the same items, also those that were then not probed.
     """
 
     metric: Metric
@@ -59,6 +61,7 @@ class Ranking:
     tied: tuple[Entry, ...]
     chosen: Entry
     corrected: Estimate
+    among: int
 
     @property
     def best(self) -> Entry:
@@ -76,20 +79,22 @@ def value_of(result: dict[str, Any], metric: Metric) -> float | None:
     return None if found is None else float(found)
 
 
-def rank(entries: Sequence[Entry], kind: str, *, seed: int) -> Ranking | None:
-    """The ranking of all entries that have a score; None where none has."""
+def rank(entries: Sequence[Entry], kind: str, *, seed: int, among: int = 0) -> Ranking | None:
+    """The ranking of all entries that have a score; None where none has. `among`: the entries are the best of so many
+    that were scored on the same items, and everything is corrected for all of these and their pairs."""
     metric = metric_for(kind)
     scored = [entry for entry in entries if value_of(entry.result, metric) is not None]
     if not scored:
         return None
     order = sorted(scored, key=lambda entry: (_loss(entry, metric), entry.memory or 2**63, entry.name))
-    against = _compared(order, metric, seed)
+    among = max(among, len(order))
+    against = _compared(order, metric, seed, among)
     same = {one.other for one in against if one.verdict == _NO_DIFFERENCE}
     tied = [order[0], *(entry for entry in order[1:] if entry.name in same)]
     chosen = _choose(tied)
     lines = read_evaluation(chosen.folder).predictions
-    corrected = measured(metric, table_of(lines), units_of(lines), seed, level=1 - (1 - LEVEL) / len(order))
-    return Ranking(metric, tuple(order), tuple(against), tuple(tied), chosen, corrected)
+    corrected = measured(metric, table_of(lines), units_of(lines), seed, level=1 - (1 - LEVEL) / among)
+    return Ranking(metric, tuple(order), tuple(against), tuple(tied), chosen, corrected, among)
 
 
 def _loss(entry: Entry, metric: Metric) -> float:
@@ -98,13 +103,13 @@ def _loss(entry: Entry, metric: Metric) -> float:
     return value if metric.better == "lower" else -value
 
 
-def _compared(order: Sequence[Entry], metric: Metric, seed: int) -> list[Against]:
+def _compared(order: Sequence[Entry], metric: Metric, seed: int, among: int) -> list[Against]:
     others = order[1:]
     if not others:
         return []
     folders = [entry.folder for entry in order]
     made = compare_several(folders, metric=metric.name, seed=seed, across=("shots",),
-                           among=len(order) * (len(order) - 1) // 2)  # fmt: skip
+                           among=among * (among - 1) // 2)  # fmt: skip
     return [Against(other.name, one["difference"], one["verdict"], one["detectable"]["value"])
             for other, one in zip(others, made, strict=True)]  # fmt: skip
 

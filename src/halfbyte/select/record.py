@@ -135,6 +135,7 @@ def _ranking(found: Ranking | None) -> dict[str, Any] | None:
         "order": _names(found.order),
         "tied": _names(found.tied),
         "chosen": found.chosen.name,
+        "among": found.among,
         "against_best": [asdict(one) for one in found.against],
     }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from halfbyte.config import DataConfig, RunConfig, TaskConfig, load_run
+from halfbyte.data.dataset import data_digest
 from halfbyte.data.template import Example, load_examples
 from halfbyte.errors import ConfigError
 from halfbyte.plan.time import Length
@@ -30,6 +32,11 @@ class Tuning:
         items = max(1, len(self.train) - (0 if isinstance(self.config.data.validation, str) else self.validation))
         return Length(items, self.validation, options.epochs, options.batch, options.max_steps, options.validate_every)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of all data that a probe trains and validates on."""
+        return data_digest(self.config.data)
+
     def probe(self, model: str, revision: str | None, weights: str, steps: int, memory: int | None, device: str,
               out: Path) -> RunConfig:  # fmt: skip
         """The run of a probe: as the whole run would be, but of `steps` steps, and without a task of its own."""
@@ -48,7 +55,7 @@ def read_tuning(run: Path | None, task: TaskConfig, *, probing: bool) -> Tuning:
     if run is not None:
         config, source = load_run(run), str(run)
     else:
-        data = DataConfig(train=task.train, template=task.template, chat=task.chat)
+        data = DataConfig(train=task.train, template=task.template, chat=task.chat, group=task.group)
         config, source = RunConfig(data=data), "the defaults of RUN.yaml" + (", on the task's train" * bool(task.train))
     if not config.data.train:
         if probing:

@@ -90,22 +90,27 @@ def _made_worse(tuned: dict[str, Any] | None, ranking: Ranking) -> str:
 def _flattered(ranking: Ranking) -> list[str]:
     """That a score which was chosen by it is too good, and the interval that allows for it."""
     limits = interval(ranking.corrected.low, ranking.corrected.high, ranking.metric)
-    if len(ranking.order) == 1 or limits == "-":
+    if ranking.among == 1 or limits == "-":
         return []
     return [f"The items that score {ranking.chosen.name} chose it, too, which flatters it: the interval corrected for "
-            f"its choice among {len(ranking.order)} is {limits}."]  # fmt: skip
+            f"its choice among {ranking.among} is {limits}."]  # fmt: skip
 
 
 def _decided(ranking: Ranking) -> list[str]:
     """What the comparison with the best decides, and what it does not."""
     others, tied, chosen = ranking.order[1:], ranking.tied, ranking.chosen
+    if not others and ranking.among > 1:
+        return [f"It is the only one with a score after a probe, so there is nothing to compare it with; it is one of "
+                f"{ranking.among} that were scored."]  # fmt: skip
     if not others:
         return ["It is the only one with a score, so there is nothing to compare it with."]
     worse = [one for one in ranking.against if one.verdict == "worse"]
     if len(tied) == 1:
         most = max(one.p_adjusted for one in worse) if worse else 1.0
         each = "the other one is" if len(others) == 1 else f"each of the {len(others)} others is"
-        return [f"Item by item, {each} worse than it (p at most {most:.2g}, adjusted for all pairs)."]
+        return [
+            f"Item by item, {each} worse than it (p at most {most:.2g}, adjusted for all pairs of {ranking.among})."
+        ]
     names = ", ".join(f"{entry.name} ({score_text(entry, ranking)})" for entry in tied)
     count = {2: "two", 3: "three", 4: "four", 5: "five"}.get(len(tied), str(len(tied)))
     said = [f"The evidence does not decide: these {count} can't be told apart on {chosen.result['items']:,} items: "
@@ -148,7 +153,7 @@ def _beside_chance(chance: float, ranking: Ranking) -> list[str]:
 
 
 def _corrected(ranking: Ranking) -> str:
-    return f" (corrected for its choice among {len(ranking.order)})" if len(ranking.order) > 1 else ""
+    return f" (corrected for its choice among {ranking.among})" if ranking.among > 1 else ""
 
 
 def _cautions(evidence: Sequence[Evidence], base: Ranking, probed: Ranking | None, chosen: Entry) -> list[str]:
@@ -159,7 +164,7 @@ def _cautions(evidence: Sequence[Evidence], base: Ranking, probed: Ranking | Non
     elif base.best.name != probed.best.name:
         said.append(f"Out of the box {base.best.name} was first ({score_text(base.best, base)}): tuning changed the "
                     "order.")  # fmt: skip
-    else:
+    elif len(base.order) > 1:
         said.append("Out of the box it was first, too." if chosen.name == base.best.name else "Out of the box "
                     f"{base.best.name} was first, too.")  # fmt: skip
     if chosen.result.get("unanswered", 0) >= UNANSWERED:

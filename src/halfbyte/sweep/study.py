@@ -226,8 +226,16 @@ class Study:
         with reaching(self.url):
             return list(self._study.user_attrs.get("scored", []))
 
-    def note_scored(self, number: int) -> None:
+    def tested(self) -> dict[str, Any] | None:
+        """What the fingerprint of the task is made of that a winner was scored on; None before that."""
         with reaching(self.url):
+            found: dict[str, Any] | None = self._study.user_attrs.get("tested")
+        return found
+
+    def note_scored(self, number: int, asked: dict[str, Any] | None) -> None:
+        """That trial `number` was scored on the task whose fingerprint is made of `asked`."""
+        with reaching(self.url):
+            self._study.set_user_attr("tested", asked)
             scored = self.scored()
             if number not in scored:
                 self._study.set_user_attr("scored", [*scored, number])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,17 @@ def inputs_of(model: str, folder: Path, data: TrainingData) -> dict[str, str]:
 
 def tokenizer_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of the tokenizer's files."""
+    return _files_digest(folder, _TOKENIZER)
+
+
+def answering_digest(folder: Path) -> str:
+    """The same with the generation configuration: all that answers depend on beside weights and config.json."""
+    return _files_digest(folder, (*_TOKENIZER, "generation_config.json"))
+
+
+def _files_digest(folder: Path, patterns: Iterable[str]) -> str:
     total = hashlib.sha256()
-    for file in sorted({file for pattern in _TOKENIZER for file in folder.glob(pattern) if file.is_file()}):
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
         total.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
 
