@@ -63,7 +63,7 @@ def sweep(
     home = Home((out or Path(f"{config.out}-sweep")).resolve())
     own = space.own(config)
     study = Study(storage, study_name or run.stem, space, own, what, config.seed, home)
-    asked = _same_test(config, study, scorer)
+    _same_test(config, study, scorer)
     found = Found(study, config, trials, own is not None)
     knobs = [knob.key for knob in space.knobs]
     show = LiveTable(console, knobs, trials)
@@ -83,7 +83,7 @@ def sweep(
         if ended == "timeout":
             found.notes = ["The time is over before all trials are done, so nothing is scored on the test set yet."]
         elif ended != "interrupted":
-            scored = _score(config, space, study, home, rows, scorer, show, asked)
+            scored = _score(config, space, study, home, rows, scorer, show)
             found.test, found.notes = scored.test, [scored.note] if scored.note else []
             ended = "interrupted" if scored.interrupted else ended
     made = found.write(file, rows)
@@ -137,8 +137,10 @@ def _what(config: RunConfig, space: Space, scorer: str | None) -> dict[str, Any]
 
 
 def _same_test(config: RunConfig, study: Study, scorer: str | None) -> dict[str, Any] | None:
-    """What the fingerprint of the run's task is made of; None: the run names no task. Raises ConfigError where a winner
-    was scored on another test set, or one that was judged otherwise: this one would be a second look."""
+    """What the fingerprint of the run's task is made of; None: it names no task. Raises ConfigError where a winner was
+    scored on another test set, or one that was judged otherwise: this one would be a second look.
+
+    The run's own seed counts, though a trial may have another one, which draws other shots."""
     from halfbyte.evaluate.fingerprint import differing
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.pipeline import with_training_median
@@ -183,10 +185,9 @@ def _score(
     rows: Sequence[Row],
     scorer: str | None,
     show: LiveTable,
-    asked: dict[str, Any] | None,
 ) -> _Scored:
     """Score the winner on the task's test set. It is the first and only look at that set: the choice is made by then,
-    and a winner that was scored before is not scored again. `asked`: what the task's fingerprint is made of."""
+    and a winner that was scored before is not scored again."""
     from halfbyte import experiment
     from halfbyte.sweep.result import winner
 
@@ -209,6 +210,7 @@ def _score(
     log_file = home.folder / "logs" / f"{best.number:04}.txt"
     show.scores(best.number, log_file)
     try:
+        asked = _same_test(config, study, scorer)  # its files may have changed while trials ran
         with log_file.open("a", encoding="utf-8") as lines:
             run = dataclasses.replace(space.apply(config, best.values), out=str(folder))
             log = Console(file=lines, width=120, highlight=False)

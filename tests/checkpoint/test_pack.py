@@ -309,7 +309,9 @@ def test_values_that_are_no_numbers_are_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_as_weights_makes_a_copy_once(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_weights_makes_a_copy_once(
+    tiny: Make, copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path / "cache"))
     source = open_checkpoint(str(tiny("llama")))
     assert as_weights(source, "bf16") is source
@@ -320,6 +322,10 @@ def test_as_weights_makes_a_copy_once(tiny: Make, tmp_path: Path, monkeypatch: p
     first = as_weights(source, "nf4")
     assert (first.weights, first.name) == ("nf4", source.name) and first.path.parent == tmp_path / "cache"
     assert as_weights(first, "nf4") is first
+    written = copied("llama")
+    os.utime(written / "model.safetensors", ns=(1, 10**18))
+    again = open_checkpoint(str(written))  # of the same fingerprint: whether all is as it was is not known
+    assert again.fingerprint == source.fingerprint and as_weights(again, "nf4").path.name[-16:] != first.path.name[-16:]
     monkeypatch.setattr(packing, "_write_tensors", None)  # it must not be made again
     assert as_weights(source, "nf4").path == first.path
 

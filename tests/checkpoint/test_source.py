@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +154,18 @@ def test_config_and_tensors_must_agree_on_packing(copied: Make) -> None:
     save_file(tensors, folder / "model.safetensors")
     edit(folder / "config.json", {"quantization_config": None})
     assert "no quantization_config" in refused(folder)
+
+
+def test_the_identity_sees_what_the_fingerprints_samples_miss(copied: Make) -> None:
+    folder = copied("llama")
+    file = folder / "model.safetensors"
+    before = open_checkpoint(str(folder))
+    assert before.identity == open_checkpoint(str(folder)).identity
+    os.utime(file, ns=(1, 10**18))
+    after = open_checkpoint(str(folder))
+    assert after.fingerprint == before.fingerprint and after.identity != before.identity
+    assert open_checkpoint(str(folder)).identity == after.identity
+    assert dataclasses.replace(after, revision="a" * 40).identity == after.fingerprint  # a commit does not change
 
 
 def test_the_fingerprint_tells_checkpoints_apart(tiny: Make, copied: Make) -> None:

@@ -12,6 +12,7 @@ from halfbyte.evaluate.differences import (
     agreeing,
     paired_difference,
     paired_test,
+    paired_tests,
     right_wrong_difference,
     swap_test,
     verdict,
@@ -143,3 +144,18 @@ def test_ten_thousand_items_take_less_than_three_seconds() -> None:
     found, test = paired_difference(mean(a), mean(b * 0.9), seed=0)
     assert time.process_time() - began < 3
     assert verdict(found, test.p < 0.05, "lower") == "better"
+
+
+def test_many_pairs_share_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many to be kept: once for all pairs, and each finds what it finds alone."""
+    monkeypatch.setattr(statistics, "_WORK", 1)
+    monkeypatch.setattr(statistics, "_KEPT", 0)
+    generator, drawn = np.random.default_rng(3), statistics._drawn
+    calls: list[int] = []
+    monkeypatch.setattr(statistics, "_drawn", lambda *rest: calls.append(rest[1]) or drawn(*rest))
+    pairs = [(mean(generator.normal(size=n)), mean(generator.normal(size=n))) for n in (40, 30, 40, 40)]
+    found = paired_tests(pairs, seed=1, level=1 - 0.05 / 66)
+    assert calls == [40, 40, 30, 30]  # weights and swaps
+    for (resampled, test), (a, b) in zip(found, pairs, strict=True):
+        alone, own = paired_test(a, b, seed=1, level=1 - 0.05 / 66)
+        assert test == own and np.array_equal(resampled.drawn, alone.drawn) and len(alone.drawn) >= 65_000

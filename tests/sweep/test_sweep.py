@@ -146,6 +146,24 @@ def test_scoring_the_winner_is_said_and_can_be_interrupted(
     assert "scoring the winner" not in capsys.readouterr().out  # it is known
 
 
+def test_a_study_looks_at_one_test_set(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*sweep_files(folder, model), "--trials", "1"]
+    assert main(command) == 0
+    scored = found_in(folder / "out-sweep")["test"]
+    test = folder / "test.jsonl"
+    first, *rest = test.read_text().splitlines(keepends=True)
+    test.write_text("".join(rest))
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the winner was scored on another task") and "Traceback" not in error
+    assert f"items: {len(rest) + 1} against {len(rest)}" in error and "--out FOLDER" in error
+    assert found_in(folder / "out-sweep")["test"] == scored
+    test.write_text("".join([first, *rest]))
+    assert main(command) == 0 and found_in(folder / "out-sweep")["test"] == scored
+    assert main([*command, "--out", str(folder / "other")]) == 0
+
+
 @pytest.mark.parametrize(
     ("lines", "space", "more", "said"),
     [

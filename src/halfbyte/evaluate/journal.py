@@ -129,7 +129,7 @@ def identity(model: Model) -> dict[str, Any]:
     kernels = choose(model.device)
     return {
         "model": [model.name, model.fingerprint, model.weights, model.compute, str(model.dtype), str(model.device)],
-        "files": model.files.listed(),
+        "files": [list(line) for line in model.files.listed()],
         "adapter": [None if model.adapter is None else asdict(model.adapter), adapter.hexdigest()],
         "kernels": [kernels.name, kernels.isa],
         "versions": [__version__, torch.__version__, transformers.__version__],
