@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from halfbyte.data.encode import Encoder
 from halfbyte.errors import CheckpointError, HalfbyteError
-from halfbyte.evaluate.tasks import TaskSet, digest
+from halfbyte.evaluate.tasks import TaskSet
 from halfbyte.plan import budget as budgets
 from halfbyte.plan.devices import Device
 from halfbyte.plan.inventory import take_inventory
 from halfbyte.plan.ladder import SEQUENCE, Plan, gb, plan_model
 from halfbyte.plan.shapes import text_config
+from halfbyte.provenance import digest
 from halfbyte.select.candidates import Asked, Candidate, variant_name
 from halfbyte.select.licence import Licence, licence_of
 from halfbyte.select.reading import (
