@@ -184,6 +184,7 @@ def test_pack_says_what_it_wrote_and_does_it_once(
         (["generate", "{model}", "hi", "--adapter", "{folder}"], 1, "adapter"),
         (["generate", "{model}", "hi", "--max-new-tokens", "0"], 2, "at least 1"),
         (["evaluate", "{model}", "--task", "{folder}/none.yaml"], 2, "no such file"),
+        (["evaluate", "{model}", "--task", "{folder}/task.yaml", "--variant", "../x"], 2, "no name of a folder"),
         (["compare", "{folder}"], 2, "two results"),
         (["compare", "{folder}", "{folder}"], 2, "compared with itself"),
         (["compare", "{folder}", "{model}"], 1, "result.json"),

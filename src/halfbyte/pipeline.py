@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,6 +207,9 @@ def _check_count(name: str, value: int | None, least: int, do: str) -> None:
 
 
 def _check_variant(name: str | None) -> None:
+    if name is not None and (not name or name.startswith(".") or not re.fullmatch(r"[\w.+-]+", name)):
+        raise ConfigError("the variant's name is no name of a folder", where="--variant", found=repr(name),
+                          do="use letters, digits, '-', '_', '+' and '.', e.g. base-nf4-long")  # fmt: skip
     if name in RESERVED:
         raise ConfigError("the variant's name is reserved for what an export writes", where="--variant", found=name,
                           do="choose another name")  # fmt: skip

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -156,8 +157,9 @@ def write_atomically(file: Path, text: str) -> None:
 
 def refused(file: Path, error: OSError) -> HalfbyteError:
     """What to raise when the disk refuses `file`."""
+    room = "free some disk space, or " if error.errno == errno.ENOSPC else ""
     return HalfbyteError("the result can't be written", where=file, found=error.strerror or str(error),
-                         do="free some disk space, or name another place with --out")  # fmt: skip
+                         do=f"{room}name another place with --out")  # fmt: skip
 
 
 def read_evaluation(folder: Path) -> Evaluation:

@@ -409,10 +409,14 @@ def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers do
+        files = sorted(
+            file.name for pattern in ("token*", "vocab*", "merges*") for file in checkpoint.path.glob(pattern)
+        )
+        said = " ".join(str(error).split())[:200] if files else "no tokenizer.json, tokenizer.model or vocab file"
         raise CheckpointError(
             "the tokenizer can't be loaded",
             where=checkpoint.path,
-            found=str(error).split("\n")[0],
+            found=said,
             do="put tokenizer.json and tokenizer_config.json beside the model",
         ) from None
     # added tokens apart: some models carry one that they have no embedding for
