@@ -98,7 +98,7 @@ def tune(
     if task is not None:
         load_adapter(model.net, folder / "adapter", model.fingerprint)
         model.recompute(0)
-        result = _prove(model, task, folder, f"base-{config.weights}", console, config.seed)
+        result = _prove(model, task, folder, f"base-{config.weights}", console, config.seed, checked.test_leaks())
         ledger.evaluated("evaluate_after", result)
     ledger.end(planner.plan, finished=True)
     from halfbyte.report.page import report
@@ -190,8 +190,13 @@ def _evaluate_once(
     return result
 
 
-def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Console, seed: int) -> dict[str, Any]:
-    """Score the tuned model and compare it with the base and, for numbers, with the constant guess; its result."""
+def _prove(
+    model: Any, task: TaskConfig, folder: Path, base: str, console: Console, seed: int, leaks: list[str]
+) -> dict[str, Any]:
+    """Score the tuned model and compare it with the base and, for numbers, with the constant guess; its result.
+
+    `leaks`: how the training data give test items away, which stands beside every verdict.
+    """
     from halfbyte.evaluate.compare import compare_folders
     from halfbyte.evaluate.evaluate import constant_folder
     from halfbyte.evaluate.show import print_comparison
@@ -199,11 +204,13 @@ def _prove(model: Any, task: TaskConfig, folder: Path, base: str, console: Conso
     evaluations = folder / "evaluations"
     result = _evaluate_once(model, task, folder, "tuned", console, seed)
     comparison = compare_folders(evaluations / base, evaluations / "tuned", seed=seed)
+    comparison["warnings"] = [*leaks, *comparison["warnings"]]
     durable.write_text(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     print_comparison(comparison, console)
     if task.kind == "number":
         constant_folder(evaluations / "tuned", evaluations / "median")
         against = compare_folders(evaluations / "median", evaluations / "tuned", seed=seed)
+        against["warnings"] = [*leaks, *against["warnings"]]
         (folder / "comparisons").mkdir(exist_ok=True)
         durable.write_text(folder / "comparisons" / "median-tuned.json", json.dumps(against, indent=2) + "\n")
         print_comparison(against, console)

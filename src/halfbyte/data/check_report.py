@@ -76,6 +76,11 @@ class Report:
     def of(self, level: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == level]
 
+    def test_leaks(self) -> list[str]:
+        """A sentence for each way in which the data that a run learns from give items of its test set away."""
+        return [finding.text for finding in self.of(WARNING) if (finding.kind.startswith("test_") and "_in_" in finding.kind)
+                or finding.kind == "test_near_train"]  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; docs/check.md describes it."""
         lengths = {

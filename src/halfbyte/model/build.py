@@ -409,10 +409,8 @@ def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers do
-        files = sorted(
-            file.name for pattern in ("token*", "vocab*", "merges*") for file in checkpoint.path.glob(pattern)
-        )
-        said = " ".join(str(error).split())[:200] if files else "no tokenizer.json, tokenizer.model or vocab file"
+        there = any(next(checkpoint.path.glob(pattern), None) for pattern in ("token*", "vocab*", "merges*"))
+        said = " ".join(str(error).split())[:200] if there else "no tokenizer.json, tokenizer.model or vocab file"
         raise CheckpointError(
             "the tokenizer can't be loaded",
             where=checkpoint.path,
