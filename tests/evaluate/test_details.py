@@ -129,6 +129,19 @@ def test_fields_one_by_one() -> None:
     grouped = [row | {"group": str(at // 20)} for at, row in enumerate(lines * 30)]
     wide = {row["field"]: row for row in by_field(grouped, units_of(grouped), 0)}["a"]
     assert wide["value"] == 0.75 and wide["n"] == 120
+    never = {row["field"]: row for row in by_field(grouped, units_of(grouped), 0)}["d"]
+    alone = {row["field"]: row for row in by_field(lines * 30, units_of(lines * 30), 0)}["d"]
+    assert never["low"] == alone["low"] == 0 and never["high"] > 3 * alone["high"]  # a few groups, not 90 items
+
+
+def test_the_options_of_a_choice_are_told_apart_as_they_are() -> None:
+    lines = [line(at, said, true, {"accuracy": float(said == true)}) for at, (said, true) in enumerate(
+        [("C", "c"), ("c", "c"), ("C", "C"), ("C", "C")])]  # fmt: skip
+    found = details("choice", lines, units_of(lines), 0)
+    assert {row["class"]: row["support"] for row in found["classes"]} == {"c": 2, "C": 2}
+    assert found["confusions"] == [{"reference": "c", "answer": "C", "count": 1}]
+    assert "classes" not in details("exact", [row | {"scores": {"exact_match": 1.0}} for row in lines],
+                                    units_of(lines), 0)  # fmt: skip
 
 
 def test_the_worst_items() -> None:

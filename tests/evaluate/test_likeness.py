@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import sys
+import unicodedata
 
 import pytest
 
@@ -65,3 +66,14 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
             chrf("a", "b")
     finally:
         likeness._chrf.cache_clear()
+
+
+def test_combining_marks_belong_to_words() -> None:
+    assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert words("ที่นี่ ดี") == [normal("ที่นี่"), normal("ดี")]
+    assert words("كِتَاب جديد") == ["كِتَاب", "جديد"]
+    assert words("a_b \u2764\ufe0fyes") == ["a", "b", "yes"]  # the mark is the heart's
+
+
+def normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)

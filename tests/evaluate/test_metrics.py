@@ -185,6 +185,7 @@ def test_contains_and_its_options() -> None:
     assert contains("15 of them", "5") and not contains("15 of them", "5", words=True)
     assert contains("(5)", "5", words=True) and contains("uses C++ only", "C++", words=True)
     assert contains("a.c", "a.c") and not contains("abc", "a.c")  # no pattern
+    assert not contains("कि", "क", words=True) and contains("एक कि.", "कि", words=True)
     assert contains_scores(" ", "x", ContainsConfig()) == {"contains": 0.0, "answered": 0.0}
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from halfbyte.errors import DataError, MissingDependency
 from halfbyte.evaluate import structured
-from halfbyte.evaluate.structured import MISSING, allows, checker, leaves, load_schema, read_json, same
+from halfbyte.evaluate.metrics import json_scores
+from halfbyte.evaluate.structured import MISSING, allows, checker, leaves, load_schema, read_json, same, shown_path
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "minimum": 0}}}
 
@@ -39,7 +40,16 @@ def test_what_is_none(text: str) -> None:
 
 def test_fields_lie_as_deep_as_objects_do() -> None:
     assert leaves({"a": {"b": {"c": 1}, "d": []}, "e": {}, "f": None}) == {
-        "a.b.c": 1, "a.d": [], "e": {}, "f": None}  # fmt: skip
+        ("a", "b", "c"): 1, ("a", "d"): [], ("e",): {}, ("f",): None}  # fmt: skip
+
+
+def test_a_point_in_a_name_is_no_depth() -> None:
+    flat, deep = {"a.b": 1}, {"a": {"b": 1}}
+    assert leaves(flat).keys().isdisjoint(leaves(deep))
+    assert json_scores("", flat, deep, None)[1] == {"a.b": False}
+    assert json_scores("", flat, flat, None)[1] == {'"a.b"': True}
+    paths = [("a", "b"), ("a.b",), ('"a', 'b"')]
+    assert len(set(map(shown_path, paths))) == 3
 
 
 @pytest.mark.parametrize(
@@ -97,3 +107,9 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             load_schema(schema_file(tmp_path, SCHEMA))
     finally:
         structured._validators.cache_clear()
+
+
+def test_a_schema_that_changed_is_read_again(tmp_path: Path) -> None:
+    file = schema_file(tmp_path, {"type": "object"})
+    assert load_schema(file) == {"type": "object"}
+    assert schema_file(tmp_path, {"type": "array"}) == file and load_schema(file) == {"type": "array"}

@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 
 from halfbyte.evaluate.declared import Declared, first_metric
 from halfbyte.evaluate.metrics import Metric, normalise
-from halfbyte.evaluate.statistics import estimate, share
-from halfbyte.evaluate.sums import Floats, Ratio
+from halfbyte.evaluate.results import measured
+from halfbyte.evaluate.statistics import estimate
+from halfbyte.evaluate.sums import Floats
 
 Prediction = Mapping[str, Any]
 MOST_CLASSES = 200  # of a task that has a table of them
 SHOWN = 10  # worst items, and most frequent confusions
 _PER_BIN, _BINS = 20, 10  # items in a bin of the calibration at least; bins at most
 _LONGEST = 300  # characters of a text that is kept
+_RIGHT = Metric("right", "share of items in which a field is right", "higher", "right", lambda table: table["right"],
+                lambda table: np.ones(len(table["right"])), share=True)  # fmt: skip
 _BY_SUM = ("accuracy", "acc")  # of a choice by the likelihood of whole options, as `log_likelihoods` has it
 
 
@@ -38,7 +41,7 @@ def details(
     """
     found: dict[str, Any] = {"worst": worst(kind, predictions, declared=declared)}
     if kind in ("choice", "exact") or (kind == "harness" and all(_margin(p) is not None for p in predictions)):
-        found |= by_class(predictions)
+        found |= by_class(predictions, normalise if kind == "exact" else str.strip)
     if kind == "number":
         found["calibration"] = calibration(predictions, unit_of, seed)
     if kind == "json":
@@ -46,13 +49,14 @@ def details(
     return found
 
 
-def by_class(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def by_class(predictions: Sequence[Prediction], key_of: Callable[[str], str] = normalise) -> dict[str, Any]:
     """`classes`: of each class of the references its precision (None where it is never answered), recall, F1 and
     support (items), the most frequent first; `confusions`: the most frequent pairs of reference and wrong answer.
 
-    A class is a normalised reference. Empty where there are more than `MOST_CLASSES`, or too few items for them.
+    A class is what `key_of` makes of a reference: options ("C" and "C+") are told apart as they are, the free texts of
+    `exact` as it compares them. Empty where there are more than `MOST_CLASSES`, or too few items for them.
     """
-    pairs = [(normalise(p["reference"]), normalise(_chosen(p))) for p in predictions]
+    pairs = [(key_of(p["reference"]), key_of(_chosen(p))) for p in predictions]
     names: dict[str, str] = {}
     for key, p in zip(pairs, predictions, strict=True):
         names.setdefault(key[0], p["reference"].strip())
@@ -67,17 +71,19 @@ def by_class(predictions: Sequence[Prediction]) -> dict[str, Any]:
         for key, name in names.items()
     ]  # fmt: skip
     rows.sort(key=lambda row: (-int(str(row["support"])), str(row["class"])))
-    return {"classes": rows, "confusions": confusions(predictions)}
+    return {"classes": rows, "confusions": confusions(predictions, key_of=key_of)}
 
 
 def _chosen(p: Prediction) -> str:
     return str(p.get("option", p["answer"]) or "")
 
 
-def confusions(predictions: Sequence[Prediction], count: int = SHOWN) -> list[dict[str, Any]]:
+def confusions(
+    predictions: Sequence[Prediction], count: int = SHOWN, key_of: Callable[[str], str] = normalise
+) -> list[dict[str, Any]]:
     """The `count` most frequent pairs of a reference and the wrong answer that was given ("": none)."""
     pairs = ((p["reference"].strip(), _cut(_chosen(p).strip())) for p in predictions)
-    wrong = Counter((true, said) for true, said in pairs if normalise(true) != normalise(said))
+    wrong = Counter((true, said) for true, said in pairs if key_of(true) != key_of(said))
     most = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
     return [{"reference": true, "answer": said, "count": number} for (true, said), number in most]
 
@@ -156,13 +162,9 @@ def by_field(predictions: Sequence[Prediction], unit_of: NDArray[Any], seed: int
             right.setdefault(path, []).append((unit, bool(hit)))
     rows = []
     for path, hits in right.items():
-        n, many = len(hits), sum(hit for _, hit in hits)
         _, units = np.unique([unit for unit, _ in hits], return_inverse=True)
-        found = share(many, n)
-        if units.max() + 1 < n and 0 < many < n:  # items of a group are not independent
-            ones = np.bincount(units, [hit for _, hit in hits]).astype(float)
-            found = estimate(Ratio(ones, np.bincount(units).astype(float)), seed=seed)
-        rows.append({"field": path, "value": found.value, "low": found.low, "high": found.high, "n": n})
+        found = measured(_RIGHT, {"right": np.array([hit for _, hit in hits], dtype=np.float64)}, units, seed)
+        rows.append({"field": path, "value": found.value, "low": found.low, "high": found.high, "n": len(hits)})
     return sorted(rows, key=lambda row: (float(row["value"]), str(row["field"])))
 
 

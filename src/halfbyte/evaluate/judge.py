@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from halfbyte.data.numbers import parse_number
-from halfbyte.evaluate.likeness import chrf, rouge_l
+from halfbyte.evaluate.likeness import chrf, occurrences, rouge_l
 from halfbyte.evaluate.metrics import Scores, contains_scores, exact_scores, json_scores, normalise, number_scores
 from halfbyte.evaluate.scorer import load_scorer, score
 from halfbyte.evaluate.structured import MISSING, allows, checker, load_schema, read_json
@@ -87,15 +86,16 @@ def named_option(answer: str, options: Sequence[str]) -> int | None:
     """The place of the option that a written answer names; None where it names none, or several.
 
     That is the option that equals the answer, both normalised as kind `exact` does it. Else it is the only option that
-    stands in the answer, with no letter or digit at its ends; one that stands within another that is there ("change" in
-    "insurance change") does not count.
+    stands in the answer, with no letter or digit at its ends; a place that lies within that of a longer option
+    ("change" in "insurance change") does not count.
     """
     text, names = normalise(answer), [normalise(option) for option in options]
     if text in names:
         return names.index(text)
-    there = [place for place, name in enumerate(names) if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
-    widest = [place for place in there if not any(names[place] in names[other] for other in there if other != place)]
-    return widest[0] if len(widest) == 1 else None
+    spans = [(first, end, place) for place, name in enumerate(names) for first, end in occurrences(name, text)]
+    named = {place for first, end, place in spans
+             if not any(f <= first and end <= e and e - f > end - first for f, e, _ in spans)}  # fmt: skip
+    return named.pop() if len(named) == 1 else None
 
 
 def _json(tasks: TaskSet) -> Judge:

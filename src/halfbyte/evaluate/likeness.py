@@ -8,7 +8,6 @@ drops every letter outside a to z. On English without stemming the two agree (te
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -16,12 +15,34 @@ from typing import Any
 
 from halfbyte.errors import MissingDependency
 
-_WORD = re.compile(r"[^\W_]+")
-
 
 def words(text: str) -> list[str]:
     """Runs of letters and digits, NFKC and case folded. A script without spaces makes one word of a phrase."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    text = unicodedata.normalize("NFKC", text).casefold()
+    there = zip(text, in_words(text), strict=True)
+    return "".join(char if inside and char != "_" else " " for char, inside in there).split()
+
+
+def in_words(text: str) -> list[bool]:
+    """Whether each character is part of a word: a letter, a digit, an underscore, or a combining mark after one of
+    these (the vowel signs of Devanagari and Thai, the points of Arabic)."""
+    flags, inside = [], False
+    for char in text:
+        inside = char.isalnum() or char == "_" or (inside and unicodedata.category(char)[0] == "M")
+        flags.append(inside)
+    return flags
+
+
+def occurrences(wanted: str, text: str) -> list[tuple[int, int]]:
+    """Where `wanted` stands in `text` (start, end) and no word goes on at its ends."""
+    found, start = [], text.find(wanted)
+    inside = in_words(text) if start >= 0 else []
+    while start >= 0:
+        end = start + len(wanted)
+        if not (start and inside[start - 1]) and not (end < len(text) and inside[end]):
+            found.append((start, end))
+        start = text.find(wanted, start + 1)
+    return found
 
 
 def rouge_l(answer: str, reference: str) -> float:

@@ -14,7 +14,6 @@ same sum by the reference's UTF-8 bytes, so that models with different tokenizer
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.config import ContainsConfig, ToleranceConfig
-from halfbyte.evaluate.structured import MISSING, Fields, leaves, same
+from halfbyte.evaluate.likeness import occurrences
+from halfbyte.evaluate.structured import MISSING, Fields, leaves, same, shown_path
 from halfbyte.evaluate.sums import Floats, MacroF1, Ratio, Sums
 
 Scores = dict[str, float]  # of an item
@@ -221,10 +221,8 @@ def exact_scores(answer: str, reference: str) -> Scores:
 def contains_scores(answer: str, reference: str, rule: ContainsConfig) -> Scores:
     """Whether the reference occurs in the answer, both written as `rule` has it."""
     text, wanted = _comparable(answer, rule), _comparable(reference, rule)
-    pattern = re.escape(wanted)
-    if rule.words:
-        pattern = rf"(?<!\w){pattern}(?!\w)"
-    return {"contains": float(re.search(pattern, text) is not None), "answered": float(bool(answer.strip()))}
+    there = bool(occurrences(wanted, text)) if rule.words else wanted in text
+    return {"contains": float(there), "answered": float(bool(answer.strip()))}
 
 
 def _comparable(text: str, rule: ContainsConfig) -> str:
@@ -240,7 +238,7 @@ def json_scores(answer: str, found: Any, reference: Mapping[str, Any], allowed: 
     `allowed`: whether the schema allows it; None: there is no schema.
     """
     wanted, given = leaves(reference), leaves(found) if isinstance(found, dict) else {}
-    right = {path: path in given and same(given[path], value) for path, value in wanted.items()}
+    right = {shown_path(path): path in given and same(given[path], value) for path, value in wanted.items()}
     scores = {
         "field_accuracy": sum(right.values()) / len(right),
         "right_fields": float(sum(right.values())),

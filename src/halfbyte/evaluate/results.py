@@ -101,8 +101,8 @@ def measured(metric: Metric, table: Table, unit_of: NDArray[Any], seed: int, *, 
         counted = metric.denominator(table)
         return share(round(float((metric.numerator(table) * counted).sum())), int(counted.sum()), level=level)
     found = estimate(metric.statistic(table, unit_of), seed=seed, level=level)
-    if metric.share and found.value is not None and found.method == "no spread":  # none or all of them
-        return share(round(found.value * units), units, level=level)
+    if metric.share and found.value in (0.0, 1.0) and found.method == "no spread":  # none or all of them
+        return share(round(found.value) * units, units, level=level)
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class _Missing:
 
 
 MISSING = _Missing()
-Fields = dict[str, bool]  # path of a field -> whether it is right
+FieldPath = tuple[str, ...]
+Fields = dict[str, bool]  # path of a field, as it is shown -> whether it is right
 _FENCE = re.compile(r"\A```[A-Za-z0-9]*[ \t]*\n(.*?)\n?[ \t]*```\Z", re.DOTALL)
 
 
@@ -52,15 +53,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def leaves(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an object: `address.city` for what lies deeper. A list is one field, and so is an empty object."""
-    found: dict[str, Any] = {}
+def leaves(value: Mapping[str, Any]) -> dict[FieldPath, Any]:
+    """The fields of an object by their paths, the names from the outermost in. A list is one field, and so is an empty
+    object."""
+    found: dict[FieldPath, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, Mapping) and inner:
-            found |= {f"{name}.{path}": leaf for path, leaf in leaves(inner).items()}
+            found |= {(name, *path): leaf for path, leaf in leaves(inner).items()}
         else:
-            found[name] = inner
+            found[name,] = inner
     return found
+
+
+def shown_path(path: FieldPath) -> str:
+    """`address.city`; a name that itself holds a point or a quote stands in quotes, so that no two paths look alike."""
+    return ".".join(json.dumps(name, ensure_ascii=False) if "." in name or '"' in name else name for name in path)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -74,17 +81,22 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@cache
 def load_schema(file: str) -> Any:
     """The JSON Schema in `file`, as plain data.
 
     Raises DataError for a file that is missing, no JSON or no schema, MissingDependency without `jsonschema`.
     """
     try:
-        schema = json.loads(Path(file).read_text(encoding="utf-8"))
+        return _schema(file, Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         found = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError("the JSON Schema can't be read", where=file, found=found, do="check the path") from None
+
+
+@lru_cache(maxsize=8)
+def _schema(file: str, text: str) -> Any:
+    """What `text`, which stands in `file` now, says. Checked once: the check takes longer than all the reading."""
+    schema = json.loads(text)
     checker(file, schema)
     return schema
 
