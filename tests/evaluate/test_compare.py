@@ -139,7 +139,32 @@ def test_a_gain_in_format_alone_is_called_that(tmp_path: Path) -> None:
     only = compare_folders(nobody, b, metric="mae_answered")
     assert only["a_value"] is None and only["difference"]["value"] is None
     assert only["verdict"] == "no detectable difference"
+    assert only["difference"]["p"] is None and any("counts 0 of 200" in told for told in only["warnings"])
     json.dumps(only, allow_nan=False)
+
+
+def test_without_an_interval_there_is_no_p(tmp_path: Path) -> None:
+    truth = [float(90 + k % 20) for k in range(200)]
+    a = numbers(tmp_path / "a", [t + 60 if k < 2 else None for k, t in enumerate(truth)], truth)
+    b, c = (numbers(tmp_path / name, [t + k % 3 for k, t in enumerate(truth)], truth) for name in "bc")
+    found, other = compare_several([a, b, c], metric="mae_answered")
+    assert found["difference"] | {"value": 0, "level": 0} == other["difference"] | {"value": 0, "level": 0}
+    assert [found["difference"][key] for key in ("low", "p", "p_adjusted")] == [None, None, None]
+    assert found["verdict"] == "no detectable difference"
+    assert any("counts 2 of 200 items of the first result and 200 of the second" in told for told in found["warnings"])
+    assert holm([None, 0.01])[0].p is None and holm([None, 0.01])[1].p == 0.02
+    assert bonferroni([None], 3)[0].p is None and not bonferroni([None], 3)[0].detected
+
+
+def test_few_items_are_warned_of_by_method(tmp_path: Path) -> None:
+    right = [k % 3 > 0 for k in range(30)]
+    a, b = exact(tmp_path / "a", right), exact(tmp_path / "b", right[1:] + right[:1])
+    assert compare_folders(a, b)["warnings"] == ["only 30 independent items: the intervals hold, but are wide"]
+    told = json.loads((a / "result.json").read_text())["warnings"]
+    assert told == ["only 30 independent items: the intervals hold, but are wide"]
+    c = numbers(tmp_path / "c", [float(k % 7) for k in range(30)], [float(k) for k in range(30)])
+    (few,) = (told for told in json.loads((c / "result.json").read_text())["warnings"] if "only 30" in told)
+    assert few.startswith("only 30 independent items: below 100 the bootstrap's intervals are too narrow (mae, rmsle")
 
 
 def test_several_are_corrected_together(tmp_path: Path) -> None:
@@ -283,7 +308,7 @@ def test_other_experiments_are_refused_with_what_differs(tmp_path: Path) -> None
     text = str(error.value)
     assert "not of the same experiment" in text and "items: 2 against 3" in text
     assert 'decoding: null against {"max_new_tokens": 3}' in text
-    assert 'data: "d" against "e" (the items: ids' in text and "1 items only in" in text and "'i2'" in text
+    assert 'data: "d" against "e" (the items;' in text and "1 items only in" in text and "'i2'" in text
 
 
 def test_missing_items_are_named(tmp_path: Path) -> None:
@@ -348,3 +373,17 @@ def test_so_do_ten_thousand_right_and_wrong_answers(tmp_path: Path) -> None:
     assert time.process_time() - began < 3
     assert found["verdict"] == "better" and found["difference"]["test"] == "mcnemar exact"
     assert found["detectable"]["value"] < 0.03 and found["needed"]["items"] > 10**6
+
+
+def test_a_refusal_says_which_part_of_the_items_differs(tmp_path: Path) -> None:
+    parts = dict.fromkeys(("ids", "system", "options"), "e" * 64)
+    a = exact(tmp_path / "a", [True, False], data=parts)
+    b = exact(tmp_path / "b", [True, False], data=parts | {"system": "0" * 64})
+    with pytest.raises(
+        ConfigError, match=r"data.system: eeeeeeee… against 00000000… \(the items' system texts\)"
+    ) as told:
+        compare_folders(a, b)
+    assert "options" not in str(told.value)
+    old = exact(tmp_path / "old", [True, False], data="1" * 64)
+    with pytest.raises(ConfigError, match="earlier version: evaluate it again"):
+        compare_folders(a, old)

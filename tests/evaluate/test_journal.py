@@ -136,18 +136,39 @@ def test_the_model_is_known_down_to_its_adapter(folder: Path) -> None:
     assert again.fingerprint == base.fingerprint and identity(again) != identity(base)
 
 
+def plain(value: object) -> bool:
+    return isinstance(value, (str, float))
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_line_of_another_shape_is_asked_again(
+    kind: str, tasks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_small_batches(monkeypatch)
+    task, out = load_task(tasks[kind]), tmp_path / "out"
+    whole = evaluate_task(plain_model(), task, tmp_path / "whole", variant="x", batch=4)
+    for bad in (None, [None], [["x"], "end"], "ab"):
+        stopped(task, out, 2)
+        lines = [json.loads(line) for line in (out / ANSWERS).read_text().splitlines()]
+        broken = [line | {"values": [bad] * len(line["values"])} for line in lines]
+        (out / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in broken))
+        result = evaluate_task(plain_model(), task, out, variant="x", batch=4)
+        assert result["resumed"] == 0 and result["metrics"] == whole["metrics"]
+        (out / "result.json").unlink()
+
+
 def test_a_line_counts_only_whole(tmp_path: Path) -> None:
     def asked(*rows: int) -> list[Any]:
-        return [Journal(tmp_path).section("a").batch([row], lambda: ["new"])[0] for row in rows]
+        return [Journal(tmp_path).section("a").batch([row], lambda: ["new"], plain)[0] for row in rows]
 
     section = Journal(tmp_path).section("a")
     for row in range(3):
-        section.batch([row], partial(list, [float(row)]))
+        section.batch([row], partial(list, [float(row)]), plain)
     text = (tmp_path / ANSWERS).read_text()
     (tmp_path / ANSWERS).write_text(text[:-4] + "\n[]\n3\n\x00\n")
     assert asked(0, 1, 2) == [0.0, 1.0, "new"]
-    assert Journal(tmp_path).section("b").batch([0], lambda: ["other"]) == ["other"]
-    assert Journal().section("a").batch([0], lambda: ["nothing is kept"]) == ["nothing is kept"]
+    assert Journal(tmp_path).section("b").batch([0], lambda: ["other"], plain) == ["other"]
+    assert Journal().section("a").batch([0], lambda: ["nothing is kept"], plain) == ["nothing is kept"]
     (tmp_path / "file").write_text("")
     with pytest.raises(HalfbyteError, match="can't be"):
-        Journal(tmp_path / "file").section("a").batch([0], lambda: [1])
+        Journal(tmp_path / "file").section("a").batch([0], lambda: [1], plain)

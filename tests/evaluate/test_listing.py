@@ -11,9 +11,10 @@ from rich.console import Console
 from halfbyte.config import load_task
 from halfbyte.errors import DataError
 from halfbyte.evaluate.listing import list_results
+from halfbyte.evaluate.metrics import loss_scores
 from halfbyte.evaluate.show import print_results
 from halfbyte.evaluate.tasks import load_task_set
-from tests.evaluate.test_compare import exact, numbers
+from tests.evaluate.test_compare import exact, folder, numbers
 
 
 def edit(place: Path, **values: object) -> None:
@@ -43,6 +44,14 @@ def test_a_folder_is_listed_best_first(tmp_path: Path) -> None:
     for told in ("t: mae with its 95 % interval", "tuned", "base-nf4", "mae ↓", "rank 8", "2.00 GB", "0.6667 (", "1.2"):
         assert told in text
     json.dumps(rows, allow_nan=False)
+
+
+def test_losses_are_ranked_by_what_compares_across_tokenizers(tmp_path: Path) -> None:
+    folder(tmp_path / "few", [loss_scores(20.0, 4, 20)] * 3, "loss")  # 5 nats a token, 1 a byte
+    folder(tmp_path / "many", [loss_scores(40.0, 20, 20)] * 3, "loss")  # 2 nats a token, 2 a byte
+    rows = list_results(tmp_path)
+    assert [(row["variant"], row["metric"]["name"]) for row in rows] == [
+        ("few", "bits_per_byte"), ("many", "bits_per_byte")]  # fmt: skip
 
 
 def test_other_experiments_stand_apart_and_say_why(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from halfbyte.config import DecodingConfig, TaskConfig, ToleranceConfig
 from halfbyte.data.encode import Encoder
 from halfbyte.errors import ConfigError, DataError, MissingDependency
-from halfbyte.evaluate.structured import load_schema
 from halfbyte.evaluate.tasks import load_task_set
 from tests.tiny import tiny_tokenizer
 
@@ -242,10 +241,8 @@ def test_the_fingerprint_knows_how_answers_are_judged(tmp_path: Path) -> None:
     schema.write_text('{"type": "object"}')
     task = json_task(tmp_path, '{"a": 1}', schema=str(schema))
     first = load_task_set(task)
-    load_schema.cache_clear()
     schema.write_text('{"type":   "object"}')  # the same schema
     assert load_task_set(task).fingerprint == first.fingerprint
-    load_schema.cache_clear()
     schema.write_text('{"type": "array"}')
     assert load_task_set(task).fingerprint != first.fingerprint
     assert load_task_set(replace(task, schema=None)).fingerprint != first.fingerprint
@@ -286,3 +283,61 @@ def test_a_missing_library_is_said_before_anything_is_loaded(tmp_path: Path, mon
     monkeypatch.setattr("halfbyte.evaluate.tasks.check_chrf", missing)
     with pytest.raises(MissingDependency):
         load_task_set(TaskConfig(name="x", data=str(tmp_path / "nowhere.jsonl"), kind="text"))
+
+
+def chats(*turns: tuple[str, str]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def test_the_order_of_the_file_is_no_part_of_the_fingerprint(prices: TaskConfig, tmp_path: Path) -> None:
+    lines = Path(prices.data).read_text().splitlines(keepends=True)
+    first = load_task_set(prices)
+    Path(prices.data).write_text("".join(reversed(lines)))
+    assert load_task_set(prices).fingerprint == first.fingerprint
+
+
+def test_the_fingerprint_says_which_part_of_the_items_differs(tmp_path: Path) -> None:
+    rows = [{"q": f"q{k}", "a": "x"} for k in range(3)]
+    data = write(tmp_path / "t.jsonl", rows)
+    template = {"prompt": "{q}", "completion": "{a}", "system": "Be brief."}
+    task = TaskConfig(name="x", data=data, template=template, kind="choice", options=["x", "y"], id="q")
+    first = load_task_set(task).parts["data"]
+
+    def differing(other: TaskConfig) -> list[str]:
+        return [name for name, found in load_task_set(other).parts["data"].items() if found != first[name]]
+
+    assert differing(replace(task, template=template | {"system": "Be long."})) == ["system"]
+    assert differing(replace(task, template=template | {"prompt": "{q}?"})) == ["prompts"]
+    assert differing(replace(task, options=["x", "z"])) == ["options"]
+    write(tmp_path / "t.jsonl", [*rows[:2], {"q": "q2", "a": "y"}])
+    assert differing(task) == ["references"]
+
+
+def test_turns_and_system_texts_count_as_they_are_and_not_as_they_are_shown(tmp_path: Path) -> None:
+    two = chats(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    shown = load_task_set(TaskConfig(name="x", data=write(tmp_path / "a.jsonl", [two]), kind="exact")).items[0].example
+    tasks = []
+    for rows in ([two], [{"messages": [{"role": "user", "content": shown.prompt}, two["messages"][3]]}]):
+        tasks.append(load_task_set(TaskConfig(name="x", data=write(tmp_path / "b.jsonl", rows), kind="exact")))
+    assert tasks[0].items[0].id != tasks[1].items[0].id and tasks[0].parts["data"] != tasks[1].parts["data"]
+    template = {"prompt": "{prompt}", "completion": "{completion}"}
+    data = write(tmp_path / "c.jsonl", [{"prompt": "a", "completion": "b"}])
+    plain = TaskConfig(name="x", data=data, template=template, kind="exact")
+    ids = {load_task_set(replace(plain, template=template | more)).items[0].id
+           for more in ({}, {"system": "s"}, {"system": "t"})}  # fmt: skip
+    assert len(ids) == 3
+
+
+def test_columns_count_with_their_types(tmp_path: Path) -> None:
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text("")
+    rows = [{"prompt": "a", "completion": "b", "weight": weight} for weight in (1, "1", True, "True", None, "None")]
+    tasks = [TaskConfig(name="x", data=write(tmp_path / f"{k}.jsonl", [row]), kind="python", scorer=f"{scorer}:score")
+             for k, row in enumerate(rows)]  # fmt: skip
+    assert len({load_task_set(task).parts["columns"] for task in tasks}) == len(rows)
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_1_is_refused(prices: TaskConfig, limit: int) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)limit must be 1 or more.*" + str(limit)):
+        load_task_set(prices, limit=limit)

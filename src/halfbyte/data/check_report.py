@@ -78,8 +78,8 @@ class Report:
 
     def test_leaks(self) -> list[str]:
         """A sentence for each way in which the data that a run learns from give items of its test set away."""
-        return [finding.text for finding in self.of(WARNING) if (finding.kind.startswith("test_") and "_in_" in finding.kind)
-                or finding.kind == "test_near_train"]  # fmt: skip
+        leaks = {"test_in_train", "test_prompt_in_train", "test_near_train", "test_in_validation"}
+        return [finding.text for finding in self.of(WARNING) if finding.kind in leaks]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; docs/check.md describes it."""

@@ -115,8 +115,8 @@ def compare_several(
     judged = _judged(made, detect, among)
     for pair, frame, paired, (row, found), (_, told) in zip(pairs, frames, made, judged, chosen, strict=True):
         frame |= row
-        doubts = [_IDENTICAL.format(n=paired.n)] if pair.identical() else _doubts(found, paired.metric)
-        frame["warnings"] = [*told, *few_units(paired.units), *doubts]
+        doubts = [_IDENTICAL.format(n=paired.n)] if pair.identical() else _doubts(found, paired)
+        frame["warnings"] = [*told, *few_units(paired.units, {"the difference": found.method}), *doubts]
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
     return [ShownComparison(plain(frame)) for frame in frames]
@@ -192,8 +192,14 @@ def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
     return chosen, []
 
 
-def _doubts(found: Estimate, metric: Metric) -> list[str]:
-    """What to say where the interval can't be taken at its word. Of a share, no item counts more than another."""
+def _doubts(found: Estimate, paired: Paired) -> list[str]:
+    """What to say where there is no interval, or where it can't be taken at its word. Of a share, no item counts more
+    than another."""
+    metric, (a, b) = paired.metric, paired.counted
+    if found.method == "none" and paired.units > 1:
+        why = "so it is not defined" if found.value is None else "so it is not defined in many of the resamples"
+        return [f"{metric.name} counts {a:,} of {paired.n:,} items of the first result and {b:,} of the second, {why}:"
+                " there is neither an interval nor a test"]  # fmt: skip
     if found.method == "no spread":
         return [flat_warning(["the difference"])]
     return [lopsided_warning(["the difference"])] if found.lopsided and not metric.share else []

@@ -35,10 +35,11 @@ _EXACT_UNITS = 13  # so many swaps are enumerated instead of drawn
 
 @dataclass(frozen=True)
 class Test:
-    """A two-sided p-value and the test that it comes from."""
+    """A two-sided p-value and the test that it comes from. None: the difference is not defined, or in so many resamples
+    is not that it has no interval."""
 
-    p: float
-    method: str  # "mcnemar exact" | "permutation" | "permutation exact", "... and bca" where both must agree
+    p: float | None
+    method: str  # "mcnemar exact" | "permutation" | "permutation exact", "... and bca" where both must agree | "none"
 
 
 def paired_difference(a: Sums, b: Sums, *, seed: int, level: float = LEVEL) -> tuple[Estimate, Test]:
@@ -69,8 +70,10 @@ def paired_tests(
 
 
 def both(found: Resampled, swapped: Test) -> Test:
+    if found.undefined:
+        return Test(None, "none")
     p = found.p()
-    return swapped if p is None else Test(max(p, swapped.p), f"{swapped.method} and bca")
+    return swapped if p is None or swapped.p is None else Test(max(p, swapped.p), f"{swapped.method} and bca")
 
 
 def swap_test(a: Sums, b: Sums, *, seed: int, level: float = LEVEL) -> Test:

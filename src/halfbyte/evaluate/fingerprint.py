@@ -1,7 +1,7 @@
 """Are two results of the same experiment? And if not, what differs.
 
-A result keeps the parts that its fingerprint is made of (`tasks.py` gathers them): small things as they are, the items
-and the examples before the prompts as hashes. Two results compare when all parts are equal.
+A result keeps the parts that its fingerprint is made of (`tasks.py` gathers them): small things as they are, the
+items (column by column) and the examples before the prompts as hashes. Two results compare when all parts are equal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from halfbyte.errors import ConfigError
 from halfbyte.evaluate.results import Evaluation
 
 _HASHED = {
-    "data": "the items: ids, groups, prompts, references or options",
+    "data.ids": "the items' ids",
+    "data.groups": "the items' groups",
+    "data.system": "the items' system texts",
+    "data.prompts": "what the items ask",
+    "data.references": "the items' references",
+    "data.options": "the items' options",
+    "data": "the items; of a result from an earlier version: evaluate it again",
+    "columns": "the items' columns, which the scoring function sees",
     "shots": "the examples before the prompts",
 }
 _SHOWN = 3

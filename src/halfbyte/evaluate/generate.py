@@ -9,12 +9,12 @@ goes through the output head. A row that ended leaves the batch at once, and the
 An answer ends at an end token, before the first stop string (matched on decoded text, since a stop may lie across or
 within tokens), or at `max_new_tokens`.
 
-Answers hardly depend on batch size, padding or order. In fp32 none changed; in bf16 up to 0.27 % still do. There the sums of a product come out
-differently in different shapes, so where two tokens are nearly as likely, either can win: on the demo's task 5 % of the
-base's answers changed with the batch, as they do in every library. So a near tie is decided apart (`settle`): the row
-alone, without padding or cache, goes through the model again. That costs a prompt's time for each; of the demo's tokens
-6 % are near ties. `benchmarks/invariance.py` measures what is left. Rejected: kernels that give the same bits for any
-number of rows; those for few rows are fast because they scale sums, not weights.
+Answers hardly depend on batch size, padding or order: in fp32 none changed, in bf16 up to 0.27 % still did. There the
+sums of a product come out differently in different shapes, so where two tokens are nearly as likely, either can win:
+on the demo's task 5 % of the base's answers changed with the batch, as they do in every library. So a near tie is
+decided apart (`settle`): the row alone, without padding or cache, goes through the model again. That costs a prompt's
+time for each; of the demo's tokens 6 % are near ties. `benchmarks/invariance.py` measures what is left. Rejected:
+kernels that give the same bits for any number of rows; those for few are fast because they scale sums, not weights.
 """
 
 from __future__ import annotations
@@ -98,12 +98,19 @@ def generate(
 
     with torch.inference_mode():
         for rows in batches([len(prompt) for prompt in prompts], decoding.max_new_tokens, batch, model):
-            for row, (new, why) in zip(rows, kept.batch(rows, partial(ask, rows)), strict=True):
+            for row, (new, why) in zip(rows, kept.batch(rows, partial(ask, rows), _answer), strict=True):
                 ids[row], ended[row], texts[row] = new, why, stops.cut(new)
             done += len(rows)
             if progress:
                 progress(done, len(prompts))
     return Generated(texts, ids, ended, sum(map(len, prompts)), time.perf_counter() - began, decoded, decode_seconds)
+
+
+def _answer(value: Any) -> bool:
+    """Whether a kept value is the tokens of an answer and why it ended."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not isinstance(value[0], list):
+        return False
+    return value[1] in ("end", "stop", "length") and all(type(token) is int for token in value[0])
 
 
 def end_tokens(model: Model) -> frozenset[int]:

@@ -47,8 +47,10 @@ class Journal:
         text = json.dumps([self._identity, asked], sort_keys=True, separators=(",", ":"))
         return Section(self, hashlib.sha256(text.encode()).hexdigest()[:32])
 
-    def known(self, key: str, rows: Rows) -> list[Any] | None:
+    def known(self, key: str, rows: Rows, whole: Callable[[Any], bool]) -> list[Any] | None:
         found = (self._known or {}).get((key, rows))
+        if found is not None and not all(map(whole, found)):
+            found = None
         self.resumed += len(rows) if found is not None else 0
         return found
 
@@ -77,9 +79,10 @@ class Section:
     def __init__(self, journal: Journal, key: str) -> None:
         self._journal, self._key = journal, key
 
-    def batch(self, rows: Sequence[int], ask: Callable[[], list[Any]]) -> list[Any]:
-        """What the model gives for `rows`, a value each, as plain data: as it is known, else by `ask`."""
-        known = self._journal.known(self._key, tuple(rows))
+    def batch(self, rows: Sequence[int], ask: Callable[[], list[Any]], whole: Callable[[Any], bool]) -> list[Any]:
+        """What the model gives for `rows`, a value each, as plain data: as it is known, else by `ask`. `whole` says
+        whether a value has the shape that it must have; where one has not, all are asked again."""
+        known = self._journal.known(self._key, tuple(rows), whole)
         if known is not None:
             return known
         values = ask()

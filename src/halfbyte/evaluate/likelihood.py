@@ -7,10 +7,11 @@ time and in fp32 through the softmax, so that tokens x vocabulary is never mater
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,18 @@ def option_log_likelihoods(
     return [[one.nats for one in choices] for choices in found]
 
 
+def _nats(value: Any) -> bool:
+    """Whether a kept value is a sum of log-probabilities."""
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _scored(value: Any) -> bool:
+    """Whether a kept value holds what `Likelihood` does of each option."""
+    return isinstance(value, list) and all(
+        isinstance(one, (list, tuple)) and len(one) == 2 and _nats(one[0]) and isinstance(one[1], bool) for one in value
+    )
+
+
 def option_likelihoods(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -79,7 +92,7 @@ def option_likelihoods(
 
     with torch.inference_mode():
         for group in batches(tokens, 0, "auto", model):
-            for item, scores in zip(group, kept.batch(group, partial(ask, group)), strict=True):
+            for item, scores in zip(group, kept.batch(group, partial(ask, group), _scored), strict=True):
                 found[item] = [Likelihood(*one) for one in scores]
             done += len(group)
             if progress:
@@ -155,7 +168,7 @@ def learned_log_likelihoods(
 
     with torch.inference_mode():
         for group in batches([len(row) for row in ids], 0, "auto", model, budget=tokens_at_once(model)):
-            for item, total in zip(group, kept.batch(group, partial(ask, group)), strict=True):
+            for item, total in zip(group, kept.batch(group, partial(ask, group), _nats), strict=True):
                 found[item] = total
             done += len(group)
             if progress:

@@ -15,7 +15,7 @@ from typing import Any
 from halfbyte.config import TaskConfig, load_task
 from halfbyte.errors import DataError
 from halfbyte.evaluate.fingerprint import differing
-from halfbyte.evaluate.metrics import METRICS
+from halfbyte.evaluate.metrics import METRICS, metric_for
 from halfbyte.evaluate.results import RESULT, SCHEMA
 from halfbyte.evaluate.tasks import load_task_set
 
@@ -27,9 +27,9 @@ def list_results(target: Path, *, runs: Path = Path("runs")) -> list[dict[str, A
     """The results below `target`, a folder, or below `runs` those of the task in `target`, a TASK.yaml.
 
     Each has `folder`, the keys of result.json that tell one from the other, `metric` {name, value, low, high, better}
-    (the first of the kind), and `differs`: what its experiment differs in from that of the first result of its task (of
-    a TASK.yaml: from what the task is now), empty where it compares. Within a task those that compare come first, then
-    by fingerprint, best first.
+    (the first of the kind; of `loss` bits a byte), and `differs`: what its experiment differs in from that of the first
+    result of its task (of a TASK.yaml: from what the task is now), empty where it compares. Within a task those that
+    compare come first, then by fingerprint, best first.
 
     Raises DataError where there is none, ConfigError for a broken TASK.yaml.
     """
@@ -84,9 +84,9 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _first_metric(result: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The metric that decides the comparisons of the result's kind."""
-    metrics = result["metrics"]
-    known = [metric.name for metric in METRICS.get(str(result["fingerprint_parts"].get("kind")), ())]
+    """The metric that ranks results of this kind, whose models may have other tokenizers each."""
+    metrics, kind = result["metrics"], str(result["fingerprint_parts"].get("kind"))
+    known = [metric_for(kind).name, *(metric.name for metric in METRICS[kind])] if kind in METRICS else []
     name = next((name for name in [*known, *metrics] if name in metrics), "")
     return name, metrics.get(name) or {}
 

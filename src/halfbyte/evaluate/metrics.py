@@ -165,6 +165,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {  # the first one of a kind decides it
 }  # fmt: skip
 
 
+def metric_for(kind: str) -> Metric:
+    """The metric that ranks models: the kind's first, but bits a byte for `loss`, since their tokenizers differ."""
+    known = {metric.name: metric for metric in METRICS[kind]}
+    return known["bits_per_byte"] if kind == "loss" else next(iter(known.values()))
+
+
 def metrics_of(kind: str, table: Table) -> list[Metric]:
     """The metrics of `kind` whose scores are in `table` (e.g. no `within` without a tolerance)."""
     needed = {"rmsle_answered": "rmsle", "within_answered": "within"}

@@ -66,7 +66,9 @@ class Paired:
         gain: Floats = change if metric.item_better == "higher" else -change
         self.wins, self.losses = int(np.count_nonzero(gain > 0)), int(np.count_nonzero(gain < 0))
         self.ties = len(gain) - self.wins - self.losses
-        whole = metric.n(before) == metric.n(after) == self.n
+        self.counted = (metric.n(before), metric.n(after))
+        whole = self.counted == (self.n, self.n)
+        self.test: Test
         self._resampled: Resampled | None = None
         self.right_wrong = metric.share and whole and self.units == self.n
         if self.right_wrong:
@@ -92,8 +94,10 @@ class Paired:
     def result(self, adjusted: Adjusted, detect: float | None) -> tuple[dict[str, Any], Estimate]:
         """What comparison.json holds of this metric, and the difference behind it."""
         found, every = self.difference(adjusted), np.ones((1, self.units))
+        tested = found.method != "none" or self.units < 2  # a higher level may have no interval where 95 % has one
         difference = {
-            "value": found.value, "low": found.low, "high": found.high, "p": self.test.p, "p_adjusted": adjusted.p,
+            "value": found.value, "low": found.low, "high": found.high, "p": self.test.p if tested else None,
+            "p_adjusted": adjusted.p if tested else None,
             "level": adjusted.level, "method": found.method, "test": self.test.method,
         }  # fmt: skip
         made: dict[str, Any] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def summarise(
         }
     flat = [name for name, found in metrics.items() if found["method"] == "no spread"]
     told = ([flat_warning(flat)] if flat else []) + ([lopsided_warning(lopsided)] if lopsided else [])
-    return metrics, few_units(units) + told
+    return metrics, few_units(units, {name: found["method"] for name, found in metrics.items()}) + told
 
 
 def measured(metric: Metric, table: Table, unit_of: NDArray[Any], seed: int, *, level: float = LEVEL) -> Estimate:
@@ -106,10 +106,18 @@ def measured(metric: Metric, table: Table, unit_of: NDArray[Any], seed: int, *, 
     return found
 
 
-def few_units(units: int) -> list[str]:
+def few_units(units: int, methods: Mapping[str, str]) -> list[str]:
+    """A warning where there are few; `methods` {name: method of its interval}. As measured (docs/statistics.md), the
+    bootstrap's intervals are then too narrow, those of Wilson and of McNemar's test are not."""
     if units >= ENOUGH_UNITS:
         return []
-    return [f"only {units} independent items: below {ENOUGH_UNITS} the intervals are too narrow"]
+    narrow = [name for name, method in methods.items() if method in ("bca", "percentile")]
+    start = f"only {units} independent items"
+    if narrow:
+        return [f"{start}: below {ENOUGH_UNITS} the bootstrap's intervals are too narrow ({', '.join(narrow)})"]
+    if any(method in ("wilson", "agresti-min") for method in methods.values()):
+        return [f"{start}: the intervals hold, but are wide"]
+    return [start]
 
 
 def flat_warning(names: Sequence[str]) -> str:

@@ -21,31 +21,33 @@ from halfbyte.evaluate.statistics import LEVEL, below
 @dataclass(frozen=True)
 class Adjusted:
     """`p` is to be compared with 1 - LEVEL, as ever; `level` is that of the interval. `detected` is what came of the
-    first and holds for the second: it is decided once, lest rounding decide twice."""
+    first and holds for the second: it is decided once, lest rounding decide twice. A comparison without a p (None)
+    counts among the others as one with p = 1, and keeps none."""
 
-    p: float
+    p: float | None
     level: float
     detected: bool
 
 
-def holm(p_values: Sequence[float], *, level: float = LEVEL) -> list[Adjusted]:
+def holm(p_values: Sequence[float | None], *, level: float = LEVEL) -> list[Adjusted]:
     """The adjusted p and the interval's level of each comparison, in the order that they were given in."""
-    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    known = [1.0 if p is None else p for p in p_values]
+    order = sorted(range(len(known)), key=lambda at: known[at])
     adjusted: dict[int, Adjusted] = {}
     p, steps, ended = 0.0, len(order), False
     for rank, at in enumerate(order):
         left = len(order) - rank
-        p = max(p, min(1.0, left * p_values[at]))
+        p = max(p, min(1.0, left * known[at]))
         steps = steps if ended else left
         ended = ended or not below(p, level)
-        adjusted[at] = Adjusted(p, 1 - (1 - level) / steps, not ended)
+        adjusted[at] = Adjusted(None if p_values[at] is None else p, 1 - (1 - level) / steps, not ended)
     return [adjusted[at] for at in range(len(p_values))]
 
 
-def bonferroni(p_values: Sequence[float], among: int, *, level: float = LEVEL) -> list[Adjusted]:
+def bonferroni(p_values: Sequence[float | None], among: int, *, level: float = LEVEL) -> list[Adjusted]:
     """As `holm`, for comparisons that the data themselves picked: the best of some results against the others, say,
     where each of their `among` pairs might have been asked for."""
-    steps = [(min(1.0, among * p), 1 - (1 - level) / among) for p in p_values]
+    steps = [(None if p is None else min(1.0, among * p), 1 - (1 - level) / among) for p in p_values]
     return [Adjusted(p, step, below(p, level)) for p, step in steps]
 
 

@@ -186,7 +186,7 @@ def _chance(comparison: dict[str, Any], found: dict[str, Any]) -> str:
     how = {"holm": "Holm: each interval has its step's level", "bonferroni": "Bonferroni"}
     named = how.get(comparison.get("correction") or "")
     together = f" (adjusted for {comparison['comparisons']} comparisons, {named})" if named else ""
-    return f"p {found['p_adjusted']:.2g}{together}"
+    return "no p" if found["p_adjusted"] is None else f"p {found['p_adjusted']:.2g}{together}"
 
 
 def detectable(comparison: dict[str, Any], metric: Metric | None) -> str:

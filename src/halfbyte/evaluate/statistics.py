@@ -42,9 +42,10 @@ _PRODUCT = 100_000  # weights of one product: they stay in the cache, and no sec
 Draw = Callable[[np.random.Generator, int, int], NDArray[np.uint8]]  # (generator, rows, units) -> [rows, units]
 
 
-def below(p: float, level: float) -> bool:
-    """Whether `p` is small enough at `level`: 0.05 itself is not at 0.95, though 1 - 0.95 is larger in floats."""
-    return p < round(1 - level, 12)
+def below(p: float | None, level: float) -> bool:
+    """Whether `p` is small enough at `level`: 0.05 itself is not at 0.95, though 1 - 0.95 is larger in floats. None,
+    where there is no test, never is."""
+    return p is not None and p < round(1 - level, 12)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Resampled:
     acceleration: float = 0.0  # a sixth of the skew of the units' influence, over the root of their number
     effective: float = math.inf  # units that make up the spread, see `effective_units`
     error: float | None = None  # the standard error, by leaving out each unit in turn (the jackknife, Tukey 1958)
+
+    @property
+    def undefined(self) -> bool:
+        """Whether there is no value, or, of two units or more, none in so many resamples that nothing can be said."""
+        return self.value is None or (self.units >= 2 and self.share < LEVEL)
 
     @property
     def flat(self) -> bool:

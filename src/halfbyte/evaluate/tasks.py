@@ -1,8 +1,8 @@
 """A frozen experiment: the items of a TASK.yaml, and the fingerprint that says whether two results may be compared.
 
-The fingerprint covers what is asked and how answers are judged: ids, groups, prompts, references and options, the
-template, the decoding, the kind and its tolerance, fallback and examples. It covers neither the model nor where files
-lie.
+The fingerprint covers what is asked and how answers are judged: ids, groups, system texts, prompts (of a conversation,
+its turns), references and options, the template, the decoding, the kind and its tolerance, fallback and examples. It
+covers neither the model, nor where files lie, nor the order of the items.
 """
 
 from __future__ import annotations
@@ -74,13 +74,16 @@ def load_task_set(task: TaskConfig, *, seed: int = 0, limit: int | None = None) 
     Raises DataError for a missing or broken file, an empty test set, an item without a reference, an id that stands
     twice, a reference of a `number` task that is no number, of a `choice` task that is no option, and of a `json` task
     that is no object, all of them in one error; MissingDependency for a library that the kind needs; ConfigError for a
-    scoring function's file that can't be read, and for a list of options that can't be used.
+    scoring function's file that can't be read, for a list of options that can't be used, and for a `limit` below 1.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError("the limit must be 1 or more", where=f"task {task.name}", found=str(limit),
+                          do="leave it away for all items")  # fmt: skip
     _needs(task)
     faults: list[DataError] = []
     items = _items(asked_examples(task, faults), task, faults)
     if limit is not None and limit < len(items):
-        kept = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[: max(1, limit)]
+        kept = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:limit]
         ids = {item.id for item in kept}
         items = [item for item in items if item.id in ids]
     train = load_examples(task.train, task.template) if task.train and (task.shots or task.kind == "number") else []
@@ -126,9 +129,22 @@ def _item(example: Example, task: TaskConfig) -> Item:
     if reference is None:
         raise DataError("there is no reference answer", do="a test item needs a completion (of its column or the "
                         "template)")  # fmt: skip
-    name = _value(example, task.id, "id") if task.id else digest([example.prompt, reference])[:16]
+    name = _value(example, task.id, "id") if task.id else _hashed_id(example, reference)
     group = _value(example, task.group, "group") if task.group else None
     return _with_kind(Item(name, group, example, reference), task)
+
+
+def _hashed_id(example: Example, reference: str) -> str:
+    """Of all that is asked, and the reference."""
+    system = [] if example.system is None else [example.system]
+    return digest([*system, _question(example), reference])[:16]
+
+
+def _question(example: Example) -> Any:
+    """What is asked, as plain data: the prompt, or the turns of a conversation before the answer."""
+    if example.messages is None:
+        return example.prompt
+    return example.messages if example.completion is None else example.messages[:-1]
 
 
 def _value(example: Example, column: str, what: str) -> str:
@@ -237,15 +253,24 @@ def _fallback(task: TaskConfig, train: Sequence[Example], items: Sequence[Item])
 
 
 def _parts(task: TaskConfig, items: Sequence[Item], shots: Sequence[Example], fallback: float | None) -> dict[str, Any]:
-    """What the fingerprint is made of: small things as they are, data as a hash."""
-    asked = [[i.id, i.group, i.example.system, i.example.prompt, i.reference, list(i.options)] for i in items]
+    """What the fingerprint is made of: small things as they are, data as hashes. The order of the items is no part of
+    it, since results are paired by id."""
+    items = sorted(items, key=lambda item: item.id)
+    columns = {
+        "ids": [item.id for item in items],
+        "groups": [item.group for item in items],
+        "system": [item.example.system for item in items],
+        "prompts": [_question(item.example) for item in items],
+        "references": [item.reference for item in items],
+        "options": [item.options for item in items],
+    }
     parts: dict[str, Any] = {
         "kind": task.kind,
         "items": len(items),
-        "data": digest(asked),
+        "data": {name: digest(column) for name, column in columns.items()},
         "template": task.template,
         "chat": task.chat,
-        "shots": digest([[shot.prompt, shot.completion] for shot in shots]) if shots else None,
+        "shots": digest([[shot.system, _question(shot), shot.completion] for shot in shots]) if shots else None,
     }
     if task.split.share is not None:
         parts["split"] = asdict(task.split)
@@ -267,6 +292,6 @@ def _kind_parts(task: TaskConfig, items: Sequence[Item], fallback: float | None)
         return {"schema": None if task.schema is None else digest(load_schema(task.schema))}
     if task.kind == "python":  # the function sees every column
         assert task.scorer is not None
-        columns = digest([{str(key): str(value) for key, value in i.example.record.values.items()} for i in items])
+        columns = digest([{str(key): value for key, value in i.example.record.values.items()} for i in items])
         return {"scorer": describe_scorer(task.scorer), "columns": columns}
     return {}

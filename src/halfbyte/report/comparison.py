@@ -36,7 +36,7 @@ from halfbyte.report.words import (
 
 MOST_CHANGED = 6  # items of each kind
 MOST_TILES = 4  # evaluations beyond which the first screen is the table
-_PARTS = {"data": "items (hash)", "shots": "examples before the prompt (hash)"}
+_PARTS = {"data": "items (hashes)", "shots": "examples before the prompt (hash)"}
 
 
 @dataclass(frozen=True)
@@ -221,5 +221,7 @@ def _experiment(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts: dict[str, Any] = result["fingerprint_parts"]
     rows = [("task", str(result["task"])), ("fingerprint", str(result["fingerprint"]))]
     told = {_PARTS.get(key) or key: value for key, value in parts.items() if value is not None}
+    if isinstance(parts.get("data"), dict):
+        told[_PARTS["data"]] = ", ".join(f"{name} {found[:8]}" for name, found in parts["data"].items())
     return rows + [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
                    for key, value in told.items()]  # fmt: skip

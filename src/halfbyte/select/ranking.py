@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.evaluate.compare import compare_several
-from halfbyte.evaluate.metrics import METRICS, Metric
+from halfbyte.evaluate.metrics import Metric
+from halfbyte.evaluate.metrics import metric_for as metric_for
 from halfbyte.evaluate.results import measured, read_evaluation, table_of, units_of
 from halfbyte.evaluate.statistics import LEVEL, Estimate
 
@@ -66,12 +67,6 @@ class Ranking:
     @property
     def best(self) -> Entry:
         return self.order[0]
-
-
-def metric_for(kind: str) -> Metric:
-    """The metric that decides: the kind's first, but bits a byte for `loss`, since tokenizers differ."""
-    known = {metric.name: metric for metric in METRICS[kind]}
-    return known["bits_per_byte"] if kind == "loss" else next(iter(known.values()))
 
 
 def value_of(result: dict[str, Any], metric: Metric) -> float | None:
