@@ -261,7 +261,7 @@ class TaskConfig:
         "training data: the examples of `shots` and the training median come from it; null: that of the split",
         path=True,
     )
-    id: str | None = option(None, "column of the item's id; null: a hash of prompt and reference")
+    id: str | None = option(None, "column of the item's id; null: a hash of all that is asked and the reference")
     group: str | None = option(None, "column; items of a group are not independent")
     shots: int = option(0, "examples from `train` put before each prompt", check=_between(0, 64))
     chat: str = option("auto", "as data.chat of a run", check=_one_of("auto", "off"))
