@@ -99,7 +99,7 @@ def value_of(record: Record, column: str) -> str:
 
 
 def _rank(key: str, salt: int) -> float:
-    """A number in [0, 1) that depends on the key and the salt alone. Validation is chosen by another one: the same would
-    be high for all that is left for training."""
+    """A number in [0, 1) that depends on the key and the salt alone. Validation is chosen by another one: the same
+    would be high for all that is left for training."""
     digest = hashlib.blake2b(f"test\n{salt}\n{key}".encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
