@@ -274,6 +274,8 @@ def test_a_result_of_another_experiment_is_neither_reused_nor_overwritten(
     assert main(["evaluate", str(folder / "out"), "--task", str(task), "--limit", "3"]) == 2
     assert "holds a result" in capsys.readouterr().err
     assert main(["evaluate", str(folder / "out"), "--task", str(task)]) == 0  # the very same: done again
+    assert main(["evaluate", str(model), "--task", str(task), "--out", str(folder)]) == 2
+    assert "holds something else" in capsys.readouterr().err and not (folder / "result.json").exists()
     assert main(["compare", str(place), str(folder / "out" / "evaluations" / "tuned")]) == 0
 
 

@@ -217,10 +217,15 @@ def _check_variant(name: str | None) -> None:
 
 def _require_same_experiment(folder: Path, task: TaskConfig, seed: int, limit: int | None) -> None:
     """Raises ConfigError when `folder` holds the result of another experiment: it is not overwritten."""
-    from halfbyte.evaluate.results import other_experiment, stored_fingerprint
+    from halfbyte.evaluate.results import FILES, other_experiment, stored_fingerprint
     from halfbyte.evaluate.tasks import load_task_set
 
     there = stored_fingerprint(folder)
+    if there is None and folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+        if others:
+            raise ConfigError("the result's folder holds something else", where=folder, found=", ".join(others[:8]),
+                              do="name another place with --out: a result has a folder of its own")  # fmt: skip
     if there is not None and there != load_task_set(task, seed=seed, limit=limit).fingerprint:
         raise other_experiment(folder)
 

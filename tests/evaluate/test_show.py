@@ -9,7 +9,7 @@ from rich.console import Console
 from halfbyte.evaluate.compare import compare_folders
 from halfbyte.evaluate.listing import list_results
 from halfbyte.evaluate.metrics import METRICS
-from halfbyte.evaluate.results import read_evaluation, summarise, write_evaluation
+from halfbyte.evaluate.results import read_evaluation, same_answer, summarise, write_evaluation
 from halfbyte.evaluate.show import ShownResult, figure, interval, print_comparison, print_result, print_results
 from tests.evaluate.test_compare import exact, numbers
 
@@ -93,3 +93,21 @@ def test_shares_of_fields_and_f1_are_per_cent_too() -> None:
     metrics = {metric.name: metric for kind in METRICS.values() for metric in kind}
     assert figure(1 / 3, metrics["field_accuracy"]) == figure(1 / 3, metrics["macro_f1"]) == "33.3 %"
     assert figure(1 / 3, metrics["rouge_l"]) == "0.3333"
+
+
+def test_results_of_one_variant_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    numbers(tmp_path / "one" / "base", [1.0, 2.0], [1.0, 2.0])
+    numbers(tmp_path / "two" / "base", [1.0, 2.0], [1.0, 2.0])
+    text = " ".join(printed(print_results, list_results(tmp_path)).split())
+    assert "base in" in text and "one" in text and "two" in text  # the folders may be broken over lines
+
+
+def test_one_answer_to_most_items_is_said() -> None:
+    def lines(answers: str, references: str) -> list[dict[str, str]]:
+        return [{"parsed": a, "reference": r} for a, r in zip(answers, references, strict=True)]
+
+    assert same_answer(lines("aaaaaaab", "abcdefgh")) == [
+        "one answer, a, to 88 % of the items: such a score says little of what it has understood"
+    ]
+    assert same_answer(lines("aaaabcde", "aaaabcde")) == []  # so are the references
+    assert same_answer([{"parsed": None, "reference": "a"}]) == same_answer([]) == []

@@ -25,6 +25,7 @@ from halfbyte.evaluate.results import (
     Prediction,
     Result,
     read_evaluation,
+    same_answer,
     summarise,
     units_of,
     write_evaluation,
@@ -93,7 +94,7 @@ def evaluate_task(
         **environment(),
         "seed": seed,
         "limit": limit,
-        "warnings": tasks.warnings + warnings,
+        "warnings": tasks.warnings + warnings + [f"the model gave {said}" for said in same_answer(asked.predictions)],
     }
     write_evaluation(out, result, asked.predictions)
     journal.remove()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from halfbyte.evaluate.statistics import ENOUGH_UNITS, LEVEL, Estimate, estimate
 
 SCHEMA = 1
 PREDICTIONS, RESULT = "predictions.jsonl", "result.json"
+FILES = {PREDICTIONS, RESULT, "answers.jsonl", *(f".{name}.part" for name in (PREDICTIONS, RESULT))}  # of an evaluation
+CONSTANT = 0.5  # share of items with the same answer that is worth a word
 Prediction = dict[str, Any]  # id, group, prompt, answer, reference, parsed, scores
 Result = dict[str, Any]
 
@@ -161,6 +164,19 @@ def write_atomically(file: Path, text: str) -> None:
         durable.write_text(file, text)
     except OSError as error:
         raise refused(file, error) from None
+
+
+def same_answer(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to say where one answer makes up most of all, and not because the references are like that."""
+    answers = Counter(str(line["parsed"]) for line in predictions if line["parsed"] is not None)
+    if not answers:
+        return []
+    answer, count = answers.most_common(1)[0]
+    expected = Counter(str(line["reference"]) for line in predictions).most_common(1)[0][1]
+    if count < CONSTANT * len(predictions) or count < 2 * expected:
+        return []
+    share = f"{100 * count / len(predictions):.0f} % of the items"
+    return [f"one answer, {answer[:60]}, to {share}: such a score says little of what it has understood"]
 
 
 def refused(file: Path, error: OSError) -> HalfbyteError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,10 +106,11 @@ def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told:
                Column(f"{name} {_ARROWS.get(first['metric']['better'], '')}"), Column("memory"),
                Column("seconds")]  # fmt: skip
     made: list[Row] = []
+    alike = Counter(row["variant"] for row in rows)
     for row in rows:
         found, adapter = row["metric"], row["adapter"] or {}
         made.append(((
-            row["variant"],
+            row["variant"] if alike[row["variant"]] == 1 else f"{row['variant']} in {row['folder']}",
             (row["model"] or "-").rstrip("/").rpartition("/")[2],
             row["weights"] or "-",
             f"rank {adapter['rank']}" if "rank" in adapter else "-",

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.evaluate.results import read_evaluation
+from halfbyte.evaluate.results import read_evaluation, same_answer
 from halfbyte.evaluate.show import figure, interval
 from halfbyte.plan.ladder import gb
 from halfbyte.select.evidence import Evidence, Variant
 from halfbyte.select.ranking import Entry, Ranking, value_of
 
 _NAMED = 3  # variants that a sentence lists
-CONSTANT = 0.5  # share of items with the same answer that is worth a word
 UNANSWERED = 0.05  # share of items without an answer that is worth a word
 
 
@@ -185,16 +183,7 @@ def _cautions(evidence: Sequence[Evidence], base: Ranking, probed: Ranking | Non
 
 def _same_answer(chosen: Entry) -> list[str]:
     """A caution where one answer makes up most of all, and not because the references are like that."""
-    lines = read_evaluation(chosen.folder).predictions
-    answers = Counter(str(line["parsed"]) for line in lines if line["parsed"] is not None)
-    if not answers:
-        return []
-    answer, count = answers.most_common(1)[0]
-    expected = Counter(line["reference"] for line in lines).most_common(1)[0][1]
-    if count < CONSTANT * len(lines) or count < 2 * expected:
-        return []
-    share = f"{100 * count / len(lines):.0f} % of the items"
-    return [f"It gave one answer, {answer}, to {share}: such a score says little of what it has understood."]
+    return [f"It gave {said}." for said in same_answer(read_evaluation(chosen.folder).predictions)]
 
 
 def _nothing(evidence: Sequence[Evidence]) -> list[str]:
