@@ -9,7 +9,7 @@ from halfbyte.data.numbers import parse_number
 from halfbyte.evaluate.judge import named_option
 from halfbyte.evaluate.likeness import chrf, rouge_l
 from halfbyte.evaluate.metrics import contains_scores, exact_scores, json_scores, number_scores
-from halfbyte.evaluate.structured import MISSING, leaves, read_json
+from halfbyte.evaluate.structured import MISSING, read_json
 
 REFERENCE = {"a": 1, "b": {"c": [1, 2], "d": "x"}}
 SEEDS = [text.encode() for text in (
@@ -27,7 +27,7 @@ def run(data: bytes) -> None:
     found = read_json(answer)
     if found is not MISSING:
         json.dumps(found)
-    scores, _ = json_scores(answer, found, leaves(REFERENCE), None)
+    scores, _ = json_scores(answer, found, REFERENCE, None)
     for rule in (ContainsConfig(), ContainsConfig(case=True, space=True, words=True)):
         scores = scores | contains_scores(answer, "an x", rule)
     scores = scores | exact_scores(answer, "an x") | {"chrf": chrf(answer, "an x"), "rouge": rouge_l(answer, "an x")}

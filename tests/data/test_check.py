@@ -286,3 +286,11 @@ def test_the_report_is_plain_data_and_shows_in_a_notebook(folder):
     assert made["findings"][0]["examples"][0]["where"].endswith("train.jsonl:4")
     page = report._repr_html_()
     assert "replacement characters" in page and "<b>data check" in page and "ufffd&lt;b&gt;" in page
+
+
+def test_what_gives_the_test_set_away_is_told_apart(folder):
+    report = checked(folder, rows(20), test=[*rows(3), *({"prompt": f"new {k}", "completion": "1"} for k in range(9))])
+    assert report.test_leaks() == [of(report, "test_in_train").text] and "3 of 12" in report.test_leaks()[0]
+    assert (
+        checked(folder, rows(20), test=[{"prompt": f"new {k}", "completion": "1"} for k in range(9)]).test_leaks() == []
+    )

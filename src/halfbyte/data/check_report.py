@@ -77,9 +77,10 @@ class Report:
         return [finding for finding in self.findings if finding.level == level]
 
     def test_leaks(self) -> list[str]:
-        """A sentence for each way in which the data that a run learns from give items of its test set away."""
+        """A sentence for each way in which the data that a run learns from give away 1 % or more of its test set."""
         leaks = {"test_in_train", "test_prompt_in_train", "test_near_train", "test_in_validation"}
-        return [finding.text for finding in self.of(WARNING) if finding.kind in leaks]
+        found = [finding for finding in self.of(WARNING) if finding.kind in leaks]
+        return [finding.text for finding in found if finding.count >= 0.01 * finding.total]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; docs/check.md describes it."""
