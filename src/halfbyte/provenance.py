@@ -27,11 +27,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
+def read_digest(file: Path) -> str:
+    """Of a file's bytes; OSError where it can't be read."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def file_digest(file: Path) -> str | None:
     """Of a file's bytes; None where it can't be read."""
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return read_digest(file)
     except OSError:
         return None
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from halfbyte.provenance import digest, file_digest
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-         "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")  # fmt: skip
+# What transformers makes a tokenizer of, chat templates included
+PATTERNS = ("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+            "chat_template*", "*.tiktoken")  # fmt: skip
+GENERATION = "generation_config.json"
 
 
-def tokenizer_fingerprint(folder: Path) -> str | None:
-    """A SHA-256 over the names and all bytes of the tokenizer's files; None where there is none of them."""
-    found = {name: file_digest(folder / name) for name in FILES if (folder / name).is_file()}
-    return digest(found) if found else None
+def tokenizer_fingerprint(folder: Path, *also: str) -> str | None:
+    """A SHA-256 over the names and all bytes of the tokenizer's files, and of those that `also` names (GENERATION: what
+    else answers depend on, beside weights and config.json); None where there is none of them."""
+    files = {file for pattern in (*PATTERNS, *also) for file in folder.glob(pattern) if file.is_file()}
+    return digest({file.name: file_digest(file) for file in files}) if files else None

@@ -82,7 +82,7 @@ def confusions(
     predictions: Sequence[Prediction], count: int = SHOWN, key_of: Callable[[str], str] = normalise
 ) -> list[dict[str, Any]]:
     """The `count` most frequent pairs of a reference and the wrong answer that was given ("": none)."""
-    pairs = ((p["reference"].strip(), _cut(_chosen(p).strip())) for p in predictions)
+    pairs = ((p["reference"].strip(), cut(_chosen(p).strip(), _LONGEST)) for p in predictions)
     wrong = Counter((true, said) for true, said in pairs if key_of(true) != key_of(said))
     most = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
     return [{"reference": true, "answer": said, "count": number} for (true, said), number in most]
@@ -114,9 +114,6 @@ class Slope:
 
     def left_out(self) -> Floats:
         return self._of(self.sums.sum(axis=0) - self.sums)
-
-    def swapped(self, other: Any, swap: Floats) -> Floats:
-        raise NotImplementedError("slopes are not compared")
 
 
 def calibration(predictions: Sequence[Prediction], unit_of: NDArray[Any], seed: int) -> dict[str, Any]:
@@ -189,11 +186,11 @@ def worst(
         score = float(p["scores"][metric.item])
         if score == best:
             continue
-        rows.append((sign * score if margin is None else margin, _lot(p["id"]), p, score if margin is None else margin))
+        rows.append((sign * score if margin is None else margin, lot(p["id"]), p, score if margin is None else margin))
     rows.sort(key=lambda row: row[:2])
     return [
-        {"id": p["id"], "prompt": _cut(p["prompt"], tail=True), "answer": None if p["answer"] is None else
-         _cut(p["answer"]), "reference": _cut(p["reference"]), "score": score}
+        {"id": p["id"], "prompt": cut(p["prompt"], _LONGEST, tail=True), "answer": None if p["answer"] is None else
+         cut(p["answer"], _LONGEST), "reference": cut(p["reference"], _LONGEST), "score": score}
         for _, _, p, score in rows[:count]
     ]  # fmt: skip
 
@@ -215,14 +212,16 @@ def _margin(p: Prediction) -> float | None:
     return float(nats[right] - nats[chosen]) if right in nats and chosen in nats else None
 
 
-def _lot(identity: str) -> str:
+def lot(identity: str) -> str:
+    """What an item draws among equals: the same in every file and run, whatever their order."""
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _cut(text: str, *, tail: bool = False) -> str:
-    if len(text) <= _LONGEST:
+def cut(text: str, longest: int, *, tail: bool = False) -> str:
+    """At most `longest` characters of `text`, with a mark where something is left out."""
+    if len(text) <= longest:
         return text
-    return f"… {text[-_LONGEST:]}" if tail else f"{text[:_LONGEST]} …"
+    return f"… {text[-longest:]}" if tail else f"{text[:longest]} …"
 
 
 def most_changed(
@@ -237,6 +236,6 @@ def most_changed(
     gains = [(name, sign * (after[name] - before[name])) for name in before if name in after]
 
     def most(wanted: Callable[[float], bool]) -> list[tuple[str, float]]:
-        return sorted((row for row in gains if wanted(row[1])), key=lambda row: (-abs(row[1]), _lot(row[0])))[:count]
+        return sorted((row for row in gains if wanted(row[1])), key=lambda row: (-abs(row[1]), lot(row[0])))[:count]
 
     return most(lambda gain: gain > 0), most(lambda gain: gain < 0)

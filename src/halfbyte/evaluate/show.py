@@ -96,32 +96,44 @@ def _say_task(task: str, experiments: Sequence[Sequence[dict[str, Any]]], anothe
 
 
 def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told: bool) -> None:
-    """A line for each result of one experiment, and with `told` what makes it another one than the first."""
+    """A line for each result of one experiment, and with `told` what makes it another one than the first. What all
+    have in common stands above and not in each line."""
     first = rows[0]
-    name = first["metric"]["name"]
+    name, better = first["metric"]["name"], first["metric"]["better"]
     metric = metric_named(first["kind"], name)
-    prose(console, f"{first['task']}: {name} with its {_percent(LEVEL)} interval, best first")
-    columns = [Column("variant", name=True), Column("model", name=True), Column("weights", left=True),
-               Column("adapter", left=True), Column("items"),
-               Column(f"{name} {_ARROWS.get(first['metric']['better'], '')}"), Column("memory"),
-               Column("seconds")]  # fmt: skip
-    made: list[Row] = []
     alike = Counter(row["variant"] for row in rows)
-    for row in rows:
-        found, adapter = row["metric"], row["adapter"] or {}
-        made.append(((
-            row["variant"] if alike[row["variant"]] == 1 else f"{row['variant']} in {row['folder']}",
-            (row["model"] or "-").rstrip("/").rpartition("/")[2],
-            row["weights"] or "-",
-            f"rank {adapter['rank']}" if "rank" in adapter else "-",
-            str(row["items"]),
-            f"{figure(found['value'], metric)} ({interval(found['low'], found['high'], metric)})",
-            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f} GB",
-            "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
-        ), ""))  # fmt: skip
-    console.print(shown_table(columns, made, console.width), soft_wrap=True)
+    cells = [_cells(row, metric, f"{row['variant']} in {row['folder']}" if alike[row["variant"]] > 1 else "")
+             for row in rows]  # fmt: skip
+    columns = {"variant": Column("variant", name=True), "model": Column("model", name=True),
+               "weights": Column("weights", left=True), "adapter": Column("adapter", left=True),
+               "items": Column("items"), "value": Column(f"{name} {_ARROWS.get(better, '')}"),
+               "memory": Column("memory"), "seconds": Column("seconds")}  # fmt: skip
+    common = {key: cells[0][key] for key in ("items", "model") if len({row[key] for row in cells}) == 1}
+    above = [f"{common['items']} items"] if "items" in common else []
+    above += [common["model"]] if common.get("model", "-") != "-" else []
+    prose(console, f"{first['task']}: {name} with its {_percent(LEVEL)} interval, best first"
+                   + (f" ({', '.join(above)})" if above else ""))  # fmt: skip
+    shown = [key for key in columns if key not in common]
+    made: list[Row] = [([row[key] for key in shown], "") for row in cells]
+    console.print(shown_table([columns[key] for key in shown], made, console.width), soft_wrap=True)
     for line in first["differs"] if told else ():
         prose(console, f"another experiment, {line}", "yellow")
+
+
+def _cells(row: Mapping[str, Any], metric: Metric | None, named: str) -> dict[str, str]:
+    """A line of the table; `named` stands for the variant's name where that is not enough."""
+    found, adapter = row["metric"], row["adapter"] or {}
+    spread = "no spread" if found["low"] == found["high"] is not None else interval(found["low"], found["high"], metric)
+    return {
+        "variant": named or row["variant"],
+        "model": (row["model"] or "-").rstrip("/").rpartition("/")[2],
+        "weights": row["weights"] or "-",
+        "adapter": f"rank {adapter['rank']}" if "rank" in adapter else "-",
+        "items": str(row["items"]),
+        "value": f"{figure(found['value'], metric)} ({spread})",
+        "memory": "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f} GB",
+        "seconds": "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
+    }
 
 
 def render_result(result: dict[str, Any]) -> RenderableType:
@@ -236,6 +248,11 @@ def _number(value: float, metric: Metric | None, sign: bool) -> str:
     plus = "+" if sign else ""
     if metric is not None and metric.in_percent:
         return f"{100 * value:{plus}.1f} {'pp' if sign else '%'}"
+    return number(value, plus)
+
+
+def number(value: float, plus: str = "") -> str:
+    """Four digits of `value`, or all before the point where there are more."""
     return f"{value:{plus}.4g}" if abs(value) < 1000 else f"{value:{plus},.0f}"
 
 

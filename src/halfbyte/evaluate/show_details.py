@@ -9,6 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from halfbyte.evaluate.details import cut
+from halfbyte.evaluate.show import number
+
 _ROWS = 12  # of a table
 _WORST = 3
 _LONGEST = 60  # characters of a text
@@ -34,8 +37,8 @@ def render_details(result: dict[str, Any]) -> RenderableType:
         heads = ("field", "right", "95 % interval", "n")
         parts.append(_table(_some("fields, the least accurate first", fields), heads, fields[:_ROWS], numbers=3))
     if found.get("worst"):
-        worst = [(_cut(row["prompt"], tail=True), _cut(row["reference"]), _cut(row["answer"] or ""),
-                  f"{row['score']:.4g}") for row in found["worst"][:_WORST]]  # fmt: skip
+        worst = [(_line(row["prompt"], tail=True), _line(row["reference"]), _line(row["answer"] or ""),
+                  number(row['score'])) for row in found["worst"][:_WORST]]  # fmt: skip
         parts.append(_table("worst items", ("prompt", "true", "answer", "score"), worst, numbers=1))
     return Group(*parts)
 
@@ -49,8 +52,8 @@ def _classes(classes: Sequence[dict[str, Any]]) -> list[RenderableType]:
 
 
 def _calibration(found: dict[str, Any]) -> list[RenderableType]:
-    rows = [(f"{row['low']:,.4g} to {row['high']:,.4g}", str(row["n"]), f"{row['predicted']:,.4g}",
-             f"{row['true']:,.4g}") for row in found["bins"]]  # fmt: skip
+    rows = [(f"{number(row['low'])} to {number(row['high'])}", str(row["n"]), number(row["predicted"]),
+             number(row["true"])) for row in found["bins"]]  # fmt: skip
     if not rows:
         return []
     slope = found["slope"]
@@ -84,8 +87,5 @@ def _interval(row: dict[str, Any]) -> str:
     return "-" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
 
 
-def _cut(text: str, *, tail: bool = False) -> str:
-    text = " ".join(text.split())
-    if len(text) <= _LONGEST:
-        return text
-    return f"… {text[-_LONGEST:]}" if tail else f"{text[:_LONGEST]} …"
+def _line(text: str, *, tail: bool = False) -> str:
+    return cut(" ".join(text.split()), _LONGEST, tail=tail)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halfbyte import durable
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate.compare import changes
 from halfbyte.evaluate.results import read_evaluation
@@ -77,7 +78,7 @@ def write_page(file: Path, folders: Sequence[Path], comparisons: Sequence[dict[s
     page = render(Compared.of(folders, comparisons))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page, encoding="utf-8")
+        durable.write_text(file, page)
     except OSError as error:
         raise HalfbyteError("the page can't be written", where=file, found=error.strerror or str(error),
                             do="name another file with --report") from None  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from halfbyte.evaluate.details import cut
 from halfbyte.report import pictures
 from halfbyte.report.read import Variant, as_number
-from halfbyte.report.story import Row, Story, cut
+from halfbyte.report.story import Row, Story
 from halfbyte.report.words import interval_text, money, number_text, value_text
 
 MOST = 30  # rows of a table

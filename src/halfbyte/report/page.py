@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halfbyte import durable
+from halfbyte.evaluate.details import cut
 from halfbyte.report import sections
 from halfbyte.report.details import details
 from halfbyte.report.fill import fill
 from halfbyte.report.read import Evidence, Variant, as_number, gather
-from halfbyte.report.story import Row, Story, counted, cut, ranked, right_or_wrong, shown, spoken, verdict_kind
+from halfbyte.report.story import Row, Story, counted, ranked, right_or_wrong, shown, spoken, verdict_kind
 from halfbyte.report.words import (
     against_guess,
     bytes_text,
@@ -41,7 +43,7 @@ def report(run: Path) -> Path:
     run = Path(run)
     page = render(gather(run))
     file = run / "report.html"
-    file.write_text(page, encoding="utf-8")
+    durable.write_text(file, page)
     return file
 
 

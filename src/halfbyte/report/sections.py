@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from halfbyte.evaluate.details import most_changed
+from halfbyte.evaluate.details import cut, lot, most_changed
 from halfbyte.report import pictures
 from halfbyte.report.memory import compared_phases, exact_facts, phase_facts
 from halfbyte.report.read import Evidence, Prediction, Variant, as_number
@@ -15,8 +15,6 @@ from halfbyte.report.story import (
     Row,
     Story,
     counted,
-    cut,
-    lot,
     ranked,
     right_or_wrong,
     shown,
@@ -272,7 +270,7 @@ def sample(story: Story, item: Prediction) -> Row:
             note = "no number in it" if story.metric == "mae" else "no answer"
         answer = shown(found, LONGEST) if found and spoken(variant) else "" if found else None
         cells.append({"answer": answer, "note": note, "spoken": not found or spoken(variant)})
-    return {"prompt": cut(item.prompt, tail=True), "true": cut(item.reference), "cells": cells}
+    return {"prompt": cut(item.prompt, LONGEST, tail=True), "true": cut(item.reference, LONGEST), "cells": cells}
 
 
 def _judged(story: Story, error: float) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from halfbyte.evaluate.details import cut, lot
 from halfbyte.report.read import MEDIAN, Evidence, Prediction, Variant
 from halfbyte.report.words import item_error, metric_of, primary_metric, sides, unit_of
 
@@ -48,10 +48,6 @@ def ranked(variant: Variant, metric: str) -> list[tuple[float, Prediction]]:
     return sorted(scored, key=lambda pair: (pair[0], lot(pair[1].id)))
 
 
-def lot(identity: str) -> str:
-    return hashlib.sha256(identity.encode()).hexdigest()
-
-
 def right_or_wrong(metric: str) -> bool:
     found = metric_of(metric)
     return (
@@ -78,10 +74,3 @@ def counted(found: Mapping[str, Any]) -> str:
 
 def verdict_kind(found: Mapping[str, Any]) -> str:
     return {"better": "better", "worse": "worse"}.get(str(found.get("verdict")), "same")
-
-
-def cut(text: str, longest: int = LONGEST, tail: bool = False) -> str:
-    """At most `longest` characters of `text`, with a mark where something is left out."""
-    if len(text) <= longest:
-        return text
-    return f"… {text[-longest:]}" if tail else f"{text[:longest]} …"

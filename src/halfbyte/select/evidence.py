@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from halfbyte.checkpoint.tokenizer import GENERATION, tokenizer_fingerprint
 from halfbyte.data.encode import Encoder
 from halfbyte.errors import CheckpointError, HalfbyteError
 from halfbyte.evaluate.tasks import TaskSet
@@ -181,13 +182,12 @@ def _read(found: Evidence, look: Look) -> None:
     """With the tokenizer: lengths and numbers; then the plan for these lengths. Downloads a model of the hub."""
     from halfbyte.checkpoint.source import open_checkpoint
     from halfbyte.model.build import load_tokenizer
-    from halfbyte.tune.inputs import answering_digest
 
     candidate = found.candidate
     checkpoint = open_checkpoint(candidate.model, candidate.revision)
     config = text_config(checkpoint.config)
     found.fingerprint, found.context = checkpoint.fingerprint, context_of(config)
-    found.identity = digest([checkpoint.identity, answering_digest(checkpoint.path)])
+    found.identity = digest([checkpoint.identity, tokenizer_fingerprint(checkpoint.path, GENERATION)])
     found.licence = licence_of(candidate.model, checkpoint.path)
     tokenizer = load_tokenizer(checkpoint, int(config.get("vocab_size") or 2**31))
     encoder = Encoder(tokenizer, look.task_set.task.chat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from halfbyte import kernels
+from halfbyte.checkpoint.tokenizer import tokenizer_fingerprint
 from halfbyte.data.dataset import TrainingData
 from halfbyte.environment import processor, versions
 
@@ -19,32 +20,12 @@ _MEANING = {
     "tokenizer": "the tokenizer: its files in the model's folder",
     "items": "the data: the items that data.train and data.validation give",
 }
-# What transformers makes a tokenizer of, chat templates included
-_TOKENIZER = ("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-              "chat_template*", "*.tiktoken")  # fmt: skip
 
 
 def inputs_of(model: str, folder: Path, data: TrainingData) -> dict[str, str]:
     """Digests of what decides what a run learns, beside its options. `model`: the fingerprint of the model that was
     named, `folder`: where it lies."""
-    return {"model": model, "tokenizer": tokenizer_digest(folder), "items": fingerprint(data)}
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of the tokenizer's files."""
-    return _files_digest(folder, _TOKENIZER)
-
-
-def answering_digest(folder: Path) -> str:
-    """The same with the generation configuration: all that answers depend on beside weights and config.json."""
-    return _files_digest(folder, (*_TOKENIZER, "generation_config.json"))
-
-
-def _files_digest(folder: Path, patterns: Iterable[str]) -> str:
-    total = hashlib.sha256()
-    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
-        total.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()
+    return {"model": model, "tokenizer": tokenizer_fingerprint(folder) or "none", "items": fingerprint(data)}
 
 
 def fingerprint(data: TrainingData) -> str:

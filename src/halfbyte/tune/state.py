@@ -13,7 +13,6 @@ fit never counts.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from halfbyte import durable
 from halfbyte.config import TuneConfig
 from halfbyte.errors import TrainingError
+from halfbyte.provenance import read_digest
 
 KEPT = 2  # checkpoints that stay: the newest and the one before
 TENSORS, PROGRESS, BEST, SUMS = "state.safetensors", "state.json", "best.safetensors", "SHA256SUMS"
@@ -146,7 +146,7 @@ class State:
             (part / PROGRESS).write_text(json.dumps(asdict(self.progress), indent=2) + "\n", encoding="utf-8")
             if best is not None:
                 link_or_copy(best, part / BEST)
-            sums = "".join(f"{digest(file)}  {file.name}\n" for file in sorted(part.iterdir()))
+            sums = "".join(f"{read_digest(file)}  {file.name}\n" for file in sorted(part.iterdir()))
             (part / SUMS).write_text(sums, encoding="utf-8")
             for file in part.iterdir():
                 durable.flush(file)
@@ -170,12 +170,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -237,6 +231,6 @@ def _check(place: Path) -> set[str]:
     sums = {name: known for known, _, name in (line.partition("  ") for line in lines)}
     if missing := {TENSORS, PROGRESS} - set(sums):
         raise ValueError(f"{SUMS} lacks {', '.join(sorted(missing))}")
-    if wrong := [name for name, known in sums.items() if digest(place / name) != known]:
+    if wrong := [name for name, known in sums.items() if read_digest(place / name) != known]:
         raise ValueError(f"the digest of {', '.join(wrong)} is not the one in {SUMS}")
     return set(sums)
