@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from fuzz.check import folder
 from halfbyte.errors import HalfbyteError
@@ -24,7 +25,7 @@ MIXED = {**DENSE, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 
          "global_head_dim": 16, "first_k_dense_replace": 1, "num_experts_per_tok": 2}  # fmt: skip
 SEEDS = [json.dumps(config).encode() for config in (
     DENSE, {**DENSE, "dtype": "float16", "torch_dtype": None}, {"text_config": DENSE}, {"model_type": 3}, [], {},
-    {**DENSE, "num_hidden_layers": 4096}, {**DENSE, "hidden_size": 2**31}, {**DENSE, "auto_map": {"AutoConfig": "x.y"}},
+    {**DENSE, "num_hidden_layers": 96}, {**DENSE, "hidden_size": 2**31}, {**DENSE, "auto_map": {"AutoConfig": "x.y"}},
     {**DENSE, "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}},
     {**DENSE, "quantization_config": {"quant_method": "gptq", "bits": 4}},
     {**DENSE, "quantization_config": {"load_in_8bit": True}},
@@ -32,7 +33,12 @@ SEEDS = [json.dumps(config).encode() for config in (
 )]  # fmt: skip
 
 
+LAYERS = re.compile(rb"layers\"[^0-9]{0,4}[0-9]{3}")  # more layers are more of the same, and slow
+
+
 def run(data: bytes) -> None:
+    if LAYERS.search(data):
+        return
     faults = []
     for place in (FULL, BARE):
         (place / "config.json").write_bytes(data)

@@ -17,9 +17,14 @@ from halfbyte.kernels import dequantise
 from tests.checkpoint.hostile import tensor, whole
 
 NAME = "model.layers.0.mlp.up_proj.weight"
-FOLDER = folder()
 FORMATS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8")
-TABLES = {".quant_map": NF4_CODE, ".nested_quant_map": DYNAMIC_CODE}
+TABLES = {suffix: torch.tensor(code).numpy().tobytes()
+          for suffix, code in ((".quant_map", NF4_CODE), (".nested_quant_map", DYNAMIC_CODE))}  # fmt: skip
+FOLDERS = {weights: folder() for weights in FORMATS}
+for weights, place in FOLDERS.items():
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": weights == "nf4"}
+    settings = {"load_in_8bit": True} if weights == "int8" else four
+    (place / "config.json").write_text(json.dumps({"model_type": "x", "quantization_config": settings}))
 SEEDS = [bytes([kind, rows, columns, *changes]) for kind in range(3) for rows, columns in ((4, 32), (3, 5), (1, 255))
          for changes in ((0,) * 8, (1, 3, 2, 0, 0, 0, 7), (0, 0, 2, 9, 1, 0, 0), (0, 0, 0, 3, 2, 2, 200, 1,
          1))]  # fmt: skip
@@ -58,14 +63,11 @@ def run(data: bytes) -> None:
         elif name.endswith(".weight_format") and change != 3:
             value = bytes(count)
         elif suffix is not None and change == 0:
-            value = torch.tensor(TABLES[suffix]).numpy().tobytes()
+            value = TABLES[suffix]
         header[name] = tensor(len(values), len(values) + len(value), dtype, shape)
         values += value
-    (FOLDER / "model.safetensors").write_bytes(whole(header) + values)
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": weights == "nf4"}
-    settings = {"load_in_8bit": True} if weights == "int8" else four
-    (FOLDER / "config.json").write_text(json.dumps({"model_type": "x", "quantization_config": settings}))
-    mapped = Mapped(open_folder(FOLDER))
+    (FOLDERS[weights] / "model.safetensors").write_bytes(whole(header) + values)
+    mapped = Mapped(open_folder(FOLDERS[weights]))
     packed = bnb.read_packed(mapped, NAME, (rows, columns), weights)
     for type_ in (torch.float32, torch.bfloat16):
         assert dequantise(packed, type_).shape == (rows, columns)

@@ -15,7 +15,7 @@ _LONGEST = 10_000  # characters of a message
 def _printable(text: str) -> str:
     """What an error quotes may come from a stranger's file: nothing of it moves the cursor or floods the screen."""
     text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
-    if all(letter.isprintable() or letter == "\n" for letter in text):
+    if text.replace("\n", "").isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
 

@@ -92,9 +92,12 @@ def named_option(answer: str, options: Sequence[str]) -> int | None:
     text, names = normalise(answer), [normalise(option) for option in options]
     if text in names:
         return names.index(text)
-    spans = [(first, end, place) for place, name in enumerate(names) for first, end in occurrences(name, text)]
-    named = {place for first, end, place in spans
-             if not any(f <= first and end <= e and e - f > end - first for f, e, _ in spans)}  # fmt: skip
+    spans = [(first, -end, place) for place, name in enumerate(names) for first, end in occurrences(name, text)]
+    named, outer = set(), (-1, 0)  # the one that reaches farthest so far: what ends within it does not count
+    for first, end, place in sorted(spans):
+        if end < outer[1] or (first, end) == outer:
+            outer = (first, end)
+            named.add(place)
     return named.pop() if len(named) == 1 else None
 
 

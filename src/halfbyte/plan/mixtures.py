@@ -18,6 +18,7 @@ from halfbyte.plan.families import MIXTURES, Mixture, completed
 from halfbyte.plan.shapes import (
     FAMILIES,
     Dimensions,
+    Kind,
     TensorSpec,
     attention_tensors,
     dimensions,
@@ -93,7 +94,12 @@ def _tensors(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> lis
     if vocabulary is not None and dims.tied is False:
         specs += linear("lm_head", vocabulary, dims.hidden, bool(text.get("lm_head_bias")))
     model_type = str(text["model_type"])
-    return [TensorSpec(spec.name, spec.shape, kind_of(spec.name, spec.shape, model_type)) for spec in specs]
+    known: dict[tuple[str, int], Kind] = {}  # of a name without its layer, and so many axes
+    for at, spec in enumerate(specs):
+        key = (spec.name.removeprefix("model.layers.").lstrip("0123456789"), len(spec.shape))
+        kind = known.get(key) or known.setdefault(key, kind_of(spec.name, spec.shape, model_type))
+        specs[at] = TensorSpec(spec.name, spec.shape, kind)
+    return specs
 
 
 def _block(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any], layer: int) -> list[TensorSpec]:
