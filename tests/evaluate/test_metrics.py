@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from halfbyte.config import KINDS, ContainsConfig, ToleranceConfig
+from halfbyte.evaluate.declared import declared_by_both
 from halfbyte.evaluate.metrics import (
     METRICS,
     choice_scores,
@@ -212,3 +213,13 @@ def test_json_metrics_by_hand() -> None:
     assert value("json", "object_match", table) == 0.5 and value("json", "valid", table) == 1
     columns = {key: np.asarray(column) for key, column in table.items()}
     assert "schema_valid" not in [m.name for m in metrics_of("json", columns)]
+
+
+def test_what_only_one_result_knows_as_right_or_wrong_is_compared_as_a_mean() -> None:
+    """A harness's metric is "right" where every item happened to score 0 or 1: that differs from model to model."""
+    right, mean = {"better": "higher", "form": "right"}, {"better": "higher", "form": "mean"}
+    bits = {"better": "lower", "form": "bits"}
+    one, other = {"acc": right, "f": right, "b": bits, "gone": mean}, {"acc": right, "f": mean, "b": bits}
+    assert declared_by_both(one, other) == {"acc": right, "f": mean, "b": bits}
+    assert declared_by_both(other, one) == {"acc": right, "f": mean, "b": bits}
+    assert declared_by_both({"x": bits}, {"x": right}) == {} and declared_by_both(None, None) is None

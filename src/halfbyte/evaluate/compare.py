@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import ConfigError, DataError, nearest
-from halfbyte.evaluate.declared import metrics_for
+from halfbyte.evaluate.declared import declared_by_both, metrics_for
 from halfbyte.evaluate.details import most_changed
 from halfbyte.evaluate.fingerprint import require_same
 from halfbyte.evaluate.metrics import Metric
@@ -179,7 +179,8 @@ def _same_order(one: Evaluation, other: Evaluation) -> list[Prediction]:
 def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
     """The metric that decides, and what to say about it."""
     kind, table = pair.one.kind, table_of(pair.a)
-    known = {metric.name: metric for metric in metrics_for(kind, table, pair.one.declared)}
+    declared = declared_by_both(pair.one.declared, pair.other.declared)
+    known = {metric.name: metric for metric in metrics_for(kind, table, declared)}
     if asked is not None and asked not in known:
         raise ConfigError("there is no such metric", where=f"a task of kind '{kind}'", found=repr(asked),
                           do=nearest(asked, known, "metrics"))  # fmt: skip

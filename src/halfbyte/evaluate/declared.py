@@ -1,7 +1,8 @@
 """Metrics that a result declares itself, because they are not among `METRICS`: those of the harness's tasks.
 
-The declaration is plain data and a part of the fingerprint, so that a comparison reads from the folder alone which way
-each metric is better and how the items' scores make it.
+The declaration is plain data and a part of the result, so that a comparison reads from the folder alone which way each
+metric is better and how the items' scores make it. It is no part of the fingerprint: whether a metric is of right and
+wrong items only is seen from what the model answered.
 """
 
 from __future__ import annotations
@@ -29,6 +30,20 @@ def metrics_for(kind: str, table: Table, declared: Declared | None) -> list[Metr
         raise ConfigError("none of the task's metrics is made of its items' scores, so there is nothing to compare",
                           do="take a task with a metric by item, such as acc or exact_match")  # fmt: skip
     return [_metric(name, **facts) for name, facts in declared.items()]
+
+
+def declared_by_both(one: Declared | None, other: Declared | None) -> Declared | None:
+    """What holds for two results: a metric that only one knows as right or wrong is a mean of both."""
+    if one is None or other is None:
+        return one
+    both: dict[str, Mapping[str, str]] = {}
+    for name, facts in one.items():
+        theirs = other.get(name)
+        if theirs == facts:
+            both[name] = facts
+        elif theirs is not None and {facts["form"], theirs["form"]} == {"right", "mean"}:
+            both[name] = {**facts, "form": "mean"}
+    return both
 
 
 def first_metric(kind: str, declared: Declared | None) -> Metric | None:

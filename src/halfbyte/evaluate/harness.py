@@ -78,7 +78,7 @@ def evaluate_harness_task(
             """The harness has made its requests: what the experiment is, and whether its place is free."""
             parts.update(_parts(name, task))
             there = stored_parts(out)
-            if there is not None and {key: value for key, value in there.items() if key != "metrics"} != parts:
+            if there is not None and there != parts:
                 raise other_experiment(out)
 
         journal = Journal(out, model)
@@ -95,7 +95,6 @@ def evaluate_harness_task(
         predictions = _predictions(task, samples, declared)
         metrics, warnings = summarise("harness", predictions, seed, declared) if declared else ({}, [])
         seconds = time.perf_counter() - began
-    parts["metrics"] = declared
     values = found["results"][name]
     result = {
         "schema": SCHEMA,
@@ -103,6 +102,7 @@ def evaluate_harness_task(
         "kind": "harness",
         "fingerprint": digest(parts),
         "fingerprint_parts": parts,
+        "declared": declared,
         "variant": variant,
         **described(model),
         "items": len(predictions),
@@ -255,7 +255,7 @@ def _reference(target: Any, options: Sequence[str]) -> str:
 
 
 def _parts(name: str, task: Any) -> dict[str, Any]:
-    """What the fingerprint is made of beside the metrics: all that is asked (options of decoding too) and how it is
+    """What the fingerprint is made of: all that is asked (options of decoding too) and how it is
     judged. The task's requests are made."""
     items: dict[Any, list[Any]] = {}
     for request in task.instances:

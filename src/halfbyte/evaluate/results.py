@@ -46,8 +46,8 @@ class Evaluation:
     @property
     def declared(self) -> Declared | None:
         """The metrics that the result declares itself; None: they are those of its kind."""
-        found: Declared | None = self.result["fingerprint_parts"].get("metrics")
-        return found
+        found: Declared | None = self.result.get("declared", self.result["fingerprint_parts"].get("metrics"))
+        return found  # versions before counted it among the parts
 
 
 def table_of(predictions: Sequence[Prediction]) -> Table:
