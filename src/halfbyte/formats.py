@@ -105,6 +105,9 @@ def packed_bytes(weights: Weights, rows: int, columns: int) -> PackedBytes:
     raise ValueError(f"{weights!r} is no quantised format; there are {QUANTISED}")
 
 
+COPIED_BYTES = 256_000_000  # that are converted, unasked, to another compute type than the stored one
+
+
 def without_bf16(dtype: str, family: str, weights: str) -> tuple[str, str]:
     """What `compute: auto` is on a card without bf16, and why, for a checkpoint stored as `dtype` (torch's name) of a
     `family` (config.json's model_type) whose layers are in the format `weights`."""

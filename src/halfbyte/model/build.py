@@ -23,7 +23,7 @@ from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_names, skeleton
 from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
-from halfbyte.formats import Weights
+from halfbyte.formats import COPIED_BYTES, Weights
 from halfbyte.kernels import product_int8
 from halfbyte.kernels.choice import Choice
 from halfbyte.kernels.compute import Compute, choose_compute, compute_name
@@ -39,7 +39,6 @@ from halfbyte.model.recompute import recomputed
 from halfbyte.plan.devices import find_device
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
-_COPIED = 256_000_000  # bytes that are converted to another compute type than the stored one without being asked
 
 
 class _Handed:
@@ -320,7 +319,7 @@ def _settle(asked: str, device: torch.device, net: Any, state: dict[str, Any], w
         return chosen
     matrices = {f"{name}.weight" for name in linear_names(net)} | _vocabulary(net)
     others = sum(tensor.nbytes for name, tensor in state.items() if name not in matrices)
-    if others <= _COPIED:
+    if others <= COPIED_BYTES:
         return chosen
     return Compute(
         compute_name(stored),

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from halfbyte.config import parse_bytes
 from halfbyte.errors import ConfigError
 from halfbyte.plan.machine import CudaDevice, Machine, cuda_devices, this_machine
+from halfbyte.plan.native import has_bf16
 
 # MiB in all, and whether it multiplies bf16.
 CARDS: dict[str, tuple[int, bool]] = {
@@ -114,7 +115,7 @@ def _automatic() -> Device:
 
 def _processor(reason: str) -> Device:
     machine = this_machine(cuda=False)
-    return Device("cpu", machine.processor, machine.available_bytes, True, reason)
+    return Device("cpu", machine.processor, machine.available_bytes, has_bf16(), reason)
 
 
 def _card_here(asked: str) -> Device:

@@ -24,13 +24,13 @@ from halfbyte.formats import (
     PackedBytes,
     Weights,
     packed_bytes,
-    without_bf16,
 )
 from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
 from halfbyte.plan.answering import evaluation_bytes, rows_at_once, token_budget, tokens_at_once
 from halfbyte.plan.answers import complete
 from halfbyte.plan.budget import Choice, choose, room_beside, spoken_for
+from halfbyte.plan.compute import activation_bytes, foretold_compute
 from halfbyte.plan.devices import CONTEXT_BYTES, Device, find_device
 from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
@@ -176,18 +176,18 @@ def plan_model(
     where = device if isinstance(device, Device) else find_device(device or "cpu")
     available = where.memory_bytes if memory is None or memory == "auto" else (
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
-    compute = compute if where.bf16 or compute != "auto" else _without_bf16(inventory, weights)
-    native = native or foretold(inventory.config, dtype_bytes=_width(weights, compute), device=where.kind)
+    compute, foreseen = foretold_compute(inventory, known[weights], where) if compute == "auto" else (compute, "")
+    native = native or foretold(inventory.config, dtype_bytes=activation_bytes(weights, compute), device=where.kind)
 
     if items is not None:
-        budget = token_budget(text_config(inventory.config), _width(weights, compute), where.kind)
+        budget = token_budget(text_config(inventory.config), activation_bytes(weights, compute), where.kind)
         evaluation_batch = min(max(1, items), rows_at_once(budget, evaluation_sequence or sequence))
 
     asked: dict[str, Any] = {
         "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence,
         "batch": BATCH if batch is None else batch, "memory_bytes": available, "recompute": recompute,
         "evaluation_batch": evaluation_batch, "evaluation_sequence": evaluation_sequence, "native": native,
-        "compute": compute, "kind": where.kind, "learned": learned, "settled": settled,
+        "compute": compute, "kind": where.kind, "learned": learned, "settled": settled, "foreseen": foreseen,
     }  # fmt: skip
     choice = None if step_items is None else _choice(inventory, asked, batch, step_items)
     if choice is not None:
@@ -215,6 +215,7 @@ def make_plan(
     evaluation_sequence: int | None = None,
     learned: int | None = None,
     settled: str | None = None,
+    foreseen: str = "",
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
@@ -226,7 +227,7 @@ def make_plan(
     weights_bytes = _weights_bytes(inventory, packed)
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = _mapped(weights, weights_bytes, constants)
-    b = _width(weights, compute)
+    b = activation_bytes(weights, compute)
     runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
     opened: dict[str, int | None] = {"runtime": runtime}
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
@@ -273,7 +274,8 @@ def make_plan(
         memory_bytes=memory_bytes,
         phases=phases,
         fits=fits,
-        reasons=[*reasons, settled or why, f"activations: {native}"],
+        reasons=[*reasons, settled or why, *([f"compute {compute}: {foreseen}"] if foreseen else []),
+                 f"activations: {native}"],
         notes=[*inventory.notes, *_kept(inventory, experts, weights)],
         unknown=unknown,
         packed=inventory.packed,
@@ -288,7 +290,7 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
                       learned=asked["learned"])  # fmt: skip
     if asked["memory_bytes"] is None or (info.dims is not None and info.dims.vocabulary is None):
         return None
-    b, mapped = _width(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0
+    b, mapped = activation_bytes(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0
     names = select_targets(asked["targets"], list(inventory.linears), where=f"the linear layers of {inventory.name}")
     on_card = asked["kind"] == "cuda"
     runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
@@ -371,17 +373,6 @@ def _packing(inventory: Inventory, weights: Weights) -> Phase:
         return Phase({}, 0)  # nothing is packed
     largest = _largest(inventory)
     return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
-
-
-def _width(weights: str, compute: str = "auto") -> int:
-    """Bytes of an activation."""
-    return 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
-
-
-def _without_bf16(inventory: Inventory, weights: str) -> str:
-    """What `compute: auto` becomes on a card without bf16."""
-    dtype = str(inventory.config.get("torch_dtype") or inventory.config.get("dtype"))
-    return without_bf16(dtype, str(inventory.config.get("model_type", "")), weights)[0]
 
 
 def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:

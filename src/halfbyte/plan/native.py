@@ -90,13 +90,24 @@ def _fault_of(file: str, changed: int) -> str:
 
 
 def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the processor has AVX512-BF16."""
+    """Whether the processor has AVX512-BF16, for which there are native products."""
+    return _flags(cpuinfo) >= _BF16
+
+
+def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether the processor has instructions for bf16 at all, Arm's included."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _flags(cpuinfo))
+
+
+def _flags(cpuinfo: Path) -> set[str]:
+    """As Linux spells them; none on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
-    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-    return flags >= _BF16
+        return set()
+    return next(
+        (set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set()
+    )
 
 
 def of_model(replaced: Iterable[Any], attention: str, *, products: bool, reason: str) -> Native:

@@ -1,0 +1,32 @@
+"""The type that activations will have, foretold without torch: `kernels.compute` chooses it when a model is opened, on
+a CPU by a short measurement. Where that can't be foretold the wider type is planned, which takes more memory."""
+
+from __future__ import annotations
+
+from halfbyte.formats import COPIED_BYTES, QUANTISED, Weights, without_bf16
+from halfbyte.plan.devices import Device
+from halfbyte.plan.inventory import Inventory
+
+
+def activation_bytes(weights: str, compute: str = "auto") -> int:
+    """Bytes of an activation where the compute type is known, or as narrow as the weights allow."""
+    return 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
+
+
+def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> tuple[str, str]:
+    """What `compute: auto` becomes for a model on a device, and why."""
+    stored = str(inventory.config.get("dtype") or inventory.config.get("torch_dtype")).removeprefix("torch.")
+    if weights == "fp32" or stored == "float32":
+        return "fp32", "the checkpoint is in fp32" if stored == "float32" else "as the weights"
+    if where.kind == "cuda":
+        if where.bf16:
+            return ("fp16", "the checkpoint is in fp16") if stored == "float16" else ("bf16", f"{where.name} has it")
+        return without_bf16(stored, str(inventory.config.get("model_type", "")), weights)
+    if stored == "float16" and weights not in QUANTISED:
+        return "fp32", "the checkpoint is in fp16, which fp32 holds exactly and bf16 does not"
+    if where.bf16:
+        return "bf16", "this processor multiplies it"
+    others = sum(2 * spec.count for spec in inventory.tensors if spec.kind in ("expert", "other"))
+    if others > COPIED_BYTES:
+        return ("fp16" if stored == "float16" else "bf16"), "experts are multiplied in their own type"
+    return "fp32", "this processor has no instructions for bf16"
