@@ -372,13 +372,15 @@ class _Planner:
 
 
 def demo(out: Path, console: Console) -> int:
-    """`halfbyte demo`: the whole story on what the package ships."""
+    """`halfbyte demo`: the whole story on what the package ships. One that was interrupted goes on."""
     from halfbyte.plan.ladder import plan_model
     from halfbyte.plan.render import render_plan
 
     started = time.monotonic()
-    kept = _make_room(out)
-    if kept is not None:
+    resume = (out / "run.yaml").is_file() and not (out / "report.html").exists()
+    if resume:
+        console.print(f"the demo in {out} was interrupted: it goes on", markup=False)
+    elif (kept := _make_room(out)) is not None:
         console.print(f"the demo that was in {out} is now in {kept}", markup=False)
     console.rule("1. The ladder: what the smallest Llama 3.1 weighs")
     render_plan(plan_model("llama-3.1-8b", rank=32, targets="attention"), console)
@@ -390,7 +392,7 @@ def demo(out: Path, console: Console) -> int:
     _evaluate_once(whole, task, out, "base-bf16", console, config.seed)
     del whole
     console.rule("3. Tune it in 4 bits, and prove whether it got better")
-    code = tune(config, resume=False, force=False, console=console)
+    code = tune(config, resume=resume, force=False, console=console)
     if code == 0:
         console.print(
             f"the whole story took {time.monotonic() - started:,.0f} s; open {out / 'report.html'}", markup=False

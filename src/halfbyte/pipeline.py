@@ -151,6 +151,8 @@ def evaluate_model(
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
     folder = out or (what.run or Path("runs") / task.name) / "evaluations" / name
     _require_same_experiment(folder, task, seed, limit)
+    if (folder / "result.json").exists():
+        console.print(f"{folder} holds an earlier result of this experiment: it is replaced", markup=False)
     result = evaluate(model, task, folder, name, console, limit=limit, seed=seed)
     print_result(result, console)
     print_details(result, console)
