@@ -125,7 +125,8 @@ class Look:
 
 def said(error: HalfbyteError) -> str:
     """An error in one line."""
-    return error.what + (f" ({' '.join(str(error.found).split())})" if error.found else "")
+    found, do = (" ".join(str(part).split()) if part else "" for part in (error.found, error.do))
+    return error.what + (f" ({found})" if found else "") + (f"; {do}" if do else "")
 
 
 def look_at(candidate: Candidate, look: Look) -> Evidence:
