@@ -334,7 +334,8 @@ class _Options(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from halfbyte.config import RunConfig, describe
+        from halfbyte.config import RunConfig
+        from halfbyte.options import describe
 
         for key, default, unit, text in describe(RunConfig):
             print(f"{key:24} {default:14} {text}" + (f" [{unit}]" if unit else ""))

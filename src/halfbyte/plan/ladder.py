@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from halfbyte.config import AdapterConfig, parse_bytes
+from halfbyte.config import AdapterConfig
 from halfbyte.errors import ConfigError, nearest
 from halfbyte.formats import (
     BLOCKSIZE,
@@ -25,6 +25,7 @@ from halfbyte.formats import (
     Weights,
     packed_bytes,
 )
+from halfbyte.options import parse_bytes
 from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
 from halfbyte.plan.answering import evaluation_bytes, rows_at_once, token_budget, tokens_at_once
