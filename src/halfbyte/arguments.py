@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError("the command line can't be read", where=self.prog, found=message,
                           do=f"{hint}see: {self.prog} --help")  # fmt: skip
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As always, but what no option takes is an error of the verb, which knows its options."""
         options, rest = self.parse_known_args(args, namespace)
         if rest:
