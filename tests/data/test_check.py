@@ -23,11 +23,11 @@ def rows(count, start=0):
     return [{"prompt": f"Castle no. {k}:", "completion": f" {k} dollars"} for k in range(start, start + count)]
 
 
-def checked(folder, train, *, tokenizer=None, test=(), kind="exact", options=(), context=None, **data):
+def checked(folder, train, *, tokenizer=None, test=(), kind="exact", test_group=None, options=(), context=None, **data):
     config = DataConfig(train=write(folder / "train.jsonl", train), **({"validation": 0} | data))
     asked = load_examples(write(folder / "test.jsonl", test)) if test else []
     encoder = Encoder(tokenizer or tiny_tokenizer(), config.chat)
-    task = TaskConfig(kind=kind) if test else None
+    task = TaskConfig(kind=kind, group=test_group) if test else None
     check = Check(encoder, config, task=task, asked=asked, options=frozenset(options), context=context, vocabulary=320)
     return check_run(config, 0, check)
 
@@ -196,6 +196,32 @@ def test_validation_items_of_groups_that_are_trained_on(folder):
     config = DataConfig(train=str(folder / "train.jsonl"), validation=0.3, group="plate")
     data = load_training(config, tiny_tokenizer(), 0)
     assert split.sides["validation"].items == len(data.validation)
+
+
+def test_test_items_of_groups_that_are_trained_on(folder):
+    train = [row | {"plate": k // 4} for k, row in enumerate(rows(40))]  # numbers in one file are texts in another
+    test = [{"prompt": f"Ship {k}:", "completion": "x", "plate": plate} for k, plate in enumerate(("q", "1", "1", "3"))]
+    report = checked(folder, train, test=test, test_group="plate")
+    finding = of(report, "test_group_in_train")
+    assert (finding.level, finding.count, finding.total) == ("warning", 3, 4)
+    assert levels(report).keys() == {finding.kind}
+    assert "groups that 8 training items are of" in finding.text and report.test_leaks() == [finding.text]
+    assert finding.examples[0].where.endswith("test.jsonl:2") and finding.examples[2].where.endswith("test.jsonl:4")
+    assert finding.examples[0].found.startswith("plate '1', as ")
+    assert [place.found.rpartition("train.jsonl:")[2] for place in finding.examples] == ["5", "5", "13"]
+    assert checked(folder, train[16:], test=test, test_group="plate").findings == ()
+    assert checked(folder, train, test=test).findings == ()
+
+
+def test_training_items_whose_group_is_not_known_are_counted(folder):
+    train = [row | {"plate": f"g{k}"} for k, row in enumerate(rows(6))]
+    train[2].pop("plate")
+    train[3]["plate"], train[4]["plate"] = "", ["g4"]
+    test = [{"prompt": "Ship:", "completion": "x", "plate": "g4"}]
+    report = checked(folder, train, test=test, test_group="plate")
+    finding = of(report, "test_group_unknown")
+    assert (finding.level, finding.count, finding.total) == ("note", 3, 6) and levels(report).keys() == {finding.kind}
+    assert [place.where.rpartition(":")[2] for place in finding.examples] == ["3", "4", "5"]
 
 
 @pytest.mark.parametrize("own_file", [False, True])

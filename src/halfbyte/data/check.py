@@ -59,7 +59,9 @@ class Check:
         self._keys = {side: Keys() for side in _NAMES}
         self._texts = TextCheck(encoder)
         group = group_of(data) if data.validation else None  # without validation there is nothing to keep together
-        self._groups = None if group is None else GroupCheck(group)
+        self._groups = {} if group is None else {VALIDATION: GroupCheck(VALIDATION, group)}
+        if task is not None and task.group is not None:
+            self._groups[TEST] = GroupCheck(TEST, task.group)
         self._labels = None if task is not None and task.kind == "number" else LabelCheck(options)
         self._numbers = {side: NumberCheck() for side in (TRAIN, TEST)} if self._labels is None else {}
         self._faults: dict[str, tuple[HalfbyteError, Tally]] = {}  # the first of those that say the same
@@ -68,6 +70,7 @@ class Check:
         self._twins: dict[str, dict[int, tuple[str, float]]] = {TEST: {}, VALIDATION: {}}
         for example in asked:
             self._see(TEST, example)
+            self._see_group(TEST, example)
 
     def add(self, side: str, examples: Sequence[Example], items: Sequence[Item | DataError]) -> None:
         """See examples of "train" or "validation" beside their items; all of validation comes before train."""
@@ -116,15 +119,14 @@ class Check:
                 self._labels.add(example.completion, example.record.origin)
 
     def _see_group(self, side: str, example: Example) -> None:
-        if self._groups is None:
-            return
-        try:
-            if side == VALIDATION:
-                self._groups.hold_out(example, len(self._keys[side]) - 1)
-            else:
-                self._groups.train_on(example)
-        except DataError as error:
-            self.fault(error)
+        for held, groups in self._groups.items():
+            try:
+                if side == held:
+                    groups.hold_out(example, len(self._keys[side]) - 1)
+                elif side == TRAIN:
+                    groups.train_on(example)
+            except DataError as error:
+                self.fault(error)
 
     def _hold_against(self, examples: Sequence[Example]) -> None:
         """Look for near twins of held-out items; the nearest one is kept."""
@@ -164,8 +166,8 @@ class Check:
                           test.places)  # fmt: skip
         for held, other in ((TEST, TRAIN), (VALIDATION, TRAIN), (TEST, VALIDATION)):
             yield from self._leaks(held, other)
-        if self._groups is not None:
-            yield from self._groups.findings(self._keys[VALIDATION])
+        for held, groups in self._groups.items():
+            yield from groups.findings(self._keys[held])
 
     def _leaks(self, held: str, other: str) -> Iterator[Finding]:
         keys, against = self._keys[held], self._keys[other]
