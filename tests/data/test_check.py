@@ -5,10 +5,11 @@ import json
 import pytest
 
 from halfbyte.config import DataConfig, TaskConfig
+from halfbyte.data import check as check_module
 from halfbyte.data.check import Check, check_run
-from halfbyte.data.dataset import load_training
+from halfbyte.data.dataset import load_training, split
 from halfbyte.data.encode import Encoder
-from halfbyte.data.template import load_examples
+from halfbyte.data.template import Example, iter_examples, load_examples
 from halfbyte.errors import ConfigError, DataError
 from tests.data import templates
 from tests.tiny import BOS, EOS, PAD, tiny_tokenizer
@@ -59,6 +60,18 @@ def test_the_sides_are_those_of_training(folder):
         side = report.sides[name]
         assert (side.items, side.tokens, side.learned_tokens) == (counts.items, counts.tokens, counts.learned_tokens)
     assert watched.report() == report
+
+
+def test_records_that_cant_be_used_shift_nothing(folder, monkeypatch):
+    monkeypatch.setattr(check_module, "CHUNK", 8)
+    train = [row if k % 9 else {"prompt": "a", "completion": ""} for k, row in enumerate(rows(100))]
+    report = checked(folder, [*train, train[50]], validation=0.3)
+    train, held, _ = split([e for e in iter_examples(str(folder / "train.jsonl")) if isinstance(e, Example)], 0.3, 0)
+    items = Encoder(tiny_tokenizer()).items(train)
+    assert of(report, "unusable").count == 12 and len(train) + len(held) == 89
+    assert (report.sides["train"].items, report.sides["validation"].items) == (len(train), len(held))
+    assert report.sides["train"].tokens == sum(len(item.ids) for item in items)
+    assert (of(report, "duplicates") is not None) == (train[-1].record.origin.endswith(":101"))
 
 
 def test_what_is_cut_is_counted_and_shown(folder):
