@@ -72,7 +72,7 @@ def says_what_happened(done: subprocess.CompletedProcess[str], home: Path) -> bo
         (packed,) = (home / "cache").glob("*-nf4-*/model.safetensors")
         assert message[1] == f"  where: {packed}"
     else:
-        assert "a file of " in message[1] and "tiny" in message[1]
+        assert "likely a file of " in message[1] and "tiny" in message[1]
     assert "shortened" in message[2] and "--resume" in message[3]
     return True
 
@@ -106,6 +106,27 @@ def test_a_sigbus_that_is_sent_has_its_former_action(home: Path, watched: bool) 
     done = python(home, ("import faulthandler; faulthandler.enable()\n" if watched else "") + code)
     assert done.returncode == -signal.SIGBUS and "mapped" not in done.stderr
     assert ("Fatal Python error: Bus error" in done.stderr) == watched
+
+
+def test_where_the_system_does_not_name_the_file_the_model_is_named(home: Path) -> None:
+    """Provoked by a process that may open no more files; other systems than Linux have no such list at all."""
+    code = """if True:
+        import mmap, resource
+        from pathlib import Path
+        from halfbyte.kernels.faults import explain_lost_pages
+
+        assert explain_lost_pages("another") and explain_lost_pages("ti\x1bny")
+        with Path("lost").open("w+b") as file:
+            file.write(bytes(4 * mmap.PAGESIZE))
+            file.flush()
+            memory = mmap.mmap(file.fileno(), 0)
+            file.truncate(0)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+            memory[2 * mmap.PAGESIZE]
+    """
+    done = python(home, code)
+    assert done.returncode == 1 and "  where: most likely a file of ti?ny, or of its packed copy\n" in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("where:") == 1
 
 
 def test_whoever_imports_the_package_keeps_the_systems_answer(home: Path) -> None:

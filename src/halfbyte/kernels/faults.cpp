@@ -1,9 +1,10 @@
 // What a process says when a mapped file loses its pages: one message and exit code 1 in place of "Bus error".
 //
 // A model's weights are mapped, not read, so a file that was cut, or a disk that refuses, shows in the midst of a kernel
-// as SIGBUS with the code BUS_ADRERR. By then only what is async-signal-safe may be called: the message is prepared, and
-// which file it was is read from /proc/self/maps where there is one. SIGBUS of any other cause (sent by a process, bad
-// alignment, broken memory, an address that belongs to no file) gets the action that stood before.
+// as SIGBUS. By then only what is async-signal-safe may be called: the message is prepared, and which file it was is read
+// from /proc/self/maps where there is one. SIGBUS of any other cause (sent by a process, bad alignment, broken memory, an
+// address that belongs to no file) gets the action that stood before. Linux tells these causes apart by the signal's
+// code; macOS gives one code for all faults, so there it is taken to be a file, and said to be no more than likely.
 //
 // Rejected: to go on. The kernel that was at work would have to be unwound through code that knows no exceptions.
 #include "common.h"
@@ -22,6 +23,14 @@ namespace {
 
 constexpr size_t kRoom = 8192;
 enum Found { kFile, kNoFile, kUnknown };
+
+bool may_be_a_file(int code) {
+#if defined(__linux__)
+    return code == BUS_ADRERR;
+#else
+    return code > 0;  // not sent
+#endif
+}
 
 char head[kRoom], place[kRoom], tail[kRoom];  // the message; `place` stands in it where the file is not known
 char path[kRoom], chunk[4096];                // of the one thread that is in `find`
@@ -79,7 +88,7 @@ Found find(uintptr_t address) {
 void on_sigbus(int, siginfo_t* info, void*) {
     const int kept = errno;
     while (busy.test_and_set()) poll(nullptr, 0, 1);  // another thread's; where it is a file's fault, it ends them all
-    if (info->si_code == BUS_ADRERR) {
+    if (may_be_a_file(info->si_code)) {
         const Found found = find(reinterpret_cast<uintptr_t>(info->si_addr));
         if (found != kNoFile) {
             say(head), say(found == kFile ? path : place), say(tail);

@@ -29,5 +29,5 @@ def explain_lost_pages(model: str) -> bool:
     before = ("\r" + _SHOW_CURSOR if sys.stderr.isatty() else "") + f"error: {_WHAT}\n  where: "
     after = f"\n  found: {_FOUND}\n  do: {_DO}\n"
     named = "".join(letter if letter.isprintable() else "?" for letter in model)
-    parts = (before, f"a file of {named}, or of its packed copy", after)
+    parts = (before, f"most likely a file of {named}, or of its packed copy", after)
     return bool(library.halfbyte_explain_lost_pages(*map(os.fsencode, parts)))
