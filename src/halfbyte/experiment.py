@@ -274,7 +274,7 @@ class _Planner:
         from halfbyte.plan.budget import spoken_for
         from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
-        from halfbyte.plan.ladder import mapped_bytes
+        from halfbyte.plan.weighing import mapped_bytes
 
         weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
