@@ -6,10 +6,12 @@ Nothing heavy is imported here, so that `--help` and `plan` answer at once.
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from halfbyte import __version__, verbs
 from halfbyte.errors import ConfigError
@@ -23,9 +25,26 @@ class _Parser(argparse.ArgumentParser):
     """Its errors are ours, so that a wrong option looks like any other mistake."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(
-            "the command line can't be read", where=self.prog, found=message, do=f"see: {self.prog} --help"
-        )
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        hint = _near(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+        raise ConfigError("the command line can't be read", where=self.prog, found=message,
+                          do=f"{hint}see: {self.prog} --help")  # fmt: skip
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As always, but what no option takes is an error of the verb, which knows its options."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            made: argparse.ArgumentParser = getattr(options, "parser", self)
+            hint = _near(rest[0], re.findall(r"--[\w-]+", made.format_help()))
+            raise ConfigError("the command line can't be read", where=made.prog,
+                              found=f"unrecognized arguments: {' '.join(rest)}",
+                              do=f"{hint}see: {made.prog} --help")  # fmt: skip
+        return options
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"did you mean {found[0]}? Else " if found else ""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -46,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        made.set_defaults(handler=handler)
+        made.set_defaults(handler=handler, parser=made)
         return made
 
     for declare in (_plan, _check, _pack, _evaluate, _tune, _sweep, _compare, _results, _select, _report, _verify,

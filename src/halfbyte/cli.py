@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (`verify`), 130 stopped by Ctrl-C or SIGTERM."""
     parser, options = make_parser(), argparse.Namespace(debug=False)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "off")  # no warnings at forks; Encoder knows this word
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that wait for each other spin for milliseconds by default. On a machine that does something else, too,
+        # that time is missing to the thread that they wait for. Read when torch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         with _sigterm_as_ctrl_c():
             options = parser.parse_args(arguments)

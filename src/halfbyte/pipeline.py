@@ -94,9 +94,11 @@ def pack_model(
     """`halfbyte pack`."""
     from halfbyte.checkpoint.pack import pack
     from halfbyte.checkpoint.source import open_checkpoint
+    from halfbyte.kernels.faults import explain_lost_pages
     from halfbyte.model.build import choose_device
 
     no_short_name(model)
+    explain_lost_pages(model)
     where, reason = choose_device(device)
     checkpoint = open_checkpoint(model, revision)
     if device != "cpu":
@@ -323,9 +325,11 @@ def prepare(what: Target, device: str, console: Console) -> bool:
     """Pack the model into the cache if it is not in the wanted format yet; whether anything was packed.
 
     Raises ConfigError for a device that is not here, before anything is packed."""
+    from halfbyte.kernels.faults import explain_lost_pages
     from halfbyte.model.build import choose_device, open_packed
 
     choose_device(device)
+    explain_lost_pages(what.model)
     packed = False
     with bytes_bar(console) as bar:
 
@@ -339,8 +343,10 @@ def prepare(what: Target, device: str, console: Console) -> bool:
 
 
 def load(what: Target, device: str, console: Console) -> Any:
+    from halfbyte.kernels.faults import explain_lost_pages
     from halfbyte.model.build import load_model
 
+    explain_lost_pages(what.model)
     with bytes_bar(console) as progress:
         return load_model(
             what.model,
