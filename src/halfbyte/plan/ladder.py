@@ -199,7 +199,7 @@ def make_plan(
     adapter = sum(rank * (linears[name][0] + linears[name][1]) for name in chosen)
     info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned)
     quantised = inventory.quantised
-    packed = packed_sizes(inventory)
+    packed = packed_sizes(quantised.values())
     weights_bytes = stored_bytes(inventory, packed)
     constants = {format_: total.constants for format_, total in packed.items()}
     mapped = mapped_of(weights, weights_bytes, constants)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE, QUANTISED, PackedBytes, Weights, packed_bytes
 from halfbyte.plan.inventory import Inventory
 
 
-def packed_sizes(inventory: Inventory) -> dict[Weights, PackedBytes]:
-    """The bytes of all linear layers that are quantised, in each format that quantises."""
-    return {format_: _together(format_, inventory.quantised.values()) for format_ in QUANTISED}
+def packed_sizes(matrices: Collection[tuple[int, int]]) -> dict[Weights, PackedBytes]:
+    """The bytes of all matrices (rows, columns) that are quantised, in each format that quantises."""
+    return {format_: _together(format_, matrices) for format_ in QUANTISED}
 
 
 def _together(weights: Weights, matrices: Iterable[tuple[int, int]]) -> PackedBytes:
@@ -58,7 +58,7 @@ def state_bytes(weights: Weights, matrices: Iterable[tuple[int, int]]) -> int:
 
 def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:
     """What is memory-mapped while the model is in use in the format `weights`."""
-    packed = packed_sizes(inventory)
+    packed = packed_sizes(inventory.quantised.values())
     constants = {format_: total.constants for format_, total in packed.items()}
     return mapped_of(weights, stored_bytes(inventory, packed), constants)
 
