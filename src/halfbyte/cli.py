@@ -419,7 +419,7 @@ def _tune(options: argparse.Namespace) -> int:
     from halfbyte.config import load_run
 
     config = load_run(options.run, options.set)
-    return experiment.tune(
+    return experiment.tune_by_ranks(
         config, resume=options.resume, force=options.force, console=_console(), scorer=options.scorer
     )
 
