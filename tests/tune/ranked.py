@@ -3,14 +3,16 @@ has imported everything and computed nothing, so that a dozen launches cost one 
 
     python -m tests.tune.ranked '[{"ranks": 2, "arguments": ["tune", "run.yaml"], "log": "log"}]'
 
-prints the exit codes of each launch as JSON. A launch may hold a `fault`: what befalls rank `rank` before its micro-batch
-number `at`: "error", "kill" (SIGKILL) or "stop" (SIGTERM); "unwritten": the rank's checkpoints can't be written. What the
-ranks say goes to LOG, and LOG.RANK.json lists the items of their micro-batches.
+prints the exit codes of each launch as JSON. A launch may hold a `fault`: what befalls rank `rank` before its
+micro-batch number `at`: "error", "kill" (SIGKILL) or "stop" (SIGTERM); "unwritten": the rank's checkpoints can't be
+written. What the ranks say goes to LOG, and LOG.RANK.json lists the items that they trained on.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import json
 import os
 import signal
@@ -56,24 +58,28 @@ def _fork(what: dict[str, Any], rank: int, variables: dict[str, str]) -> int:
         os._exit(code)
 
 
-def _watch(fault: dict[str, Any], rank: int) -> list[list[list[int]]]:
-    """Bring the fault about; the tokens of the items of every micro-batch that is trained on, once it is."""
+def _watch(fault: dict[str, Any], rank: int) -> list[list[int]]:
+    """Bring the fault about; the tokens of every item that is trained on, once it is."""
     import torch
 
     from halfbyte.tune import loop
     from halfbyte.tune.state import State
 
-    seen: list[list[list[int]]] = []
+    seen: list[list[int]] = []
     collate, kind = loop.collate, fault.get("kind") if fault.get("rank") == rank else None
 
+    batches = 0
+
     def watched(items: Any, pad_id: int) -> Any:
+        nonlocal batches
         if torch.is_grad_enabled():
-            if len(seen) + 1 == fault.get("at"):
+            if batches + 1 == fault.get("at"):
                 if kind == "error":
                     raise OSError("rank 1 has a fault of its own")
                 if kind in ("kill", "stop"):
                     os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
-            seen.append([item.ids for item in items])
+            seen.extend(item.ids for item in items)
+            batches += 1
         return collate(items, pad_id)
 
     loop.collate = watched
@@ -87,13 +93,11 @@ def _watch(fault: dict[str, Any], rank: int) -> list[list[list[int]]]:
 
 
 def main() -> None:
-    import transformers.models.llama.modeling_llama
-
-    import halfbyte.experiment
-    import halfbyte.tune.run  # noqa: F401  all of it is imported here, once for all ranks
-    from halfbyte.report import page
-
-    page.report = str  # its pictures take seconds
+    for name in ("transformers.models.llama.modeling_llama", "halfbyte.experiment", "halfbyte.tune.run"):
+        importlib.import_module(name)
+    page = importlib.import_module("halfbyte.report.page")
+    page.report = str  # type: ignore[attr-defined]  its pictures take seconds
+    gc.freeze()  # a run collects garbage at every phase
     print(json.dumps([launch(what) for what in json.loads(sys.argv[1])]))
 
 

@@ -56,7 +56,7 @@ def lines(place: Path, name: str) -> list[dict[str, Any]]:
 
 def items(place: Path, name: str, ranks: int, per_step: int) -> list[list[list[int]]]:
     """The items of each step in their order, put together from what the ranks took: one here, one there."""
-    taken = [sum(json.loads(Path(f"{place / name}.log.{rank}.json").read_text()), []) for rank in range(ranks)]
+    taken = [json.loads(Path(f"{place / name}.log.{rank}.json").read_text()) for rank in range(ranks)]
     steps = []
     while any(taken):
         count = min(per_step, sum(map(len, taken)), 13 - sum(map(len, steps)) % 13)
@@ -131,16 +131,7 @@ def test_one_that_fails_ends_all_with_one_message(place: Path) -> None:
 
 def test_torchrun_starts_it(place: Path) -> None:
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HALFBYTE_CACHE": str(place / "cache")}
-    run = [
-        "-m",
-        "halfbyte",
-        "tune",
-        str(place / "run.yaml"),
-        "--set",
-        f"out={place / 'real'}",
-        "--set",
-        "tune.epochs=1",
-    ]
+    run = ["-m", "halfbyte", *tuned(place, 2, "real")["arguments"], "--set", "tune.epochs=1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *run]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
