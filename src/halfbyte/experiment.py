@@ -15,7 +15,7 @@ from halfbyte import durable
 from halfbyte.checking import prepare_check, write_check
 from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
 from halfbyte.errors import CheckpointError, ConfigError, DoesNotFit
-from halfbyte.formats import QUANTISED, Weights
+from halfbyte.formats import QUANTISED, Weights, moment_bytes
 from halfbyte.ledger import Ledger
 from halfbyte.pipeline import Target, evaluate, load, no_short_name, prepare, say_compute, with_training_median
 
@@ -63,12 +63,14 @@ def tune(
     from halfbyte.model.build import choose_device
     from halfbyte.tune.folder import make_folder, prepare_folder
     from halfbyte.tune.loop import ALONE
+    from halfbyte.tune.optimiser import require
     from halfbyte.tune.run import run_training
 
     ranks = ranks or ALONE
     no_short_name(config.model)
     device = ranks.device(config.device)
     choose_device(device)
+    require(config.tune.optimiser)
     task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
@@ -177,6 +179,7 @@ def _refuse(config: RunConfig, longest: int, console: Console) -> None:
             sequence=longest,
             batch=1 if options.micro_batch == "auto" else int(options.micro_batch),
             recompute=options.recompute,
+            optimiser=options.optimiser,
             memory=config.memory,
             compute=config.compute,
             device=config.device,
@@ -299,12 +302,13 @@ class _Planner:
         from halfbyte.plan.ladder import mapped_bytes
 
         weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
+        sizes = self.model.adapter_sizes(config.adapter)
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
         there = CONTEXT_BYTES + mapped if on_card else runtime_bytes(shape, inventory.tokenizer_bytes)
         fixed = spoken_for(
             shape, matrices, packed=weights in QUANTISED, dtype_bytes=int(self.model.dtype.itemsize),
-            adapter_parameters=self.model.adapter_parameters(config.adapter),
+            adapter_parameters=sum(sizes), optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),
             step_tokens=self._share(config.tune.batch) * longest,
             there_bytes=there if config.memory != "auto" else 0,  # what is free is counted beside it
         )  # fmt: skip
@@ -368,6 +372,7 @@ class _Planner:
             sequence=tokens,
             batch=int(config.tune.micro_batch),
             recompute=int(config.tune.recompute),
+            optimiser=config.tune.optimiser,
             memory=self._memory(config),
             native=self._native(),
             compute=config.compute,
