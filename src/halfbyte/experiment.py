@@ -24,9 +24,18 @@ from halfbyte.pipeline import Target, evaluate, load, no_short_name, prepare, sa
 if TYPE_CHECKING:
     from halfbyte.data.check_report import Report
     from halfbyte.data.dataset import TrainingData
+    from halfbyte.tune.ranks import Ranks
     from halfbyte.tune.run import Watch
 
 DEMO = Path(__file__).parent / "demo"
+
+
+def tune_by_ranks(config: RunConfig, *, console: Console, **options: Any) -> int:
+    """`halfbyte tune`, in one process or in each of those that `torchrun` started; `options` as `tune` has them."""
+    from halfbyte.tune.ranks import joined
+
+    with joined(config.device) as ranks:
+        return tune(config, console=console if ranks.leads else Console(quiet=True), ranks=ranks, **options)
 
 
 def tune(
@@ -37,10 +46,12 @@ def tune(
     console: Console,
     watch: Watch | None = None,
     scorer: str | None = None,
+    ranks: Ranks | None = None,
 ) -> int:
     """`halfbyte tune`: check the data, plan, evaluate the base, train, evaluate the tuned model, compare, report.
 
-    `scorer`: the scoring function that a task of kind `python` may run (see `config.load_task`).
+    `scorer`: the scoring function that a task of kind `python` may run (see `config.load_task`). Of several `ranks` the
+    first one does it all and the others train with it.
     Returns 0, or 130 when the run was stopped (by a signal, or by `watch`: see `run_training`); raises DoesNotFit
     (exit 3) before anything is loaded. Whatever is wrong with options, data or model is raised before the run's folder
     is made.
@@ -53,10 +64,13 @@ def tune(
     from halfbyte.model.adapter import load_adapter
     from halfbyte.model.build import choose_device
     from halfbyte.tune.folder import make_folder, prepare_folder
+    from halfbyte.tune.loop import ALONE
     from halfbyte.tune.run import run_training
 
+    ranks = ranks or ALONE
     no_short_name(config.model)
-    choose_device(config.device)
+    device = ranks.device(config.device)
+    choose_device(device)
     task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
@@ -73,14 +87,19 @@ def tune(
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute)
     ledger = Ledger(folder, console)
-    model = _open(what, config.device, ledger, console)
+    ranks.wait()  # before anything is written, all have found the folder as it was
+    model = _open(what, device, ledger, console, ranks)
     model.targeted(config.adapter)  # a target that matches nothing is an error at once
     _say_choices(model, console)
     config = dataclasses.replace(config, compute=model.compute)
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
-    planner = _Planner(model, data, force, console)
-    config = planner.choose(config)
+    planner = _Planner(model, data, force, console, ranks.count)
+    settled = config
+    config = ranks.from_first(lambda: planner.choose(settled))
+    if not ranks.leads:
+        outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, ranks=ranks)
+        return 0 if outcome.finished else 130
     make_folder(folder)  # from here on the run is worth one
     ledger.begin(model, with_task=task is not None)
     write_check(checked, folder)
@@ -91,7 +110,9 @@ def tune(
         planner.asked = largest_batch(model, task, config.seed)
         result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
         ledger.evaluated("evaluate_before", result)
-    outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, watch=watch)
+    outcome = run_training(
+        model, data, config, planner.plan_json, resume=resume, console=console, watch=watch, ranks=ranks
+    )
     ledger.trained(outcome, model.net)
     console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:
@@ -113,10 +134,12 @@ def _same_file(one: str | None, other: Path) -> bool:
     return one is not None and Path(one).resolve() == other.resolve()
 
 
-def _open(what: Target, device: str, ledger: Ledger, console: Console) -> Any:
-    """The model, packed first where it is not yet; both are measured."""
-    with ledger.phase("pack") as packing:
-        packing.counts = prepare(what, device, console)
+def _open(what: Target, device: str, ledger: Ledger, console: Console, ranks: Ranks) -> Any:
+    """The model, packed first where it is not yet, by one rank for all; both are measured."""
+    if ranks.leads:
+        with ledger.phase("pack") as packing:
+            packing.counts = prepare(what, device, console)
+    ranks.wait()
     with ledger.phase("open"):
         return load(what, device, console)
 
@@ -233,8 +256,9 @@ def _say_choices(model: Any, console: Console) -> None:
 class _Planner:
     """What the plan says of a run: the automatic choices, and plan.json."""
 
-    def __init__(self, model: Any, data: Any, force: bool, console: Console) -> None:
+    def __init__(self, model: Any, data: Any, force: bool, console: Console, ranks: int = 1) -> None:
         self.model, self.data, self.force, self.console = model, data, force, console
+        self.ranks = ranks  # that share each step's items, and on a CPU the memory
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
         self.chosen = ""
@@ -251,8 +275,8 @@ class _Planner:
         longest = self.data.counts.longest
         fixed, mapped = self._spoken_for(config, shape, longest)
         chosen = choose(
-            shape, batch=options.batch, longest_tokens=longest, memory_bytes=self._memory(config), fixed_bytes=fixed,
-            mapped_bytes=mapped, dtype_bytes=self.model.dtype.itemsize,
+            shape, batch=self._share(options.batch), longest_tokens=longest, memory_bytes=self._memory(config),
+            fixed_bytes=fixed, mapped_bytes=mapped, dtype_bytes=self.model.dtype.itemsize,
             micro_batch=None if options.micro_batch == "auto" else int(options.micro_batch),
             recompute=None if options.recompute == "auto" else int(options.recompute),
         )  # fmt: skip
@@ -282,7 +306,8 @@ class _Planner:
         there = CONTEXT_BYTES + mapped if on_card else runtime_bytes(shape, inventory.tokenizer_bytes)
         fixed = spoken_for(
             shape, matrices, packed=weights in QUANTISED, dtype_bytes=int(self.model.dtype.itemsize),
-            adapter_parameters=self.model.adapter_parameters(config.adapter), step_tokens=config.tune.batch * longest,
+            adapter_parameters=self.model.adapter_parameters(config.adapter),
+            step_tokens=self._share(config.tune.batch) * longest,
             there_bytes=there if config.memory != "auto" else 0,  # what is free is counted beside it
         )  # fmt: skip
         return fixed, 0 if on_card else mapped  # on a card they can't be dropped
@@ -305,19 +330,24 @@ class _Planner:
                                reason=kernels.reason)  # fmt: skip
 
     def _memory(self, config: RunConfig) -> int:
-        """Bytes that the run may take."""
+        """Bytes that this process may take: of the run's on a CPU its share, on a card all that is said or free."""
         from halfbyte.plan.machine import this_machine
 
+        on_card = self.model.device.type == "cuda"
         if config.memory != "auto":
-            return parse_bytes(config.memory)
-        if self.model.device.type == "cuda":
+            return parse_bytes(config.memory) // (1 if on_card else self.ranks)
+        if on_card:
             import torch
 
             return int(torch.cuda.mem_get_info(self.model.device)[0])
         available = this_machine(cuda=False).available_bytes
         if available is None:
             raise ConfigError("this system does not say how much memory is free", where="memory", do="set memory: 8GB")
-        return available
+        return available // self.ranks
+
+    def _share(self, items: int) -> int:
+        """The most of so many items that one rank has."""
+        return -(-items // self.ranks)
 
     def plan_json(self, config: RunConfig) -> dict[str, Any]:
         counts = self.data.counts
@@ -358,8 +388,8 @@ class _Planner:
         from halfbyte.plan.time import Length
 
         options = config.tune
-        return Length(len(self.data.train), len(self.data.validation), options.epochs, options.batch, options.max_steps,
-                      options.validate_every)  # fmt: skip
+        train, validation, batch = map(self._share, (len(self.data.train), len(self.data.validation), options.batch))
+        return Length(train, validation, options.epochs, batch, options.max_steps, options.validate_every)
 
     def _device(self, config: RunConfig) -> Any:
         """Where the model lies, as the plan takes it."""
