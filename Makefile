@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-NATIVE := $(wildcard src/halfbyte/kernels/*.h src/halfbyte/kernels/*/*.h src/halfbyte/kernels/*/*.cpp)
+NATIVE := $(foreach KIND,h cpp,$(wildcard src/halfbyte/kernels/*.$(KIND) src/halfbyte/kernels/*/*.$(KIND)))
 
 .PHONY: setup demo test lint soak fuzz bench bench-8b gpu-check clean
 

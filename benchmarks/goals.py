@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from benchmarks.results import LIMIT, OURS, PEER, Result, Results, distance, in_words, times
-from halfbyte.config import parse_bytes
+from halfbyte.options import parse_bytes
 
 MATRIX = "14336x4096"
 R32, R16 = "r=32 on q, k, v, o", "r=16 on all linear layers"

@@ -48,7 +48,7 @@ def write_run(folder: Path, model: Path, memory: str, steps: int) -> Path:
 def tune(folder: str, memory: str, steps: int) -> Phase:
     """Once: a run of `steps` steps."""
     from halfbyte.cli import main
-    from halfbyte.config import read_yaml
+    from halfbyte.option_files import read_yaml
 
     place = Path(tempfile.mkdtemp())
     try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from fuzz import build, check, corpora
 
 FINDINGS = build.BUILD / "findings"
-RESULTS = build.BUILD / "results.jsonl"
+RESULTS = build.HERE / "results.jsonl"  # of every run, so that inputs add up
 # of an input, in seconds; `check.SECONDS`, of processor time, is the stricter one, but can't end what never ends
 _OPTIONS = ["-timeout=20", "-rss_limit_mb=1000", "-max_len=4096", "-print_final_stats=1", "-verbosity=1"]
 

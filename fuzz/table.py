@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md, of what was run on this machine: `python -m fuzz.table`."""
+"""The table of docs/reliability.md, of all that was run: `python -m fuzz.table`."""
 
 from __future__ import annotations
 

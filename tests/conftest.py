@@ -32,8 +32,10 @@ def _short_collections() -> None:
 def _fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures don't depend on what this machine is fast at: `compute: auto` finds bf16 the faster one."""
     from halfbyte.kernels import compute
+    from halfbyte.plan import devices
 
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))
+    monkeypatch.setattr(devices, "has_bf16", lambda: True)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -396,3 +397,29 @@ def test_benchmarks_of_the_harness(model: Path, folder: Path, capsys: pytest.Cap
     assert "belong to --harness" in capsys.readouterr().err
     assert main(["evaluate", str(model), "--harness", "colours", "--scorer", "x.py:score"]) == 2
     assert "--scorer belongs to --task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["evalute", "x"], "did you mean evaluate? Else see: halfbyte --help"),
+        (["plan", "llama-3.1-8b", "--wieghts=nf4"], "did you mean --weights? Else see: halfbyte plan --help"),
+        (["plan", "llama-3.1-8b", "--zzz"], "do: see: halfbyte plan --help"),
+        (["qqq"], "do: see: halfbyte --help"),
+    ],
+)
+def test_what_is_nearly_a_verb_or_an_option_is_named(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_waiting_threads_do_not_spin_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, policy, expected in ((None, None, "1000"), ("7", None, "7"), (None, "active", None)):
+        for name, value in (("GOMP_SPINCOUNT", given), ("OMP_WAIT_POLICY", policy)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        main(["plan", "--list"])
+        assert os.environ.get("GOMP_SPINCOUNT") == expected

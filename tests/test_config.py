@@ -5,18 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halfbyte.config import (
-    AdapterConfig,
-    RunConfig,
-    check_option,
-    describe,
-    load_run,
-    load_task,
-    parse_bytes,
-    to_dict,
-    write_yaml,
-)
+from halfbyte.config import AdapterConfig, RunConfig, load_run, load_task
 from halfbyte.errors import ConfigError
+from halfbyte.option_files import to_dict, write_yaml
+from halfbyte.options import check_option, describe, parse_bytes
 
 
 def write(folder: Path, text: str, name: str = "run.yaml") -> Path:

@@ -54,3 +54,20 @@ def test_many_keys_take_no_time() -> None:
     started = time.process_time()
     assert len(parse_yaml("".join(f"k{i}: 1\n" for i in range(15_000)))) == 15_000
     assert time.process_time() - started < 8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: x\n  data: 3\n", "line 2, column 7: mapping values are not allowed here: data: 3"),
+        ("a: {b: c\nd: e\n", "line 2, column 2: expected ',' or '}', but got ':', while parsing a flow mapping"),
+        ("a: {b: c\nd: e\n", "that begins on line 1: d: e"),
+        ("a: 1\na: 2\n", "line 2, column 1: the key 'a' stands twice: a: 2"),
+        ('a: "x', "line 1, column 6: found unexpected end of stream, while scanning a quoted scalar"),
+        ("a: ]" + "x" * 100, "x..."),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_with_its_line(text: str, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_yaml(text)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 200

@@ -118,7 +118,9 @@ def test_what_was_changed_is_found(
     record = json.loads((folder / "out" / "environment.json").read_text())
     record["fingerprints"]["configuration"] = None  # its paths are others now
     if change == "an option":
-        from halfbyte.config import RunConfig, build, read_yaml, to_dict
+        from halfbyte.config import RunConfig
+        from halfbyte.option_files import read_yaml, to_dict
+        from halfbyte.options import build
         from halfbyte.provenance import digest
 
         config = build(RunConfig, read_yaml(folder / "out" / "run.yaml"), "run.yaml")

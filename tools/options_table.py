@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from halfbyte.config import RunConfig, TaskConfig, describe
+from halfbyte.config import RunConfig, TaskConfig
+from halfbyte.options import describe
 
 
 def table(cls: type) -> str:

@@ -8,7 +8,7 @@ from halfbyte.config import ContainsConfig, ToleranceConfig
 from halfbyte.data.numbers import parse_number
 from halfbyte.evaluate.judge import named_option
 from halfbyte.evaluate.likeness import chrf, rouge_l
-from halfbyte.evaluate.metrics import contains_scores, exact_scores, json_scores, number_scores
+from halfbyte.evaluate.scores import contains_scores, exact_scores, json_scores, number_scores
 from halfbyte.evaluate.structured import MISSING, read_json
 
 REFERENCE = {"a": 1, "b": {"c": [1, 2], "d": "x"}}

@@ -12,7 +12,8 @@ from rich.console import Console
 from halfbyte import durable
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import DataError, MissingDependency
-from halfbyte.pipeline import items_bar, no_short_name
+from halfbyte.pipeline import no_short_name
+from halfbyte.progress import items_bar
 
 if TYPE_CHECKING:
     from halfbyte.checkpoint.source import Checkpoint

@@ -1,63 +1,29 @@
 """The one place where an option is declared: its name, type, default, unit, meaning and check.
 
 `RUN.yaml`, `TASK.yaml`, the command line's `--set key=value` and Python all build the dataclasses below through
-`build`, so an option that is unknown, of the wrong type or out of range is refused in the same words everywhere.
-A path in a file is relative to that file; a path in `--set` is relative to the current folder.
+`options.build`, so an option that is unknown, of the wrong type or out of range is refused in the same words
+everywhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import sys
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from halfbyte import durable
-from halfbyte.errors import ConfigError, nearest
+from halfbyte.errors import ConfigError
 from halfbyte.formats import COMPUTE, WEIGHTS
-from halfbyte.safe_yaml import parse_yaml
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_BYTES = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(|[KMGT]?B|[KMGT]iB)\s*", re.IGNORECASE)
+from halfbyte.option_files import expanded as expanded
+from halfbyte.option_files import override, read_yaml, resolve_paths
+from halfbyte.options import between, number_or, one_of, option
+from halfbyte.options import build as build
+from halfbyte.options import parse_bytes as parse_bytes
 
 MOST_RANK = 4096
 LEAST_TOKENS = 4  # of an item that is trained on
-
-T = TypeVar("T")
-Check = Callable[[Any], str | None]  # returns what is wrong, or None
-
-
-def _one_of(*choices: object) -> Check:
-    return lambda value: None if value in choices else f"must be one of {', '.join(map(str, choices))}"
-
-
-def _between(low: float, high: float = float("inf"), *, above: bool = False) -> Check:
-    def check(value: Any) -> str | None:
-        if isinstance(value, str) or value is None:
-            return None
-        if value < low or value > high or (above and value == low):
-            return f"must be {'above' if above else 'at least'} {low:g}" + (
-                "" if high == float("inf") else f" and at most {high:g}"
-            )
-        return None
-
-    return check
-
-
-def _number_or(word: str, low: float) -> Check:
-    def check(value: Any) -> str | None:
-        return f"must be a number or '{word}'" if isinstance(value, str) and value != word else _between(low)(value)
-
-    return check
 
 
 def _memory(value: Any) -> str | None:
@@ -77,21 +43,13 @@ def _named(value: Any) -> str | None:
     )
 
 
-def option(default: Any, text: str, *, unit: str = "", check: Check | None = None, path: bool = False) -> Any:
-    """Declare an option. `path` marks a value that is resolved against the file that names it."""
-    metadata = {"help": text, "unit": unit, "check": check, "path": path}
-    if isinstance(default, (list, dict)) or (isinstance(default, type) and is_dataclass(default)):
-        return field(default_factory=default if isinstance(default, type) else lambda: default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class AdapterConfig:
     """LoRA (Hu et al. 2021, arXiv:2106.09685): W x + scale B A x, with A of rank x in and B of out x rank."""
 
-    rank: int = option(16, "rank of the two small matrices", check=_between(1, MOST_RANK))
-    alpha: float = option(32, "the update is scaled by alpha / rank", check=_between(0, above=True))
-    dropout: float = option(0.0, "share of the adapter's inputs that is zeroed while training", check=_between(0, 0.99))
+    rank: int = option(16, "rank of the two small matrices", check=between(1, MOST_RANK))
+    alpha: float = option(32, "the update is scaled by alpha / rank", check=between(0, above=True))
+    dropout: float = option(0.0, "share of the adapter's inputs that is zeroed while training", check=between(0, 0.99))
     targets: str | list[str] = option(
         "all", "linear layers that get an adapter: all, attention, or names and patterns", check=_named
     )
@@ -108,7 +66,7 @@ class DataConfig:
         None, "JSONL, CSV or Parquet file, a glob, the id of a hub data set, or a TASK.yaml that has a split", path=True
     )
     validation: float | str | None = option(
-        0.05, "share of train that is held out for validation, or a file; 0: none", path=True, check=_between(0, 0.9)
+        0.05, "share of train that is held out for validation, or a file; 0: none", path=True, check=between(0, 0.9)
     )
     template: dict[str, str] | None = option(
         None, "prompt and completion, made of columns: {prompt: 'Set {Name}', ...}"
@@ -116,56 +74,56 @@ class DataConfig:
     group: str | None = option(
         None, "column; a group is never both trained on and validated on; null: that of the TASK.yaml in train"
     )
-    learn: str = option("completion", "what the loss counts", check=_one_of("completion", "all"))
+    learn: str = option("completion", "what the loss counts", check=one_of("completion", "all"))
     max_tokens: int = option(
-        1024, "longest item; what is cut is counted and reported", unit="tokens", check=_between(LEAST_TOKENS)
+        1024, "longest item; what is cut is counted and reported", unit="tokens", check=between(LEAST_TOKENS)
     )
     chat: str = option(
-        "auto", "auto: the model's chat template where it has one; off: never", check=_one_of("auto", "off")
+        "auto", "auto: the model's chat template where it has one; off: never", check=one_of("auto", "off")
     )
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    epochs: float = option(3, "passes over the training data", check=_between(0, above=True))
-    max_steps: int | None = option(None, "ends the run earlier", unit="optimiser steps", check=_between(1))
-    batch: int = option(16, "items in an optimiser step", unit="items", check=_between(1))
-    micro_batch: int | str = option(
-        "auto", "items that are computed at once", unit="items", check=_number_or("auto", 1)
-    )
-    learning_rate: float = option(2.0e-4, "at the end of the warm-up", check=_between(0, above=True))
+    epochs: float = option(3, "passes over the training data", check=between(0, above=True))
+    max_steps: int | None = option(None, "ends the run earlier", unit="optimiser steps", check=between(1))
+    batch: int = option(16, "items in an optimiser step", unit="items", check=between(1))
+    micro_batch: int | str = option("auto", "items that are computed at once", unit="items", check=number_or("auto", 1))
+    learning_rate: float = option(2.0e-4, "at the end of the warm-up", check=between(0, above=True))
     schedule: str = option(
-        "cosine", "how the rate falls after the warm-up", check=_one_of("cosine", "linear", "constant")
+        "cosine", "how the rate falls after the warm-up", check=one_of("cosine", "linear", "constant")
     )
-    warmup: float = option(0.05, "share of all steps in which the rate rises from 0", check=_between(0, 1))
+    warmup: float = option(0.05, "share of all steps in which the rate rises from 0", check=between(0, 1))
     optimiser: str = option(
-        "adamw", "adamw: moments in fp32; adamw8bit: in 8 bits, by bitsandbytes", check=_one_of("adamw", "adamw8bit")
+        "adamw", "adamw: moments in fp32; adamw8bit: in 8 bits, by bitsandbytes", check=one_of("adamw", "adamw8bit")
     )
-    weight_decay: float = option(0.0, "AdamW's (Loshchilov and Hutter 2019)", check=_between(0))
-    clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", check=_between(0))
+    weight_decay: float = option(0.0, "AdamW's (Loshchilov and Hutter 2019)", check=between(0))
+    clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", check=between(0))
     validate_every: float = option(
-        0.1, "how often the validation loss is taken", unit="epochs", check=_between(0, above=True)
+        0.1, "how often the validation loss is taken", unit="epochs", check=between(0, above=True)
     )
-    checkpoint_every: float = option(300, "how often the state is saved", unit="seconds", check=_between(0))
+    checkpoint_every: float = option(300, "how often the state is saved", unit="seconds", check=between(0))
     explosion: float = option(
         3.0,
         "ends the run when the loss of 5 steps in a row is above this times the median of the first 10, plus 1 nat; "
         "0: never",
-        check=_between(0),
+        check=between(0),
     )
     recompute: int | str = option(
         "auto",
         "layers whose activations are computed again in the backward pass",
         unit="layers",
-        check=_number_or("auto", 0),
+        check=number_or("auto", 0),
     )
 
 
 @dataclass(frozen=True)
 class RunConfig:
+    where_listed = "halfbyte tune --options lists every option"  # no option: what an error points to
+
     model: str = option("", "a local folder or a hub id; packed or not", path=True)
     revision: str | None = option(None, "branch, tag or commit of a hub model")
-    weights: str = option("nf4", "format of the frozen linear layers", check=_one_of(*WEIGHTS))
+    weights: str = option("nf4", "format of the frozen linear layers", check=one_of(*WEIGHTS))
     adapter: AdapterConfig = option(AdapterConfig, "the matrices that are trained")
     data: DataConfig = option(DataConfig, "what is learned")
     tune: TuneConfig = option(TuneConfig, "how it is learned")
@@ -179,10 +137,10 @@ class RunConfig:
     compute: str = option(
         "auto",
         "type that is computed in; auto: bf16 unless a measurement finds fp32 faster, and never int8",
-        check=_one_of(*COMPUTE),
+        check=one_of(*COMPUTE),
     )
     task: str | None = option(None, "TASK.yaml that is evaluated before and after", path=True)
-    seed: int = option(0, "of everything that is random", check=_between(0, 2**63 - 1))
+    seed: int = option(0, "of everything that is random", check=between(0, 2**63 - 1))
     out: str = option("", "folder of the run; default: runs/NAME beside the file", path=True)
 
 
@@ -191,7 +149,7 @@ class DecodingConfig:
     """Greedy decoding."""
 
     max_new_tokens: int = option(
-        16, "longest answer; of json, text and python 256 unless it is set", unit="tokens", check=_between(1)
+        16, "longest answer; of json, text and python 256 unless it is set", unit="tokens", check=between(1)
     )
     stop: list[str] = option(
         ["\n"], "an answer ends before the first of these; of json, text and python none unless it is set"
@@ -200,9 +158,9 @@ class DecodingConfig:
 
 @dataclass(frozen=True)
 class ToleranceConfig:
-    relative: float | None = option(0.2, "share of the reference within which a number is a hit", check=_between(0))
+    relative: float | None = option(0.2, "share of the reference within which a number is a hit", check=between(0))
     absolute: float | None = option(
-        None, "distance from the reference within which a number is a hit", check=_between(0)
+        None, "distance from the reference within which a number is a hit", check=between(0)
     )
 
 
@@ -211,7 +169,7 @@ class SplitConfig:
     """Which part of the data is the test set: by a hash of the group, else the id, else the prompt."""
 
     share: float | None = option(
-        None, "share of the data that is the test set, the rest is for training; null: all", check=_between(0, 0.99)
+        None, "share of the data that is the test set, the rest is for training; null: all", check=between(0, 0.99)
     )
     salt: int = option(0, "another number is another split")
 
@@ -237,17 +195,17 @@ class TaskConfig:
     data: str = option("", "the test set: as data.train of a run", path=True)
     split: SplitConfig = option(SplitConfig, "which part of the data is the test set")
     template: dict[str, str] | None = option(None, "as data.template of a run")
-    kind: str = option("exact", "what an answer is", check=_one_of(*KINDS))
+    kind: str = option("exact", "what an answer is", check=one_of(*KINDS))
     options: list[str] | str | None = option(None, "choice: the list of options, or the column that holds it")
     answer: str = option(
         "likelihood",
         "choice: the option of the largest likelihood, or the one that the generated answer names",
-        check=_one_of("likelihood", "generated"),
+        check=one_of("likelihood", "generated"),
     )
     normalise: str = option(
         "none",
         "choice: the likelihood that decides: none, of the whole option; tokens or bytes, of one of them",
-        check=_one_of("none", "tokens", "bytes"),
+        check=one_of("none", "tokens", "bytes"),
     )
     contains: ContainsConfig = option(ContainsConfig, "contains: what counts as the same text")
     schema: str | None = option(None, "json: a file with the JSON Schema that answers are checked against", path=True)
@@ -266,8 +224,8 @@ class TaskConfig:
     )
     id: str | None = option(None, "column of the item's id; null: a hash of all that is asked and the reference")
     group: str | None = option(None, "column; items of a group are not independent")
-    shots: int = option(0, "examples from `train` put before each prompt", check=_between(0, 64))
-    chat: str = option("auto", "as data.chat of a run", check=_one_of("auto", "off"))
+    shots: int = option(0, "examples from `train` put before each prompt", check=between(0, 64))
+    chat: str = option("auto", "as data.chat of a run", check=one_of("auto", "off"))
 
     @property
     def generates(self) -> bool:
@@ -367,272 +325,3 @@ def _scorer(text: str, base: Path, where: str) -> str:
     if not colon or not name or not function.isidentifier():
         raise ConfigError("this names no function", where=where, found=repr(text), do="write e.g. scorer.py:score")
     return f"{(base / expanded(name)).resolve()}:{function}"
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A YAML file's mapping; an empty file is an empty mapping."""
-    try:
-        values = parse_yaml(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("there is no such file", where=file, do="check the path") from None
-    except IsADirectoryError:
-        raise ConfigError("a folder stands where a YAML file is expected", where=file, do="name the file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the file can't be read", where=file, found=str(error),
-                          do="make it readable, and UTF-8 text") from None  # fmt: skip
-    except ValueError as error:
-        raise ConfigError("the file is no valid YAML", where=file, found=str(error),
-                          do="write 'key: value' lines; put text with ': ' or '#' in quotes") from None  # fmt: skip
-    except RecursionError:
-        raise ConfigError("the file is no valid YAML", where=file, found="it is nested too deep",
-                          do="write 'key: value' lines") from None  # fmt: skip
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            "the file holds no mapping", where=file, found=type(values).__name__, do="write 'key: value' lines"
-        )
-    return values
-
-
-def override(cls: type, values: dict[str, Any], text: str) -> str:
-    """Apply one `key.key=value` and return its key; the value is YAML, a path is relative to the current folder."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError("--set takes key=value", found=repr(text), do="e.g. --set tune.epochs=1")
-    parsed: dict[str, Any] = {}
-    target, inner = values, parsed
-    names = key.strip().split(".")
-    for name in names[:-1]:
-        if not isinstance(target.setdefault(name, {}), dict):
-            target[name] = {}
-        target, inner = target[name], inner.setdefault(name, {})
-    try:
-        inner[names[-1]] = parse_yaml(value)
-    except ValueError as error:
-        raise ConfigError(
-            "the value is no valid YAML",
-            where=f"--set {key}",
-            found=str(error),
-            do="quote it, twice: once for YAML and once for the shell",
-        ) from None
-    resolve_paths(cls, parsed, Path.cwd())
-    target[names[-1]] = inner[names[-1]]
-    return key.strip()
-
-
-def resolve_paths(cls: type, values: dict[str, Any], base: Path) -> None:
-    """Make the relative paths among `values` absolute, in place. What exists nowhere (a hub id) stays as it is."""
-    hints = typing.get_type_hints(cls)
-    for item in fields(cls):
-        value = values.get(item.name)
-        if is_dataclass(hints[item.name]) and isinstance(value, dict):
-            resolve_paths(typing.cast(type, hints[item.name]), value, base)
-        elif item.metadata.get("path") and isinstance(value, str) and value:
-            path = expanded(value)
-            looks_local = (
-                item.name == "out" or value.startswith((".", "~", "/")) or any(letter in value for letter in "*?[")
-            )
-            looks_local = looks_local or path.suffix.lower() in _DATA_SUFFIXES
-            if looks_local or _exists(base / path):
-                values[item.name] = str(path if path.is_absolute() else (base / path))
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name longer than the system takes
-        return False
-
-
-def expanded(text: str) -> Path:
-    """`text` as a path, with the home folder for `~`; as it is where there is no such user."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
-
-
-_DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml"}
-
-
-def build(cls: type[T], values: Mapping[str, Any], where: str, overridden: Sequence[str] = ()) -> T:
-    """Make the dataclass `cls` of a mapping, with every fault named in one ConfigError; those of keys that `--set`
-    gave (`overridden`) are blamed on it, not on the file `where`."""
-    faults: list[tuple[str, str]] = []
-    made = _build(cls, values, "", faults)
-    givers = [next((f"--set {given}" for given in overridden if _touches(given, key)), "") for key, _ in faults]
-    texts = [text + f" (by {giver})" * bool(giver) for (_, text), giver in zip(faults, givers, strict=True)]
-    if len(faults) == 1:
-        texts = [faults[0][1]]
-    only = givers[0] if givers and givers[0] and len(set(givers)) == 1 else where
-    lists = "halfbyte tune --options lists every option" if cls is RunConfig else "docs/files.md lists every key"
-    raise_faults(texts, only, lists)
-    return typing.cast(T, made)
-
-
-def raise_faults(faults: Sequence[str], where: str, hint: str) -> None:
-    """Raises one ConfigError that names all `faults` of `where`, with a `hint`; does nothing where there are none."""
-    if faults:
-        raise ConfigError(
-            faults[0] if len(faults) == 1 else f"{len(faults)} faults in the options",
-            where=where,
-            found=None if len(faults) == 1 else "\n         " + "\n         ".join(faults),
-            do=f"put {'it' if len(faults) == 1 else 'them'} right; {hint}",
-        )
-
-
-def _touches(given: str, key: str) -> bool:
-    """Whether the value at `key` came, whole or in part, with `--set given=...`."""
-    return f"{key}.".startswith(f"{given}.") or f"{given}.".startswith(f"{key}.")
-
-
-def check_option(cls: type, name: str, value: Any, where: str) -> None:
-    """Raises ConfigError where `value` can't be the option `name` of `cls`: for the command line's own options, whose
-    limits are those of the file. `where` is the option's name there."""
-    faults: list[tuple[str, str]] = []
-    _build(cls, {name: value}, "", faults)
-    if faults:
-        raise ConfigError(faults[0][1].replace(f"'{name}'", where, 1), where=where,
-                          do="give what a RUN.yaml could say, too")  # fmt: skip
-
-
-def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[tuple[str, str]]) -> Any:
-    hints = typing.get_type_hints(cls)
-    known = {item.name: item for item in fields(cls)}
-    for name in values:
-        if name not in known:
-            hint = nearest(str(name)[:100], known, "keys") if len(faults) < _HINTS else "it is no option"
-            faults.append((f"{prefix}{name}", f"unknown key '{prefix}{name}': {hint}"))
-    arguments: dict[str, Any] = {}
-    for name, item in known.items():
-        if name not in values:
-            continue
-        value, hint, key = values[name], hints[name], f"{prefix}{name}"
-        if is_dataclass(hint):
-            if value is None:
-                continue
-            if not isinstance(value, Mapping):
-                faults.append((key, f"'{key}' must be a mapping, not {value!r}"))
-                continue
-            arguments[name] = _build(typing.cast(type, hint), value, f"{key}.", faults)
-            continue
-        value = _coerce(value, hint)
-        if value is _WRONG:
-            faults.append((key, f"'{key}' must be {describe_type(hint)}, not {values[name]!r}"))
-            continue
-        check = item.metadata.get("check")
-        wrong = check(value) if check and value is not None else None
-        if wrong:
-            faults.append((key, f"'{key}' {wrong}; it is {value!r}"))
-            continue
-        arguments[name] = value
-    return cls(**arguments)
-
-
-_WRONG = object()
-_LARGEST = sys.float_info.max
-_HINTS = 20  # unknown keys that the nearest known one is looked for
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`, or `_WRONG`. An int serves as a float, a whole float as an int; no more is bent."""
-    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    for choice in typing.get_args(hint) if union else (hint,):
-        origin = typing.get_origin(choice) or choice
-        if choice is type(None) and value is None:
-            return None
-        if origin is bool and isinstance(value, bool):
-            return value
-        if isinstance(value, bool):
-            continue
-        finite = isinstance(value, (int, float)) and -_LARGEST <= value <= _LARGEST
-        if origin is float and finite:
-            return value
-        if origin is int and finite and value == int(value):
-            return int(value)
-        if origin is str and isinstance(value, str):
-            return value
-        if origin is list and isinstance(value, list):
-            return [item if isinstance(item, str) else json.dumps(item) for item in value]
-        if origin is dict and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
-            return {str(key): item for key, item in value.items()}
-    return _WRONG
-
-
-def option_type(cls: type, key: str) -> Any:
-    """The type that the option `key` ("tune.epochs") is declared with; None where it is no option."""
-    hint: Any = cls
-    for name in key.split("."):
-        hint = typing.get_type_hints(hint).get(name) if is_dataclass(hint) else None
-    return None if is_dataclass(hint) else hint
-
-
-def option_value(cls: type, key: str, value: Any) -> Any:
-    """`value` as the option `key` takes it. Raises ConfigError in the words of `build`."""
-    made: Any = build(cls, nested(key, value), key)
-    for name in key.split("."):
-        made = getattr(made, name)
-    return made
-
-
-def nested(key: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} of the key "a.b"."""
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return typing.cast(dict[str, Any], value)
-
-
-def describe_type(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    names |= {type(None): "null", list: "a list", dict: "a mapping of texts"}
-    choices = (
-        typing.get_args(hint) if not isinstance(hint, type) and typing.get_origin(hint) not in (list, dict) else (hint,)
-    )
-    return " or ".join(names.get(typing.get_origin(choice) or choice, str(choice)) for choice in choices)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain data, for YAML and JSON."""
-    return dataclasses.asdict(config)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options of groups under their whole keys: {"tune.epochs": 3}. A template stays in one piece."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict) and key != "template"
-        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return found
-
-
-def write_yaml(config: Any, file: Path) -> None:
-    """Write a configuration, whole or not at all. Raises OSError."""
-    durable.write_text(file, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-
-
-def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(key, default, unit, meaning) of every option, depth first: the table that --help and the documents show."""
-    hints = typing.get_type_hints(cls)
-    for item in fields(cls):
-        if is_dataclass(hints[item.name]):
-            yield from describe(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
-            continue
-        default = item.default if item.default is not dataclasses.MISSING else typing.cast(Any, item.default_factory)()
-        yield (
-            prefix + item.name,
-            "null" if default is None else json.dumps(default),
-            item.metadata["unit"],
-            item.metadata["help"],
-        )
-
-
-def parse_bytes(text: str | int) -> int:
-    """'8GB' (decimal), '8GiB' (binary) or 8000000000 as bytes. Raises ConfigError."""
-    match = _BYTES.fullmatch(str(text))
-    if not match:
-        raise ConfigError("this is no amount of memory", found=repr(text), do="write e.g. 8GB, 7.5GiB or 8000000000")
-    nbytes = int(float(match[1]) * _UNITS[match[2].upper()])
-    if not match[2] and nbytes < 1_000_000:
-        raise ConfigError("a number of bytes needs its unit", found=f"{text} bytes", do=f"write e.g. {text}GB")
-    return nbytes

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from halfbyte import durable
 from halfbyte.checking import prepare_check, write_check
-from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task, parse_bytes, write_yaml
+from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import CheckpointError, ConfigError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights, moment_bytes
 from halfbyte.ledger import Ledger
+from halfbyte.option_files import write_yaml
+from halfbyte.options import parse_bytes
 from halfbyte.pipeline import Target, evaluate, load, no_short_name, prepare, say_compute, with_training_median
 
 if TYPE_CHECKING:
@@ -299,7 +301,7 @@ class _Planner:
         from halfbyte.plan.budget import spoken_for
         from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
-        from halfbyte.plan.ladder import mapped_bytes
+        from halfbyte.plan.weighing import mapped_bytes
 
         weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
         sizes = self.model.adapter_sizes(config.adapter)

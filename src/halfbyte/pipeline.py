@@ -6,18 +6,16 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from halfbyte.config import RESERVED, RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
+from halfbyte.progress import bytes_bar, items_bar
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,16 @@ def pack_model(
     """`halfbyte pack`."""
     from halfbyte.checkpoint.pack import pack
     from halfbyte.checkpoint.source import open_checkpoint
+    from halfbyte.kernels.faults import explain_lost_pages
     from halfbyte.model.build import choose_device
 
     no_short_name(model)
+    explain_lost_pages(model)
     where, reason = choose_device(device)
     checkpoint = open_checkpoint(model, revision)
     if device != "cpu":
         console.print(f"device {where}: {reason}", markup=False)
-    with _bytes_bar(console) as progress:
+    with bytes_bar(console) as progress:
         report = pack(checkpoint, out, weights, device=where, progress=progress)
     if report.already:
         console.print(f"{out} holds this checkpoint in {weights} already: nothing was done", markup=False)
@@ -325,11 +325,13 @@ def prepare(what: Target, device: str, console: Console) -> bool:
     """Pack the model into the cache if it is not in the wanted format yet; whether anything was packed.
 
     Raises ConfigError for a device that is not here, before anything is packed."""
+    from halfbyte.kernels.faults import explain_lost_pages
     from halfbyte.model.build import choose_device, open_packed
 
     choose_device(device)
+    explain_lost_pages(what.model)
     packed = False
-    with _bytes_bar(console) as bar:
+    with bytes_bar(console) as bar:
 
         def progress(name: str, done: int, total: int) -> None:
             nonlocal packed
@@ -341,9 +343,11 @@ def prepare(what: Target, device: str, console: Console) -> bool:
 
 
 def load(what: Target, device: str, console: Console) -> Any:
+    from halfbyte.kernels.faults import explain_lost_pages
     from halfbyte.model.build import load_model
 
-    with _bytes_bar(console) as progress:
+    explain_lost_pages(what.model)
+    with bytes_bar(console) as progress:
         return load_model(
             what.model,
             revision=what.revision,
@@ -371,37 +375,3 @@ def evaluate(
     give_back()
     with items_bar(console, f"evaluate {variant}") as progress:
         return evaluate_task(model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress)
-
-
-@contextmanager
-def items_bar(console: Console, text: str, *, disable: bool = False) -> Iterator[Any]:
-    """A progress callback (items done, items in all) that shows a bar."""
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=disable or not console.is_terminal) as bar:
-        line = bar.add_task(text, total=None)
-
-        def progress(done: int, total: int | None) -> None:
-            bar.update(line, completed=done, total=total)
-
-        yield progress
-
-
-@contextmanager
-def _bytes_bar(console: Console) -> Iterator[Any]:
-    """A progress callback (what, bytes done, bytes in all) that shows a bar once it is called."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        lines: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in lines:
-                lines[what] = bar.add_task(what, total=total)
-            bar.update(lines[what], completed=done, total=total)
-
-        yield progress

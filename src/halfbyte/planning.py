@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from halfbyte.config import (
-    AdapterConfig,
-    DataConfig,
-    RunConfig,
-    TuneConfig,
-    check_option,
-    load_run,
-    load_task,
-    parse_bytes,
-)
+from halfbyte.config import AdapterConfig, DataConfig, RunConfig, TuneConfig, load_run, load_task
 from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.options import check_option, parse_bytes
 from halfbyte.pipeline import run_folder
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import yaml
 
 LIMIT = 200_000  # characters of a file; PyYAML reads some 100,000 a second
 _MOST = 4 * LIMIT  # characters and values, with every alias written out
+_SHOWN = 60  # characters of a line that is quoted
 _DEEPEST = 100  # brackets within brackets
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 _PREFIX = "tag:yaml.org,2002:"
@@ -36,10 +37,26 @@ def parse_yaml(text: str) -> Any:
             return loader.construct_document(node)
         finally:
             loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_said(error, text)) from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _said(error: yaml.MarkedYAMLError, text: str) -> str:
+    """The fault in one line: where, what, and how the line reads."""
+    mark, began = error.problem_mark or error.context_mark, error.context_mark
+    what = " ".join(str(error.problem or error.context).split())
+    if error.problem and error.context and began is not None:
+        what += f", {error.context} that begins on line {began.line + 1}"
+    if mark is None:
+        return what
+    lines = text.splitlines()
+    line = lines[mark.line].strip() if mark.line < len(lines) else ""
+    shown = f": {line[:_SHOWN]}{'...' * (len(line) > _SHOWN)}" if line else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}{shown}"
 
 
 def _size(node: yaml.Node, known: dict[int, int | None]) -> int:

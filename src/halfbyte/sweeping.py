@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from halfbyte.config import RunConfig, flat, load_run, load_task, to_dict
+from halfbyte.config import RunConfig, load_run, load_task
 from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.option_files import flat, to_dict
 from halfbyte.sweep.space import Space, load_space
 
 if TYPE_CHECKING:

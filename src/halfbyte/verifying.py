@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from halfbyte.config import RunConfig, build, flat, read_yaml, to_dict
+from halfbyte.config import RunConfig
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.option_files import flat, read_yaml, to_dict
+from halfbyte.options import build
 from halfbyte.provenance import (
     DIFFERS,
     OK,

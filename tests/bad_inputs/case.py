@@ -42,11 +42,22 @@ class Place:
         shutil.copytree(self.made / name, target)
         return target
 
+    def replace(self, name: str, content: str | bytes | None) -> None:
+        """Make another file of one, or (None) none."""
+        if content is None:
+            (self.folder / name).unlink()
+        else:
+            self.write(name, content)
+
     def lines(self, name: str) -> list[str]:
         return (self.folder / name).read_text(encoding="utf-8").splitlines()
 
 
 Make = Callable[[Place], None]
+
+TUNE = "tune {folder}/run.yaml"
+ASK = "evaluate {model} --task {folder}/task.yaml --out {folder}/result"
+SWEEP = "sweep {folder}/run.yaml {folder}/space.yaml"
 
 
 @dataclass(frozen=True)
@@ -79,11 +90,8 @@ def model(name: str, content: str | bytes | None) -> Make:
     """A copy of the model in `model`, in which a file is another, or (None) gone."""
 
     def make(place: Place) -> None:
-        folder = place.copy("model")
-        if content is None:
-            (folder / name).unlink()
-        else:
-            place.write(f"model/{name}", content)
+        place.copy("model")
+        place.replace(f"model/{name}", content)
 
     return make
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.bad_inputs.case import Case, Make, Place, nothing, text
+from tests.bad_inputs.case import TUNE, Case, Make, Place, nothing, text
 
 _RESUME = "tune {folder}/out/run.yaml --resume"
 _COMPARE = "compare {folder}/out/evaluations/base-nf4 {folder}/out/evaluations/tuned"
@@ -23,11 +23,8 @@ def _broken(name: str, content: str | bytes | None) -> Make:
     """A copy of the run in which a file is another, or (None) gone."""
 
     def make(place: Place) -> None:
-        folder = _run(place)
-        if content is None:
-            (folder / name).unlink()
-        else:
-            place.write(f"out/{name}", content)
+        _run(place)
+        place.replace(f"out/{name}", content)
 
     return make
 
@@ -82,8 +79,7 @@ def _changed_options(place: Place) -> None:
 
 def _changed_data(place: Place) -> None:
     _run(place)
-    for name in ("out/run.yaml",):
-        place.edit(name, f"train: {place.made / 'train.jsonl'}", f"train: {place.folder / 'train.jsonl'}")
+    place.edit("out/run.yaml", f"train: {place.made / 'train.jsonl'}", f"train: {place.folder / 'train.jsonl'}")
     place.edit("train.jsonl", "set 0", "set 99")
 
 
@@ -96,7 +92,7 @@ CASES = [
     Case("a folder without a run", nothing, "verify {folder}/nowhere", 2, "this is no run", "says how to start one"),
     Case("a run's options without a run", nothing, "report {folder}/run.yaml", 2, "no such folder",
          "says how to start it"),
-    Case("resuming what was never begun", nothing, "tune {folder}/run.yaml --resume", 2, "no run to go on with",
+    Case("resuming what was never begun", nothing, TUNE + " --resume", 2, "no run to go on with",
          "says how to start it"),
     Case("starting a run where one lies", _run, "tune {folder}/out/run.yaml", 2, "holds a run already",
          "nothing of it is changed"),

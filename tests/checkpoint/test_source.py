@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from halfbyte.checkpoint.source import open_checkpoint, packed_format
@@ -176,6 +177,35 @@ def test_the_fingerprint_tells_checkpoints_apart(tiny: Make, copied: Make) -> No
     assert open_checkpoint(str(tiny("llama", dtype="float16"))).fingerprint != fingerprint
     edit(folder / "config.json", {"rms_norm_eps": 1e-5})
     assert open_checkpoint(str(folder)).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("mib", [1.5, 2, 4, 34])
+def test_the_fingerprint_reads_what_is_documented(copied: Make, mib: float) -> None:
+    """As docs/reliability.md says: the first and the last MiB, and of a file over 4 MiB 16 blocks of 64 KiB."""
+    folder, edge = copied("llama"), 1 << 20
+    file = folder / "model.safetensors"
+    save_file({"weight": torch.zeros(int(mib * edge) // 2 - 50, dtype=torch.bfloat16)}, file)
+    size = file.stat().st_size
+    before = open_checkpoint(str(folder)).fingerprint
+
+    def flip(place: int) -> None:
+        with file.open("r+b") as stream:
+            stream.seek(place)
+            (held,) = stream.read(1)
+            stream.seek(place)
+            stream.write(bytes([held ^ 1]))
+
+    def is_seen(place: int) -> bool:
+        flip(place)
+        found = open_checkpoint(str(folder)).fingerprint
+        flip(place)
+        return found != before
+
+    blocks = [size * k // 17 for k in range(1, 17)] if mib > 4 else []
+    for place in (edge // 2, edge - 1, size - edge, size - 1, *blocks, *(block + (64 << 10) - 1 for block in blocks)):
+        assert is_seen(place), place
+    for place in (edge, size - edge - 1, *(block - 1 for block in blocks), *(block + (64 << 10) for block in blocks)):
+        assert is_seen(place) == (size <= 2 * edge or any(0 <= place - at < 64 << 10 for at in blocks)), place
 
 
 def test_opening_imports_no_torch(tiny: Make) -> None:

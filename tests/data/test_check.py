@@ -5,10 +5,11 @@ import json
 import pytest
 
 from halfbyte.config import DataConfig, TaskConfig
+from halfbyte.data import check as check_module
 from halfbyte.data.check import Check, check_run
-from halfbyte.data.dataset import load_training
+from halfbyte.data.dataset import load_training, split
 from halfbyte.data.encode import Encoder
-from halfbyte.data.template import load_examples
+from halfbyte.data.template import Example, iter_examples, load_examples
 from halfbyte.errors import ConfigError, DataError
 from tests.data import templates
 from tests.tiny import BOS, EOS, PAD, tiny_tokenizer
@@ -23,11 +24,11 @@ def rows(count, start=0):
     return [{"prompt": f"Castle no. {k}:", "completion": f" {k} dollars"} for k in range(start, start + count)]
 
 
-def checked(folder, train, *, tokenizer=None, test=(), kind="exact", options=(), context=None, **data):
+def checked(folder, train, *, tokenizer=None, test=(), kind="exact", test_group=None, options=(), context=None, **data):
     config = DataConfig(train=write(folder / "train.jsonl", train), **({"validation": 0} | data))
     asked = load_examples(write(folder / "test.jsonl", test)) if test else []
     encoder = Encoder(tokenizer or tiny_tokenizer(), config.chat)
-    task = TaskConfig(kind=kind) if test else None
+    task = TaskConfig(kind=kind, group=test_group) if test else None
     check = Check(encoder, config, task=task, asked=asked, options=frozenset(options), context=context, vocabulary=320)
     return check_run(config, 0, check)
 
@@ -59,6 +60,18 @@ def test_the_sides_are_those_of_training(folder):
         side = report.sides[name]
         assert (side.items, side.tokens, side.learned_tokens) == (counts.items, counts.tokens, counts.learned_tokens)
     assert watched.report() == report
+
+
+def test_records_that_cant_be_used_shift_nothing(folder, monkeypatch):
+    monkeypatch.setattr(check_module, "CHUNK", 8)
+    train = [row if k % 9 else {"prompt": "a", "completion": ""} for k, row in enumerate(rows(100))]
+    report = checked(folder, [*train, train[50]], validation=0.3)
+    train, held, _ = split([e for e in iter_examples(str(folder / "train.jsonl")) if isinstance(e, Example)], 0.3, 0)
+    items = Encoder(tiny_tokenizer()).items(train)
+    assert of(report, "unusable").count == 12 and len(train) + len(held) == 89
+    assert (report.sides["train"].items, report.sides["validation"].items) == (len(train), len(held))
+    assert report.sides["train"].tokens == sum(len(item.ids) for item in items)
+    assert (of(report, "duplicates") is not None) == (train[-1].record.origin.endswith(":101"))
 
 
 def test_what_is_cut_is_counted_and_shown(folder):
@@ -196,6 +209,32 @@ def test_validation_items_of_groups_that_are_trained_on(folder):
     config = DataConfig(train=str(folder / "train.jsonl"), validation=0.3, group="plate")
     data = load_training(config, tiny_tokenizer(), 0)
     assert split.sides["validation"].items == len(data.validation)
+
+
+def test_test_items_of_groups_that_are_trained_on(folder):
+    train = [row | {"plate": k // 4} for k, row in enumerate(rows(40))]  # numbers in one file are texts in another
+    test = [{"prompt": f"Ship {k}:", "completion": "x", "plate": plate} for k, plate in enumerate(("q", "1", "1", "3"))]
+    report = checked(folder, train, test=test, test_group="plate")
+    finding = of(report, "test_group_in_train")
+    assert (finding.level, finding.count, finding.total) == ("warning", 3, 4)
+    assert levels(report).keys() == {finding.kind}
+    assert "groups that 8 training items are of" in finding.text and report.test_leaks() == [finding.text]
+    assert finding.examples[0].where.endswith("test.jsonl:2") and finding.examples[2].where.endswith("test.jsonl:4")
+    assert finding.examples[0].found.startswith("plate '1', as ")
+    assert [place.found.rpartition("train.jsonl:")[2] for place in finding.examples] == ["5", "5", "13"]
+    assert checked(folder, train[16:], test=test, test_group="plate").findings == ()
+    assert checked(folder, train, test=test).findings == ()
+
+
+def test_training_items_whose_group_is_not_known_are_counted(folder):
+    train = [row | {"plate": f"g{k}"} for k, row in enumerate(rows(6))]
+    train[2].pop("plate")
+    train[3]["plate"], train[4]["plate"] = "", ["g4"]
+    test = [{"prompt": "Ship:", "completion": "x", "plate": "g4"}]
+    report = checked(folder, train, test=test, test_group="plate")
+    finding = of(report, "test_group_unknown")
+    assert (finding.level, finding.count, finding.total) == ("note", 3, 6) and levels(report).keys() == {finding.kind}
+    assert [place.where.rpartition(":")[2] for place in finding.examples] == ["3", "4", "5"]
 
 
 @pytest.mark.parametrize("own_file", [False, True])

@@ -13,9 +13,10 @@ from halfbyte.config import ToleranceConfig
 from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate import statistics
 from halfbyte.evaluate.compare import changes, compare_folders, compare_several
-from halfbyte.evaluate.metrics import METRICS, Metric, exact_scores, loss_scores, number_scores
+from halfbyte.evaluate.metrics import METRICS, Metric
 from halfbyte.evaluate.paired import paired_all
 from halfbyte.evaluate.results import summarise, write_evaluation
+from halfbyte.evaluate.scores import exact_scores, loss_scores, number_scores
 from halfbyte.evaluate.several import bonferroni, holm
 from halfbyte.provenance import digest
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from halfbyte.config import load_task
 from halfbyte.errors import DataError
 from halfbyte.evaluate.listing import list_results
-from halfbyte.evaluate.metrics import loss_scores
+from halfbyte.evaluate.scores import loss_scores
 from halfbyte.evaluate.show import print_results
 from halfbyte.evaluate.tasks import load_task_set
 from tests.evaluate.test_compare import exact, folder, numbers

@@ -7,14 +7,13 @@ import pytest
 
 from halfbyte.config import KINDS, ContainsConfig, ToleranceConfig
 from halfbyte.evaluate.declared import declared_by_both
-from halfbyte.evaluate.metrics import (
-    METRICS,
+from halfbyte.evaluate.metrics import METRICS, metrics_of
+from halfbyte.evaluate.scores import (
     choice_scores,
     contains_scores,
     exact_scores,
     json_scores,
     loss_scores,
-    metrics_of,
     normalise,
     number_scores,
 )

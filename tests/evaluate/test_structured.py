@@ -9,7 +9,7 @@ import pytest
 
 from halfbyte.errors import DataError, MissingDependency
 from halfbyte.evaluate import structured
-from halfbyte.evaluate.metrics import json_scores
+from halfbyte.evaluate.scores import json_scores
 from halfbyte.evaluate.structured import MISSING, allows, checker, leaves, load_schema, read_json, same, shown_path
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "minimum": 0}}}

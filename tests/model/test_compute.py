@@ -12,7 +12,7 @@ from halfbyte.config import AdapterConfig
 from halfbyte.kernels import compute
 from halfbyte.kernels.compute import Measured
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
-from halfbyte.model import build
+from halfbyte.model import assemble
 from halfbyte.model.adapter import quant_linears
 from halfbyte.model.build import load_model
 from halfbyte.model.loss import next_token_loss
@@ -80,7 +80,7 @@ def test_weights_that_would_have_to_be_copied_keep_their_type(folder: Path, monk
     source = str(tiny_checkpoint("mixtral", folder / "model"))
     monkeypatch.setattr(compute, "measured", lambda: Measured(bf16=2, fp32=1))
     assert load_model(source, weights="nf4").compute == "fp32"
-    monkeypatch.setattr(build, "_COPIED", 1000)
+    monkeypatch.setattr(assemble, "COPIED_BYTES", 1000)
     model = load_model(source, weights="nf4")
     assert model.compute == "bf16" and "copied" in model.dtype_reason
     assert load_model(source, weights="nf4", compute="fp32").compute == "fp32"

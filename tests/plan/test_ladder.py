@@ -12,8 +12,9 @@ from halfbyte.checkpoint.pack import pack
 from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.errors import ConfigError
 from halfbyte.plan import catalogue
-from halfbyte.plan.ladder import gb, plan_model
+from halfbyte.plan.ladder import plan_model
 from halfbyte.plan.native import Native, plain
+from halfbyte.plan.weighing import gb
 from tests.plan.conftest import write_model
 from tests.tiny import FAMILIES, tiny_checkpoint
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from halfbyte.evaluate.metrics import exact_scores
 from halfbyte.evaluate.results import read_evaluation, summarise, write_evaluation
+from halfbyte.evaluate.scores import exact_scores
 from halfbyte.provenance import digest
 from halfbyte.select.ranking import Entry
 

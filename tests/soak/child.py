@@ -74,8 +74,8 @@ class Child:
             from halfbyte import cli
 
             _say_where(lambda byte: os.write(writer, byte))
-            parser = cli._parser
-            cli._parser = lambda: (os.write(writer, BEGINS), parser())[1]  # main is at work
+            parser = cli.make_parser
+            cli.make_parser = lambda: (os.write(writer, BEGINS), parser())[1]  # main is at work
             code = cli.main(arguments)
         finally:
             os._exit(code)

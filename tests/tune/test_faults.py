@@ -156,7 +156,8 @@ def test_memory_that_runs_out_is_one_clear_error(source: Path, data_file: Path, 
     (folder / "run.json").write_text(json.dumps(dataclasses.asdict(config)))
     code = """if True:
         import json, resource, sys
-        from halfbyte.config import RunConfig, build
+        from halfbyte.config import RunConfig
+        from halfbyte.options import build
         from halfbyte.errors import HalfbyteError
         from tests.tune import test_faults
 

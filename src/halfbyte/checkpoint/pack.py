@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,16 +28,17 @@ from torch import Tensor
 
 from halfbyte import kernels
 from halfbyte.checkpoint import bnb
+from halfbyte.checkpoint.beside import made_beside
 from halfbyte.checkpoint.card import Card
-from halfbyte.checkpoint.headers import DTYPES
+from halfbyte.checkpoint.jobs import Job, Left, packed_nbytes, plan_jobs
 from halfbyte.checkpoint.mapped import Mapped, read
-from halfbyte.checkpoint.recipes import Recipe, plan_tensors
-from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_layers, skeleton
+from halfbyte.checkpoint.recipes import plan_tensors
+from halfbyte.checkpoint.skeleton import linear_layers, skeleton
 from halfbyte.checkpoint.source import CONFIG, INDEX, Checkpoint, cache_folder, open_folder
 from halfbyte.checkpoint.stream import BEHIND, ReadAhead, Span, WriteBehind
-from halfbyte.checkpoint.writer import FLUSH, Entry, Writer
+from halfbyte.checkpoint.writer import FLUSH, Writer
 from halfbyte.errors import CheckpointError
-from halfbyte.formats import QUANTISED, Weights, packed_bytes
+from halfbyte.formats import QUANTISED, Weights
 from halfbyte.memory import MemoryMeter, hold_little
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
@@ -49,22 +46,12 @@ NOTE = "halfbyte.json"
 _CPU = torch.device("cpu")
 _LAYOUT = 1  # of what is written; a cached copy of another layout is not used
 _COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "LICENSE*", "LICENCE*", "NOTICE*", "README*")
-_SAFETENSORS = {name: short for short, (name, _) in DTYPES.items()}
 
 
 class _Quantise(Protocol):
     """As `kernels.quantise`, of a tensor on the host and with the result there."""
 
     def __call__(self, weight: Tensor, weights: Weights, *, name: str) -> kernels.PackedWeight: ...
-
-
-@dataclass(frozen=True)
-class Left:
-    """What stays in 16 bits (or in 32) beside quantised layers: its name, its bytes as written, and why."""
-
-    name: str
-    nbytes: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -78,21 +65,6 @@ class PackReport:
     left: list[Left] = field(default_factory=list)
     peak_bytes: int | None = None  # see `halfbyte.memory`; None where nothing measures it
     already: bool = False  # it was there; nothing was done
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A tensor of the model on its way to the new checkpoint."""
-
-    recipe: Recipe
-    target: str
-    dtype: str  # safetensors' name, of what is not quantised
-    entries: tuple[Entry, ...]
-    quantised: bool
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries if entry.room is None)
 
 
 def pack(
@@ -114,8 +86,8 @@ def pack(
         return done
     hold_little()  # pieces of many megabytes are made on one thread and freed on another
     model = skeleton(checkpoint)
-    jobs, left = _jobs(checkpoint, model, weights)
-    with MemoryMeter() as meter, _made_beside(out, sum(job.nbytes for job in jobs)) as folder:
+    jobs, left = plan_jobs(checkpoint, model, weights)
+    with MemoryMeter() as meter, made_beside(out, sum(job.nbytes for job in jobs), NOTE) as folder:
         written = _write_tensors(checkpoint, model, jobs, weights, folder, progress, _quantiser(device))
         _write_config(checkpoint, model, jobs, weights, folder)
         _copy_others(checkpoint.path, folder)
@@ -125,7 +97,7 @@ def pack(
             seconds=time.monotonic() - started,
             nbytes=written,
             quantised=sum(job.quantised for job in jobs),
-            quantised_nbytes=sum(_packed_nbytes(job, weights) for job in jobs if job.quantised),
+            quantised_nbytes=sum(packed_nbytes(job, weights) for job in jobs if job.quantised),
             left=left,
             peak_bytes=meter.peak_bytes,
         )
@@ -176,69 +148,10 @@ def _packed_otherwise(checkpoint: Checkpoint, weights: Weights) -> CheckpointErr
     )
 
 
-def _jobs(checkpoint: Checkpoint, model: Any, weights: Weights) -> tuple[list[_Job], list[Left]]:
-    """What is to be written, in the model's order, and what of it is not quantised and why."""
-    layers = linear_layers(model)
-    wanted = {f"{name}.weight" for name, reason in layers.items() if reason is None} if weights in QUANTISED else set()
-    dtype = "float32" if weights == "fp32" else "float16" if checkpoint.dtype == "float16" else "bfloat16"
-    keep = kept_in_fp32(model, getattr(torch, dtype))
-    expected = model.state_dict()
-    jobs: list[_Job] = []
-    for recipe in plan_tensors(checkpoint, model):
-        for target, shape in recipe.targets.items():
-            quantised = target in wanted and (checkpoint.weights is None or recipe.packed)
-            floating = expected[target].is_floating_point()
-            short = "F32" if target in keep else _SAFETENSORS[dtype if floating else str(expected[target].dtype)[6:]]
-            entries = [Entry(target, short, shape)]
-            if quantised:
-                stored = bnb.layout(target, weights, (shape[0], shape[1]))
-                entries = [Entry(n, d, s, bnb.STATE_ROOM if bnb.STATE in n else None) for n, (d, s) in stored.items()]
-            jobs.append(_Job(recipe, target, short, tuple(entries), quantised))
-    if weights in QUANTISED and not any(job.quantised for job in jobs):
-        reasons = ", ".join(f"{name} ({reason})" for name, reason in list(layers.items())[:5])
-        raise CheckpointError(
-            f"this model has no linear layer that can be quantised to {weights}",
-            where=checkpoint.path,
-            found=reasons or "no linear layers",
-            do="use it in 16 bits: --weights bf16",
-        )
-    return jobs, _left(jobs, layers, model) if weights in QUANTISED else []
-
-
-def _packed_nbytes(job: _Job, weights: Weights) -> int:
-    rows, columns = job.recipe.targets[job.target]
-    size = packed_bytes(weights, rows, columns)
-    return size.codes + size.constants
-
-
-def _left(jobs: list[_Job], layers: dict[str, str | None], model: Any) -> list[Left]:
-    """Every matrix that is not quantised, by name; vectors together, since there are many and they are small."""
-    embedding = model.get_input_embeddings()
-    left: list[Left] = []
-    small: list[_Job] = []
-    for job in jobs:
-        (entry, *_), owner = job.entries, job.target.rpartition(".")[0]
-        if job.quantised:
-            continue
-        if len(entry.shape) < 2:
-            small.append(job)
-        elif model.get_submodule(owner) is embedding:
-            left.append(Left(job.target, job.nbytes, "the embedding"))
-        elif owner in layers:
-            left.append(Left(job.target, job.nbytes, layers[owner] or "left so by whoever packed it"))
-        else:
-            kind = type(model.get_submodule(owner)).__name__
-            left.append(Left(job.target, job.nbytes, f"no linear layer: {list(entry.shape)} of {kind}"))
-    if small:
-        total = sum(job.nbytes for job in small)
-        left.append(Left(f"{len(small)} norms, biases and other vectors", total, "no matrix"))
-    return left
-
-
 def _write_tensors(
     checkpoint: Checkpoint,
     model: Any,
-    jobs: list[_Job],
+    jobs: list[Job],
     weights: Weights,
     folder: Path,
     progress: Progress | None,
@@ -271,7 +184,7 @@ def _write_tensors(
         writer.close()
 
 
-def _limit(jobs: list[_Job]) -> int:
+def _limit(jobs: list[Job]) -> int:
     """Bytes that may wait for the disk: half of what the largest tensor takes, so that a small model can bear them."""
     return min(BEHIND, max(FLUSH, max(job.nbytes for job in jobs) // 2))
 
@@ -281,13 +194,13 @@ def _write_all(writer: Writer, tensors: dict[str, Tensor]) -> None:
         writer.write(name, [tensor])
 
 
-def _spans(checkpoint: Checkpoint, job: _Job) -> list[Span]:
+def _spans(checkpoint: Checkpoint, job: Job) -> list[Span]:
     """What is read of the checkpoint's files for `job`."""
     stored = [checkpoint.tensors[name] for names in job.recipe.sources.values() for name in names]
     return [Span(checkpoint.path / one.file, one.start, one.end) for one in stored]
 
 
-def _source_bytes(checkpoint: Checkpoint, job: _Job) -> int:
+def _source_bytes(checkpoint: Checkpoint, job: Job) -> int:
     names = [name for names in job.recipe.sources.values() for name in names]
     return sum(checkpoint.tensors[name].nbytes for name in names) // len(job.recipe.targets)
 
@@ -297,7 +210,7 @@ def _quantiser(device: torch.device) -> _Quantise:
 
 
 def _quantised(
-    checkpoint: Checkpoint, model: Any, job: _Job, weights: Weights, quantise: _Quantise
+    checkpoint: Checkpoint, model: Any, job: Job, weights: Weights, quantise: _Quantise
 ) -> kernels.PackedWeight:
     if job.recipe.packed:
         shape = tuple(model.state_dict()[job.target].shape)
@@ -307,7 +220,7 @@ def _quantised(
     return quantise(weight, weights, name=f"{checkpoint.path}: {job.target}")
 
 
-def _values(checkpoint: Checkpoint, model: Any, job: _Job) -> Iterator[Tensor]:
+def _values(checkpoint: Checkpoint, model: Any, job: Job) -> Iterator[Tensor]:
     """The tensor's values, in pieces where it can be made piece by piece; each over a mapping that ends with it."""
 
     def one(name: str) -> Tensor:
@@ -319,7 +232,7 @@ def _values(checkpoint: Checkpoint, model: Any, job: _Job) -> Iterator[Tensor]:
         yield job.recipe.make(one, model)[job.target]
 
 
-def _write_config(checkpoint: Checkpoint, model: Any, jobs: list[_Job], weights: Weights, folder: Path) -> None:
+def _write_config(checkpoint: Checkpoint, model: Any, jobs: list[Job], weights: Weights, folder: Path) -> None:
     config = {key: value for key, value in checkpoint.config.items() if key not in ("torch_dtype", "dtype")}
     config.pop("quantization_config", None)
     floats = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -398,53 +311,3 @@ def _is_complete(checkpoint: Checkpoint, out: Path, weights: Weights) -> bool:
         return _already(checkpoint, out, weights) is not None
     except CheckpointError:
         return False
-
-
-@contextmanager
-def _made_beside(out: Path, need: int) -> Iterator[Path]:
-    """A folder that takes the place of `out` when all went well, and of which nothing stays otherwise."""
-    mark = f".{out.name}.{socket.gethostname()}-"
-    folder = out.parent / f"{mark}{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out.parent, mark)
-        free = shutil.disk_usage(out.parent).free
-        if free < need + (1 << 24):
-            raise CheckpointError(
-                "there is not enough room on this disk",
-                where=out.parent,
-                found=f"{free / 1e6:,.0f} MB free, {need / 1e6:,.0f} MB needed",
-                do="free some space, or name a folder on another disk",
-            )
-        folder.mkdir()
-        yield folder
-        _put(folder, out)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise CheckpointError(
-            "the disk is full" if full else "the packed model can't be written",
-            where=out.parent,
-            found=f"{error.strerror or error} after {need / 1e9:.1f} GB were asked for" if full else error,
-            do="free some space, or name a folder on another disk" if full else "name a folder that can be written",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`. Another process may have been faster; what it made is as good."""
-    try:
-        if out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        folder.rename(out)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (out / NOTE).is_file():
-            raise
-
-
-def _remove_stale(parent: Path, mark: str) -> None:
-    """Remove what processes of this machine left that were killed before they could clean up."""
-    for folder in parent.glob(f"{mark}*.partial"):
-        pid = folder.name.removeprefix(mark).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress, islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
 
 from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.check_answers import LabelCheck, NumberCheck
@@ -33,6 +37,7 @@ _NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 _LEVELS = (ERROR, WARNING, NOTE)
 _DIGITS = re.compile(r"\d+")
 
+Flags = npt.NDArray[np.bool_]
 Progress = Callable[[int, int | None], None]  # items done, items in all
 
 
@@ -59,7 +64,9 @@ class Check:
         self._keys = {side: Keys() for side in _NAMES}
         self._texts = TextCheck(encoder)
         group = group_of(data) if data.validation else None  # without validation there is nothing to keep together
-        self._groups = None if group is None else GroupCheck(group)
+        self._groups = {} if group is None else {VALIDATION: GroupCheck(VALIDATION, group)}
+        if task is not None and task.group is not None:
+            self._groups[TEST] = GroupCheck(TEST, task.group)
         self._labels = None if task is not None and task.kind == "number" else LabelCheck(options)
         self._numbers = {side: NumberCheck() for side in (TRAIN, TEST)} if self._labels is None else {}
         self._faults: dict[str, tuple[HalfbyteError, Tally]] = {}  # the first of those that say the same
@@ -68,6 +75,7 @@ class Check:
         self._twins: dict[str, dict[int, tuple[str, float]]] = {TEST: {}, VALIDATION: {}}
         for example in asked:
             self._see(TEST, example)
+            self._see_group(TEST, example)
 
     def add(self, side: str, examples: Sequence[Example], items: Sequence[Item | DataError]) -> None:
         """See examples of "train" or "validation" beside their items; all of validation comes before train."""
@@ -116,15 +124,14 @@ class Check:
                 self._labels.add(example.completion, example.record.origin)
 
     def _see_group(self, side: str, example: Example) -> None:
-        if self._groups is None:
-            return
-        try:
-            if side == VALIDATION:
-                self._groups.hold_out(example, len(self._keys[side]) - 1)
-            else:
-                self._groups.train_on(example)
-        except DataError as error:
-            self.fault(error)
+        for held, groups in self._groups.items():
+            try:
+                if side == held:
+                    groups.hold_out(example, len(self._keys[side]) - 1)
+                elif side == TRAIN:
+                    groups.train_on(example)
+            except DataError as error:
+                self.fault(error)
 
     def _hold_against(self, examples: Sequence[Example]) -> None:
         """Look for near twins of held-out items; the nearest one is kept."""
@@ -164,8 +171,8 @@ class Check:
                           test.places)  # fmt: skip
         for held, other in ((TEST, TRAIN), (VALIDATION, TRAIN), (TEST, VALIDATION)):
             yield from self._leaks(held, other)
-        if self._groups is not None:
-            yield from self._groups.findings(self._keys[VALIDATION])
+        for held, groups in self._groups.items():
+            yield from groups.findings(self._keys[held])
 
     def _leaks(self, held: str, other: str) -> Iterator[Finding]:
         keys, against = self._keys[held], self._keys[other]
@@ -191,27 +198,61 @@ def check_run(data: DataConfig, seed: int, check: Check, progress: Progress = la
     """
     if not data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
-    flags = None
+    total = None
     if isinstance(data.validation, str):
         sides = {VALIDATION: _usable(data.validation, data, check.fault, "validation"),
                  TRAIN: _usable(data.train, data, check.fault)}  # fmt: skip
+    elif not data.validation:
+        sides = {TRAIN: _usable(data.train, data, check.fault)}
     else:
-        group = group_of(data) if data.validation else None
-        ranks = Ranks(seed, group)
-        for example in _usable(data.train, data, check.fault, group=group):
-            ranks.add(example)
-            if len(ranks) % CHUNK == 0:
-                progress(len(ranks), None)
-        flags = ranks.held_out(data.validation or 0.0)
-        sides = {VALIDATION: compress(_usable(data.train, data, group=group), flags),
-                 TRAIN: compress(_usable(data.train, data, group=group), ~flags)}  # fmt: skip
+        used, held = _split(data.train, data, seed, check.fault, progress)
+        total = int(used.sum())
+        sides = {
+            side: _usable(data.train, data, only=flags) for side, flags in ((VALIDATION, held), (TRAIN, used & ~held))
+        }
     done = 0
     for side, examples in sides.items():
-        while part := list(islice(examples, CHUNK)):
-            check.add(side, part, check.encoder.items_or_faults(part, data.learn, data.max_tokens))
+        for part, items in _encoded(examples, check.encoder, data):
+            check.add(side, part, items)
             done += len(part)
-            progress(done, None if flags is None else len(flags))
+            progress(done, total)
     return check.report()
+
+
+def _split(
+    source: str, data: DataConfig, seed: int, fault: Callable[[DataError], None], progress: Progress
+) -> tuple[Flags, Flags]:
+    """Of each record of `source` whether it is used, and whether it is held out; `fault` is told of those that can't be
+    used."""
+    ranks, used = Ranks(seed, group_of(data)), bytearray()
+    for example in _examples(source, data, group=ranks.group):
+        used.append(isinstance(example, Example))
+        if isinstance(example, DataError):
+            fault(example)
+            continue
+        ranks.add(example)
+        if len(ranks) % CHUNK == 0:
+            progress(len(ranks), None)
+    flags = np.frombuffer(used, dtype=np.bool_)
+    held = np.zeros_like(flags)
+    held[flags] = ranks.held_out(float(data.validation or 0.0))
+    return flags, held
+
+
+def _encoded(
+    examples: Iterator[Example], encoder: Encoder, data: DataConfig
+) -> Iterator[tuple[list[Example], list[Item | DataError]]]:
+    """Examples beside their items, CHUNK at a time. The next ones are encoded in a thread while the last are looked at:
+    the tokenizer works without the interpreter's lock."""
+    with ThreadPoolExecutor(1) as pool:
+        last: tuple[list[Example], Future[list[Item | DataError]]] | None = None
+        while part := list(islice(examples, CHUNK)):
+            following = pool.submit(encoder.items_or_faults, part, data.learn, data.max_tokens)
+            if last is not None:
+                yield last[0], last[1].result()
+            last = part, following
+        if last is not None:
+            yield last[0], last[1].result()
 
 
 def _usable(
@@ -219,17 +260,26 @@ def _usable(
     data: DataConfig,
     fault: Callable[[DataError], None] = lambda error: None,
     split: str = "train",
-    group: str | None = None,
+    only: Flags | None = None,
 ) -> Iterator[Example]:
-    """The examples of `source` that can be used, and that are of a `group` where there are any; `fault` is told of the
+    """The examples of `source` that can be used (of `only` those records, where it is given); `fault` is told of the
     others."""
-    for example in iter_examples(source, data.template, split=split):
-        try:
-            if isinstance(example, DataError):
-                raise example
-            if group is not None:
-                value_of(example.record, group)
-        except DataError as error:
-            fault(error)
+    for example in _examples(source, data, split, only=only):
+        if isinstance(example, DataError):
+            fault(example)
         else:
             yield example
+
+
+def _examples(
+    source: str, data: DataConfig, split: str = "train", only: Flags | None = None, group: str | None = None
+) -> Iterator[Example | DataError]:
+    """The example of each record, or what is wrong with it: it is of no `group`, where there is to be one, too."""
+    for example in iter_examples(source, data.template, split=split, only=only):
+        if group is not None and isinstance(example, Example):
+            try:
+                value_of(example.record, group)
+            except DataError as error:
+                yield error
+                continue
+        yield example

@@ -46,28 +46,43 @@ def near_finding(held: str, twins: Mapping[int, tuple[str, float]], keys: Keys) 
 
 
 class GroupCheck:
-    """Validation items whose group is trained on, too. `column` holds the groups. All of validation comes first."""
+    """Held-out items whose group is trained on, too. `held`: their side, test or validation, all of which comes first;
+    `column` holds the groups. Training data that a run does not split by it may lack the column: that is counted."""
 
-    def __init__(self, column: str) -> None:
-        self.column = column
-        self._held: dict[str, list[int]] = {}  # the numbers of each group's validation items
+    def __init__(self, held: str, column: str) -> None:
+        self.held, self.column = held, column
+        self._held: dict[str, list[int]] = {}  # the numbers of each group's held-out items
         self._trained: dict[str, str] = {}  # of these groups, those that are trained on, and where first
+        self._items = 0  # training items of such groups
+        self._seen, self._unknown = 0, Tally()  # training items, and those of them whose group is not known
 
     def hold_out(self, example: Example, number: int) -> None:
         """Raises DataError where the example has no group."""
         self._held.setdefault(value_of(example.record, self.column), []).append(number)
 
     def train_on(self, example: Example) -> None:
-        """Raises DataError where the example has no group."""
+        """Raises DataError where the example has no group and the run is split by groups."""
+        self._seen += 1
+        value = example.record.values.get(self.column)
+        if self.held == "test" and (value is None or value == "" or isinstance(value, (list, dict))):
+            self._unknown.add(example.record.origin)
+            return
         group = value_of(example.record, self.column)
         if group in self._held:
+            self._items += 1
             self._trained.setdefault(group, example.record.origin)
 
     def findings(self, keys: Keys) -> Iterator[Finding]:
-        """`keys`: those of the validation items."""
+        """`keys`: those of the held-out items."""
         tally = Tally()
         for number, name in sorted((k, group) for group in self._trained for k in self._held[group]):
             tally.add(keys.origins[number], f"{self.column} {name!r}, as {self._trained[name]}")
         if tally.count:
-            text = f"{tally.count:,} of {len(keys):,} validation items are of groups that are trained on, too"
-            yield tally.finding("validation_group_in_train", WARNING, len(keys), text, "keep a group on one side")
+            items = f"{self._items:,} training item{'s are' if self._items > 1 else ' is'}"
+            text = f"{tally.count:,} of {len(keys):,} {self.held} items are of groups that {items} of, too"
+            yield tally.finding(f"{self.held}_group_in_train", WARNING, len(keys), text, "keep a group on one side")
+        if self._unknown.count:
+            text = f"{self._unknown.count:,} of {self._seen:,} training items have no '{self.column}', which is the"
+            text += " task's group: whether test items are of the same groups is not known"
+            yield self._unknown.finding("test_group_unknown", NOTE, self._seen, text,
+                                        "give the training data that column, too")  # fmt: skip

@@ -16,6 +16,9 @@ SCHEMA = 1
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SHOWN = 5  # places that a finding names
 _PRINTED = 3  # of them, on the screen
+_TEST_LEAKS = (
+    "test_in_train", "test_prompt_in_train", "test_near_train", "test_group_in_train", "test_in_validation"
+)  # fmt: skip
 _STYLES = {ERROR: "bold red", WARNING: "bold yellow", NOTE: "dim"}
 _LABELS = 12  # that are printed
 _BAR = 40  # characters
@@ -78,8 +81,7 @@ class Report:
 
     def test_leaks(self) -> list[str]:
         """A sentence for each way in which the data that a run learns from give away 1 % or more of its test set."""
-        leaks = {"test_in_train", "test_prompt_in_train", "test_near_train", "test_in_validation"}
-        found = [finding for finding in self.of(WARNING) if finding.kind in leaks]
+        found = [finding for finding in self.of(WARNING) if finding.kind in _TEST_LEAKS]
         return [finding.text for finding in found if finding.count >= 0.01 * finding.total]
 
     def to_json(self) -> dict[str, Any]:

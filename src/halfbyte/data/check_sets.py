@@ -37,8 +37,9 @@ class Keys:
         self._prompts, self._wholes, self.origins = array("Q"), array("Q"), Origins()
 
     def add(self, example: Example) -> None:
-        self._prompts.append(_hash(text_of(example)))
-        self._wholes.append(_hash(whole_of(example)))
+        text = text_of(example)
+        self._prompts.append(_hash(text))
+        self._wholes.append(_hash(whole_of(example, text)))
         self.origins.append(example.record.origin)
 
     def __len__(self) -> int:

@@ -232,8 +232,10 @@ def text_of(example: Example) -> str:
     return " ".join(f"{example.system or ''} {example.prompt}".split()).casefold()
 
 
-def whole_of(example: Example) -> str:
-    return f"{text_of(example)}\n{' '.join((example.completion or '').split()).casefold()}"
+def whole_of(example: Example, text: str | None = None) -> str:
+    """With the answer; `text`: what `text_of` makes of the example, where it is known already."""
+    text = text_of(example) if text is None else text
+    return f"{text}\n{' '.join((example.completion or '').split()).casefold()}"
 
 
 def ends_unanswered(example: Example) -> bool:

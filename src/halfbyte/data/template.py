@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,23 @@ def load_examples(source: str, template: Mapping[str, str] | None = None, *, spl
 
 
 def iter_examples(
-    source: str, template: Mapping[str, str] | None = None, *, split: str = "train"
+    source: str,
+    template: Mapping[str, str] | None = None,
+    *,
+    split: str = "train",
+    only: Iterable[bool] | None = None,
 ) -> Iterator[Example | DataError]:
     """`to_example` of each record of `source`, or what is wrong with it; none is kept. A TASK.yaml stands for the
-    training side of its data, which is read whole. Raises DataError as `iter_records` does."""
+    training side of its data, which is read whole. `only`: a flag for each record; of the others nothing is made.
+    Raises DataError as `iter_records` does."""
     if Path(source).suffix.lower() in (".yaml", ".yml"):
         from halfbyte.data.sides import training_examples
 
-        yield from training_examples(Path(source), template)
+        examples = training_examples(Path(source), template)
+        yield from examples if only is None else compress(examples, only)
         return
-    for record in iter_records(source, split=split):
+    records = iter_records(source, split=split)
+    for record in records if only is None else compress(records, only):
         yield _example_or_fault(record, template)
 
 

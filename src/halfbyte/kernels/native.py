@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -27,7 +27,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype`
 _CPU = torch.device("cpu")
 _BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"
 
-_P, _N, _I = c_void_p, c_int64, c_int
+_P, _N, _I, _S = c_void_p, c_int64, c_int, c_char_p
 _ARGUMENTS = {
     "halfbyte_quantise_nf4": [_P, _I, _N, _P, _P, _P, _I, _I],
     "halfbyte_quantise_absmax": [_P, _N, c_float, _P, _P, _P, _I],
@@ -46,6 +46,7 @@ _ARGUMENTS = {
     "halfbyte_rms_norm_backward": [_P, _P, _P, _P, _N, _N, c_float, _P, _I, _I, _I],
     "halfbyte_gate": [_P, _P, _N, _N, _N, _P, _I, _I, _I, _I],
     "halfbyte_gate_backward": [_P, _P, _P, _N, _N, _N, _P, _P, _I, _I, _I, _I],
+    "halfbyte_explain_lost_pages": [_S, _S, _S],
     "halfbyte_cross_entropy": [_P, _P, _N, _N, _I, _P, _I, _I, _I],
 }
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from halfbyte.plan.ladder import gb
 from halfbyte.plan.measured import PLANNED_TIME, against, how_measured, read
 from halfbyte.plan.prose import prose
 from halfbyte.plan.show import duration
 from halfbyte.plan.stacked import Bar, render_bars
+from halfbyte.plan.weighing import gb
 
 
 def print_check(folder: Path, as_json: bool, console: Console) -> None:

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.text import Text
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.plan.ladder import Phase, Plan, gb
+from halfbyte.plan.ladder import Plan
+from halfbyte.plan.phases import Phase
 from halfbyte.plan.prose import prose
+from halfbyte.plan.weighing import gb
 
 
 @dataclass(frozen=True)

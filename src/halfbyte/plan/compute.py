@@ -16,8 +16,8 @@ def activation_bytes(weights: str, compute: str = "auto") -> int:
 def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> tuple[str, str]:
     """What `compute: auto` becomes for a model on a device, and why."""
     stored = str(inventory.config.get("dtype") or inventory.config.get("torch_dtype")).removeprefix("torch.")
-    if weights == "fp32" or stored == "float32":
-        return "fp32", "the checkpoint is in fp32" if stored == "float32" else "as the weights"
+    if weights == "fp32":
+        return "fp32", "as the weights"
     if where.kind == "cuda":
         if where.bf16:
             return ("fp16", "the checkpoint is in fp16") if stored == "float16" else ("bf16", f"{where.name} has it")

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from halfbyte.config import parse_bytes
 from halfbyte.errors import ConfigError
+from halfbyte.options import parse_bytes
 from halfbyte.plan.machine import CudaDevice, Machine, cuda_devices, this_machine
 from halfbyte.plan.native import has_bf16
 

@@ -18,8 +18,8 @@ from rich.text import Text
 from halfbyte.checkpoint.source import cache_folder
 from halfbyte.errors import HalfbyteError
 from halfbyte.plan.calibration import load as load_calibration
-from halfbyte.plan.ladder import gb
 from halfbyte.plan.machine import Machine, this_machine
+from halfbyte.plan.weighing import gb
 
 Mark = Literal["ok", "note", "problem"]
 

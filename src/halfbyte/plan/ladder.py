@@ -8,57 +8,32 @@ pages; the clean pages of the memory-mapped weights stand apart as `mapped_bytes
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from halfbyte.config import AdapterConfig, parse_bytes
+from halfbyte.config import AdapterConfig
 from halfbyte.errors import ConfigError, nearest
-from halfbyte.formats import (
-    BLOCKSIZE,
-    NESTED_BLOCKSIZE,
-    QUANTISED,
-    WEIGHTS,
-    PackedBytes,
-    Weights,
-    moment_bytes,
-    packed_bytes,
-)
+from halfbyte.formats import QUANTISED, WEIGHTS, Weights, moment_bytes
+from halfbyte.options import parse_bytes
 from halfbyte.plan import activations
-from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo, shape_info
-from halfbyte.plan.answering import evaluation_bytes, rows_at_once, token_budget, tokens_at_once
+from halfbyte.plan.activations import shape_info
+from halfbyte.plan.answering import rows_at_once, token_budget, tokens_at_once
 from halfbyte.plan.answers import complete
-from halfbyte.plan.budget import Choice, choose, room_beside, spoken_for
+from halfbyte.plan.budget import Choice, choose, spoken_for
 from halfbyte.plan.compute import activation_bytes, foretold_compute
 from halfbyte.plan.devices import CONTEXT_BYTES, Device, find_device
 from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
+from halfbyte.plan.phases import Phase, evaluation, packing, settle_recompute, training, verdict
 from halfbyte.plan.shapes import TensorSpec, text_config
 from halfbyte.plan.time import Length
+from halfbyte.plan.weighing import gb as gb
+from halfbyte.plan.weighing import mapped_bytes, mapped_of, packed_sizes, state_bytes, stored_bytes
 from halfbyte.targets import select_targets
 
 SEQUENCE, BATCH, EVALUATION_BATCH = 512, 1, 16  # defaults: tokens, items trained at once, items evaluated at once
-
-
-@dataclass(frozen=True)
-class Phase:
-    """The need of one phase in bytes. `parts` sum to `peak_bytes`; a None in them makes the peak None."""
-
-    parts: dict[str, int | None]
-    mapped_bytes: int | None
-    seconds: float | None = None
-
-    @property
-    def peak_bytes(self) -> int | None:
-        sizes = list(self.parts.values())
-        return None if None in sizes else sum(size for size in sizes if size is not None)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"peak_bytes": self.peak_bytes, "mapped_bytes": self.mapped_bytes, "seconds": self.seconds,
-                "parts": self.parts}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -228,10 +203,10 @@ def make_plan(
     adapter = sum(sizes)
     info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned)
     quantised = inventory.quantised
-    packed = {format_: _packed(format_, quantised.values()) for format_ in QUANTISED}
-    weights_bytes = _weights_bytes(inventory, packed)
+    packed = packed_sizes(inventory)
+    weights_bytes = stored_bytes(inventory, packed)
     constants = {format_: total.constants for format_, total in packed.items()}
-    mapped = _mapped(weights, weights_bytes, constants)
+    mapped = mapped_of(weights, weights_bytes, constants)
     b = activation_bytes(weights, compute)
     runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
     opened: dict[str, int | None] = {"runtime": runtime}
@@ -243,26 +218,22 @@ def make_plan(
         return activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b)
 
     asked = evaluation_sequence or sequence
-    training = {
-        **fixed,
-        "gradients": 4 * adapter,
-        "optimiser": moment_bytes(optimiser, sizes),
-        "scratch": scratch(batch * sequence),
-    }
-    taken = sum(size or 0 for size in training.values())
-    layers, why, mapped_counts = _recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b)
+    needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
+             "scratch": scratch(batch * sequence)}  # fmt: skip
+    taken = sum(size or 0 for size in needs.values())
+    layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b)
     phases = {
-        "pack": _packing(inventory, weights),
+        "pack": packing(inventory, weights),
         "open": Phase(opened, mapped),
-        "evaluate": Phase({**fixed, **_evaluation(info, evaluation_batch, asked, b, kind),
+        "evaluate": Phase({**fixed, **evaluation(info, evaluation_batch, asked, b, kind),
                            "scratch": scratch(min(evaluation_batch * asked, tokens_at_once(kind)))}, mapped),
-        "tune": Phase({**training, **_training(info, batch, sequence, layers, b)}, mapped),
+        "tune": Phase({**needs, **training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
     if info.dims is None:
         unknown.setdefault("activations", info.unknown)
     on_device = {name: phase for name, phase in phases.items() if kind == "cpu" or name != "pack"}  # that is the host's
-    fits, reasons = _verdict(on_device, memory_bytes, unknown, mapped_counts)
+    fits, reasons = verdict(on_device, memory_bytes, unknown, mapped_counts)
     experts = sum(spec.count for spec in inventory.tensors if spec.kind == "expert")
     return Plan(
         model=inventory.name,
@@ -278,7 +249,7 @@ def make_plan(
         weights_bytes=weights_bytes,
         constants_bytes=_json_keys(constants),
         tables_bytes=_json_keys({format_: total.tables for format_, total in packed.items()}),
-        json_bytes=_json_keys({format_: _state_bytes(format_, quantised.values()) for format_ in QUANTISED}),
+        json_bytes=_json_keys({format_: state_bytes(format_, quantised.values()) for format_ in QUANTISED}),
         adapter_parameters=adapter,
         adapter_layers=len(chosen),
         memory_bytes=memory_bytes,
@@ -329,142 +300,8 @@ def _check(**counts: int) -> None:
                               do="give e.g. 16")  # fmt: skip
 
 
-def _packed(weights: Weights, matrices: Iterable[tuple[int, int]]) -> PackedBytes:
-    """The bytes of all matrices together, each of them packed by itself."""
-    parts = [(packed_bytes(weights, *shape), count) for shape, count in Counter(matrices).items()]
-    return PackedBytes(
-        codes=sum(count * part.codes for part, count in parts),
-        absmax=sum(count * part.absmax for part, count in parts),
-        nested_absmax=sum(count * part.nested_absmax for part, count in parts),
-        tables=sum(count * part.tables for part, count in parts),
-    )
-
-
-def _weights_bytes(inventory: Inventory, packed: dict[Weights, PackedBytes]) -> dict[str, int | None]:
-    """fp32 and bf16 in full; int8 and nf4 as codes and the 16-bit rest, without the constants."""
-    total = inventory.parameters
-    if total is None:
-        return {"fp32": None, "bf16": None, "int8": None, "nf4": None}
-    rest = 2 * (total - sum(rows * columns for rows, columns in inventory.quantised.values()))
-    return {"fp32": 4 * total, "bf16": 2 * total, "int8": packed["int8"].codes + rest,
-            "nf4": packed["nf4"].codes + rest}  # fmt: skip
-
-
-def _mapped(weights: Weights, weights_bytes: dict[str, int | None], constants: dict[Weights, int]) -> int | None:
-    """What is memory-mapped while a model in the format `weights` is in use."""
-    base = weights_bytes["nf4" if weights == "nf4-single" else weights]
-    return None if base is None else base + constants.get(weights, 0)
-
-
 def _json_keys(values: dict[Weights, int]) -> dict[str, int]:
     return {str(name).replace("-", "_"): value for name, value in values.items()}
-
-
-def _state_bytes(weights: Weights, matrices: Iterable[tuple[int, int]]) -> int:
-    """About what the quant states take in the file: JSON for 4 bits (the digits of the offset vary), a byte for 8."""
-    total = 0
-    for (rows, columns), count in Counter(matrices).items():
-        if weights == "int8":
-            total += count
-            continue
-        state = {"quant_type": "nf4", "blocksize": BLOCKSIZE, "dtype": "bfloat16", "shape": [rows, columns]}
-        if weights == "nf4":
-            state |= {"nested_blocksize": NESTED_BLOCKSIZE, "nested_dtype": "float32", "nested_offset": 1 / 60}
-        total += count * len(json.dumps(state))
-    return total
-
-
-def _largest(inventory: Inventory) -> int | None:
-    """The largest tensor in bytes, as the file or the built model holds it; None without the vocabulary's size."""
-    if inventory.dims is not None and inventory.dims.vocabulary is None:
-        return None
-    built = max((2 * spec.count for spec in inventory.tensors), default=0)
-    return max(built, inventory.largest_stored_bytes or 0)
-
-
-def _packing(inventory: Inventory, weights: Weights) -> Phase:
-    """Tensors are read from the mapped file and packed one at a time; twice the largest is the most that stands."""
-    if weights not in QUANTISED or inventory.packed is not None:
-        return Phase({}, 0)  # nothing is packed
-    largest = _largest(inventory)
-    return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
-
-
-def mapped_bytes(inventory: Inventory, weights: Weights) -> int | None:
-    """What is memory-mapped while the model is in use in the format `weights`."""
-    packed = {format_: _packed(format_, inventory.quantised.values()) for format_ in QUANTISED}
-    constants = {format_: total.constants for format_, total in packed.items()}
-    return _mapped(weights, _weights_bytes(inventory, packed), constants)
-
-
-def _training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
-    if info.dims is None:
-        return {"activations": None, "logits": None}
-    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b)
-    return {"activations": kept, "logits": logits if info.dims.vocabulary else None}
-
-
-def _evaluation(info: ShapeInfo, batch: int, sequence: int, b: int, kind: str) -> dict[str, int | None]:
-    if info.dims is None:
-        return {"kv_cache": None, "activations": None, "logits": None}
-    parts: dict[str, int | None] = {**evaluation_bytes(info, batch, sequence, b, kind)}
-    return parts if info.dims.vocabulary else {**parts, "logits": None}
-
-
-def _recompute(
-    info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int, mapped: int,
-    b: int,
-) -> tuple[int, str, bool]:  # fmt: skip
-    """The number of layers to recompute, why, and whether the mapped weights count as part of the memory."""
-    known = info.dims is not None and info.dims.vocabulary is not None
-    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b)) for layers in range(info.layers + 1)
-             ] if known else []  # fmt: skip
-    room = room_beside(memory_bytes, fixed, mapped, min(needs)) if needs and memory_bytes is not None else None
-    left_out = f"; {room.reason}" if room is not None and room.reason else ""
-    counts = room is not None and room.beside
-    if isinstance(recompute, int):
-        layers = min(recompute, info.layers)
-        return layers, f"recomputation: {layers} of {info.layers} layers, as asked{left_out}", counts
-    if not known:
-        return info.layers, "recomputation: every layer, the careful choice where the need is unknown", counts
-    if room is None:
-        return info.layers, "recomputation: every layer, as this system does not tell how much memory is free", counts
-    layers = next((count for count, need in enumerate(needs) if need <= room.size), -1)
-    if layers < 0:
-        return info.layers, "recomputation: every layer, and even so the run does not fit", counts
-    few = "none is needed" if layers == 0 else f"{layers} of {info.layers} layers, the fewest that fit"
-    beside = " beside the mapped weights" if layers and counts and mapped else ""
-    return layers, f"recomputation: {few}{beside}{left_out}", counts
-
-
-def _verdict(
-    phases: dict[str, Phase], memory_bytes: int | None, unknown: dict[str, str], mapped_counts: bool
-) -> tuple[bool | None, list[str]]:
-    """Whether every phase fits, and a reason for each. A phase that fits but for the mapped weights reads them from
-    disk again and again; where recomputing more layers would spare that (`mapped_counts`), tuning does not fit."""
-    if memory_bytes is None:
-        return None, ["fits: unknown, because this system does not tell how much memory is free; give --memory"]
-    reasons: list[str] = []
-    verdicts: list[bool | None] = []
-    for name, phase in phases.items():
-        peak, mapped = phase.peak_bytes, phase.mapped_bytes or 0
-        if not phase.parts:
-            reasons.append(f"{name}: nothing to do, the weights are used as they are stored")
-            continue
-        if peak is None:
-            verdicts.append(None)
-            reasons.append(f"{name}: {unknown.get('activations') or unknown.get('parameters') or 'unknown'}")
-            continue
-        strict = name == "tune" and mapped_counts
-        need = peak + mapped if strict or peak + mapped <= memory_bytes else peak
-        verdicts.append(need <= memory_bytes)
-        words = f"{name} needs {gb(peak)}" + (f" and {gb(mapped)} of mapped weights" if mapped and need > peak else "")
-        words += f", {gb(memory_bytes)} are there"
-        words += ": fits" if need <= memory_bytes else f": does not fit, {gb(need - memory_bytes)} too much"
-        if need <= memory_bytes < peak + mapped:
-            words += f", but the {gb(mapped)} of mapped weights do not stay in memory beside it: slow, read from disk"
-        reasons.append(words)
-    return (False if False in verdicts else None if None in verdicts else True), reasons
 
 
 def _kept(inventory: Inventory, experts: int, weights: Weights) -> list[str]:
@@ -487,12 +324,3 @@ def _kept(inventory: Inventory, experts: int, weights: Weights) -> list[str]:
 
 def _most(specs: list[TensorSpec]) -> str:
     return max(specs, key=lambda spec: spec.count).name + (", ..." if len(specs) > 1 else "")
-
-
-def gb(size: int) -> str:
-    """A size for people: decimal units, three digits."""
-    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            value = size / scale
-            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
-    return f"{size} B"

@@ -11,8 +11,8 @@ from rich.console import Console
 from halfbyte.errors import ConfigError
 from halfbyte.plan import catalogue
 from halfbyte.plan.inventory import from_catalogue
-from halfbyte.plan.ladder import gb, mapped_bytes
 from halfbyte.plan.prose import prose
+from halfbyte.plan.weighing import gb, mapped_bytes
 
 
 @dataclass(frozen=True)

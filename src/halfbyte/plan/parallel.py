@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from halfbyte.config import parse_bytes
 from halfbyte.errors import ConfigError
+from halfbyte.options import parse_bytes
 
 if TYPE_CHECKING:
     from halfbyte.plan.ladder import Plan

@@ -6,10 +6,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from halfbyte.plan.ladder import Plan, gb
+from halfbyte.plan.ladder import Plan
 from halfbyte.plan.prose import Column, Row, listed, prose, table
 from halfbyte.plan.show import render_answers
 from halfbyte.plan.stacked import render_bars
+from halfbyte.plan.weighing import gb
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
 _LEAST, _MOST = 12, 40  # cells of the longest bar

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from halfbyte.plan.ladder import gb
 from halfbyte.plan.prose import listed
+from halfbyte.plan.weighing import gb
 
 # colour and letter; what a run holds all the time first, what comes and goes last
 STYLES: dict[str, tuple[str, str]] = {

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.config import RunConfig, build, describe_type, flat, option_type, option_value, raise_faults, read_yaml
-from halfbyte.config import to_dict as plain
+from halfbyte.config import RunConfig
 from halfbyte.errors import ConfigError
+from halfbyte.option_files import flat, read_yaml
+from halfbyte.option_files import to_dict as plain
+from halfbyte.options import build, describe_type, option_type, option_value, raise_faults
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

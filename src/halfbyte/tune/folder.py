@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from halfbyte import durable
-from halfbyte.config import RunConfig, build, flat, read_yaml, to_dict
+from halfbyte.config import RunConfig
 from halfbyte.data import check_report
 from halfbyte.errors import ConfigError, DataError
+from halfbyte.option_files import flat, read_yaml, to_dict
+from halfbyte.options import build
 from halfbyte.plan import measured
 from halfbyte.tune.inputs import changed_inputs
 from halfbyte.tune.state import last_checkpoint, last_inputs

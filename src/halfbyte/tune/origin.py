@@ -13,10 +13,11 @@ from typing import Any
 
 from halfbyte import durable
 from halfbyte.checkpoint.tokenizer import tokenizer_fingerprint
-from halfbyte.config import RunConfig, to_dict
+from halfbyte.config import RunConfig
 from halfbyte.data.sides import run_files
 from halfbyte.environment import environment
 from halfbyte.model.build import Model
+from halfbyte.option_files import to_dict
 from halfbyte.provenance import digest, file_digest, file_digests
 
 FILE = "environment.json"

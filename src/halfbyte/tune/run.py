@@ -23,12 +23,13 @@ from typing import Any
 from rich.console import Console
 
 from halfbyte import durable
-from halfbyte.config import RunConfig, write_yaml
+from halfbyte.config import RunConfig
 from halfbyte.data.batches import steps_per_epoch
 from halfbyte.data.dataset import TrainingData
 from halfbyte.errors import HalfbyteError, TrainingError
 from halfbyte.memory import MemoryMeter, give_back, ran_out
 from halfbyte.model.build import Model
+from halfbyte.option_files import write_yaml
 from halfbyte.plan import measured
 from halfbyte.tune import origin
 from halfbyte.tune.folder import CHECKPOINTS, METRICS, cut_metrics, make_folder, refuse_other_inputs
