@@ -64,8 +64,9 @@ class Halfbyte:
         items = [Item(tokens_of(tokens, seed), [False] + [True] * (tokens - 1), 0, 0, "") for seed in range(batch)]
         plan = Plan(steps=10_000, steps_per_epoch=1, micro_batch=batch, pad_id=0, seed=0, validate_at=frozenset())
         records = train(self.model, items, [], state, options, plan)
-        peak = planned.phases["tune"].peak_bytes
-        facts = {"recomputed_layers": float(layers)} | ({} if peak is None else {"planned_peak_bytes": float(peak)})
+        facts, phase = {"recomputed_layers": float(layers)}, planned.phases["tune"]
+        if phase.peak_bytes is not None:  # of what torch allocates, so without the driver's context
+            facts["planned_peak_bytes"] = float(phase.peak_bytes - (phase.parts.get("context") or 0))
         return lambda: next(records).loss, facts
 
     def decode(self, prompt: list[int], new_tokens: int) -> float:

@@ -34,6 +34,7 @@ WHOLE = 520.0  # seconds for everything
 PARITY_SHAPE = {"8b": "1b", "tiny": "tiny"}  # the processor has to compute it, too
 PARITY_TOKENS, PARITY_STEPS = 128, 50
 SIZES = {"8b": ((512, 2048, 8192), (1, 2, 4, 8), 64), "tiny": ((32, 64), (1, 2), 4)}  # tokens, items, tokens decoded
+MOST_ROWS = 1024  # of a matrix that the reference works on, too, on the processor
 ROUNDS = 3  # of a case, after the one that does not count
 NEEDS = {"peer": ("bitsandbytes", "peft", "accelerate"), "unsloth": ("unsloth",)}
 
@@ -81,8 +82,9 @@ def pack(folder: str, device: str) -> turns.Phase:
 
     from halfbyte.checkpoint.pack import pack
     from halfbyte.checkpoint.source import open_checkpoint
+    from halfbyte.model.build import choose_device
 
-    out, device_ = Path(folder) / "nf4", torch.device(device)
+    out, (device_, _) = Path(folder) / "nf4", choose_device(device)
     shutil.rmtree(out, ignore_errors=True)
     checkpoint = open_checkpoint(str(Path(folder) / "bf16"))
     if device_.type == "cuda":
@@ -106,12 +108,13 @@ def checkpoints(check: Check, seconds: float) -> None:
 
 def kernels(check: Check, seconds: float) -> None:
     until = time.monotonic() + seconds
-    matrices = sorted(set(shapes.linears(shapes.SHAPES[check.shape]).values()))
+    sizes = set(shapes.linears(shapes.SHAPES[check.shape]).values())
+    matrices = sorted({(min(rows, MOST_ROWS), columns) for rows, columns in sizes})
     arguments: dict[str, Any] = {"device": check.device, "matrices": matrices}
     with check.worker("benchmarks.parity:kernels", seconds, arguments) as worker:
         for rows, columns in matrices:
             check.add("kernels", f"{rows}x{columns}", "halfbyte", [worker.turn()])
-    arguments = {"device": check.device, "results": str(check.results), "matrix": matrices[-1], "seconds": seconds / 3}
+    arguments = {"device": check.device, "results": str(check.results), "matrix": max(sizes), "seconds": seconds / 3}
     with check.worker("benchmarks.parity:speed", until - time.monotonic(), arguments):
         pass
 
@@ -196,12 +199,12 @@ def _train(check: Check, worker: Worker, who: str, tokens: int, batch: int, pace
 
 
 STAGES: Mapping[str, tuple[float, Callable[[Check, float], None]]] = {  # seconds at most
-    "checkpoints": (130.0, checkpoints),
-    "kernels": (50.0, kernels),
-    "parity": (60.0, parity),
-    "halfbyte": (100.0, contender("halfbyte")),
-    "peer": (95.0, contender("peer")),
-    "unsloth": (85.0, contender("unsloth")),
+    "checkpoints": (120.0, checkpoints),
+    "kernels": (45.0, kernels),
+    "parity": (55.0, parity),
+    "halfbyte": (85.0, contender("halfbyte")),
+    "peer": (120.0, contender("peer")),  # reads and quantises 16 GB first
+    "unsloth": (95.0, contender("unsloth")),
 }
 
 

@@ -49,6 +49,7 @@ def _wrong(dense: Tensor, device: str) -> int:
         with _reference():
             exact = quantise(dense, weights)
         made = quantise(dense.to(device), weights)
+        wrong += getattr(made, "offset", None) != getattr(exact, "offset", None)
         wrong += sum(_differing(mine, its) for mine, its in zip(_parts(made), _parts(exact), strict=True))
         for dtype in DTYPES:
             if choose(device).bf16 or dtype != torch.bfloat16:

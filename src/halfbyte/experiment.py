@@ -138,12 +138,15 @@ def _same_file(one: str | None, other: Path) -> bool:
 
 def _open(what: Target, device: str, ledger: Ledger, console: Console, ranks: Ranks) -> Any:
     """The model, packed first where it is not yet, by one rank for all; both are measured."""
-    if ranks.leads:
-        with ledger.phase("pack") as packing:
-            packing.counts = prepare(what, device, console)
-    ranks.wait()
+    if not ranks.leads:  # `compute: auto` may be settled by a measurement, which is one for all
+        compute = ranks.from_first(lambda: what.compute)
+        return load(dataclasses.replace(what, compute=compute), device, console)
+    with ledger.phase("pack") as packing:
+        packing.counts = prepare(what, device, console)
     with ledger.phase("open"):
-        return load(what, device, console)
+        model = load(what, device, console)
+    ranks.from_first(lambda: model.compute)
+    return model
 
 
 def _checked_data(

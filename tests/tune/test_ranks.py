@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from halfbyte import experiment
 from halfbyte.errors import ConfigError
+from halfbyte.ledger import Ledger
+from halfbyte.pipeline import Target
 from halfbyte.tune.ranks import Ranks, joined
 from tests.tiny import tiny_checkpoint
 
@@ -136,6 +140,21 @@ def test_torchrun_starts_it(place: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in lines(place, "real")] == [1, 2, 3]
+
+
+def test_the_compute_type_is_the_first_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(Ranks):
+        rank, count = 1, 2
+
+        def from_first(self, make: Any) -> Any:
+            return "fp32"
+
+    opened: list[str] = []
+    monkeypatch.setattr(experiment, "load", lambda what, *_: opened.append(what.compute))
+    monkeypatch.setattr(experiment, "prepare", lambda *_: pytest.fail("one packs for all"))
+    what, console = Target("tiny", None, "nf4", None, None, "auto"), Console(quiet=True)
+    experiment._open(what, "cpu", Ledger(folder, console), console, Second())
+    assert opened == ["fp32"]
 
 
 def test_a_process_alone_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:

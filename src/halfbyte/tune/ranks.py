@@ -214,7 +214,7 @@ class Joined(Ranks):
         self._close(failed=error is not None)
         if first != self.rank:
             raise SystemExit(code) from None
-        if error is not None:
+        if error is not None and not isinstance(error, OtherFailed):  # then one is gone that says nothing more
             atexit.register(self._wait_for_others)
 
     def _close(self, failed: bool = False) -> None:
