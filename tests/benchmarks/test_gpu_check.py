@@ -40,7 +40,7 @@ def test_all_stages_run_and_the_page_has_them(tmp_path, quick, monkeypatch, caps
         assert ours and theirs and ours.median == pytest.approx(theirs.median, rel=0.01)
         assert found.get("step", "tiny", case, "halfbyte", "planned_peak_bytes")
     page = (tmp_path / "gpu_check.md").read_text()
-    assert "| kernels: bytes that differ from the reference's | 0 | 0 |" in page
+    assert "| kernels: values that differ from the reference's | 0 | 0 |" in page
     assert "- unsloth: not here, as no_such_module is not installed" in page and page.count("\n| step, ") == 4
 
 
@@ -54,7 +54,7 @@ def test_goals_are_ratios_in_one_run(tmp_path):
     page = gpu_table.page(tmp_path, [])
     assert "| 2048 tokens, batch 4: speed by peer's | 1.5 x | 1.5 x |" in page
     assert "| 2048 tokens, batch 4: peak by peer's | below 1 x | 0.8 x |" in page
-    assert "| kernels: bytes that differ from the reference's | 0 | 3 |" in page
+    assert "| kernels: values that differ from the reference's | 0 | 3 |" in page
     assert "| step, 8192 tokens, batch 8 |  |  | does not fit |" in page
 
 
@@ -96,6 +96,15 @@ def test_a_kernel_that_errs_is_counted(monkeypatch):
 
     monkeypatch.setattr(gpu, "dequantise_int8", wrong)
     assert figures()["wrong_values"] > 0
+
+
+def test_wrong_values_end_it_with_an_error(tmp_path, quick, monkeypatch, capsys):
+    def kernels(check: gpu_check.Check, seconds: float) -> None:
+        check.add("kernels", "64x64", "halfbyte", [{"wrong_values": 3.0, "error_ratio": 1.0}])
+
+    monkeypatch.setitem(gpu_check.STAGES, "kernels", (45.0, kernels))
+    assert check(tmp_path, "--stages", "kernels") == 1
+    assert "error: 3 values of the kernels are not the reference's" in capsys.readouterr().err
 
 
 def test_the_limits_add_up_to_less_than_nine_minutes():
