@@ -8,15 +8,15 @@ memory at hand, the others every layer. Where a case does not fit, its figure is
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from benchmarks import peers
+from benchmarks import parity, peers
 from benchmarks.turns import Case, Figures, Phase
 
 RANK, ALPHA, RATE = 16, 32, 1e-4
@@ -151,10 +151,13 @@ class Unsloth(Stock):
 WHO: Mapping[str, type[Any]] = {"halfbyte": Halfbyte, "peer": Stock, "unsloth": Unsloth}
 
 
-def session(who: str, folder: str, device: str, compute: str = "auto", kernels: str = "") -> Phase:
-    """A loaded model and its turns. `compute` and `kernels` (for HALFBYTE_KERNELS) are halfbyte's."""
-    if kernels:
-        os.environ["HALFBYTE_KERNELS"] = kernels
+def session(who: str, folder: str, device: str, compute: str = "auto", plain: bool = False) -> Phase:
+    """A loaded model and its turns; halfbyte computes in `compute`, and if `plain` by torch alone."""
+    with parity.reference() if plain else nullcontext():
+        yield from _session(who, folder, device, compute)
+
+
+def _session(who: str, folder: str, device: str, compute: str) -> Phase:
     began = time.perf_counter()
     made = WHO[who](folder, device, compute) if who == "halfbyte" else WHO[who](folder, device)
     _settle(device)

@@ -124,9 +124,9 @@ def parity(check: Check, seconds: float) -> None:
     """The losses of the same steps: the card, the card by plain torch in the same type, and the processor in fp32."""
     shape, until = PARITY_SHAPE[check.shape], time.monotonic() + seconds
     case = {"do": "step", "tokens": PARITY_TOKENS, "batch": 1}
-    settings: Mapping[str, dict[str, str]] = {
+    settings: Mapping[str, dict[str, Any]] = {
         "halfbyte": {"device": check.device, "compute": "auto"},
-        "torch": {"device": check.device, "compute": "auto", "kernels": "reference"},
+        "torch": {"device": check.device, "compute": "auto", "plain": True},
         "processor": {"device": "cpu", "compute": "fp32"},
     }
     losses: dict[str, list[float]] = {}

@@ -15,7 +15,8 @@ ROWS = (1, 4, 16, 64)  # of products: decoding by sums, by tensor cores, and by 
 
 
 @contextmanager
-def _reference() -> Iterator[None]:
+def reference() -> Iterator[None]:
+    """halfbyte runs its reference kernels."""
     from halfbyte.kernels.choice import VARIABLE
 
     before = os.environ.get(VARIABLE)
@@ -23,7 +24,7 @@ def _reference() -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(VARIABLE)
+        os.environ.pop(VARIABLE, None)
         if before is not None:
             os.environ[VARIABLE] = before
 
@@ -46,14 +47,14 @@ def _wrong(dense: Tensor, device: str) -> int:
 
     wrong = 0
     for weights in ("nf4", "nf4-single", "int8"):
-        with _reference():
+        with reference():
             exact = quantise(dense, weights)
         made = quantise(dense.to(device), weights)
         wrong += getattr(made, "offset", None) != getattr(exact, "offset", None)
         wrong += sum(_differing(mine, its) for mine, its in zip(_parts(made), _parts(exact), strict=True))
         for dtype in DTYPES:
             if choose(device).bf16 or dtype != torch.bfloat16:
-                with _reference():
+                with reference():
                     values = dequantise(exact, dtype)
                 wrong += _differing(dequantise(made, dtype), values)
     return wrong
@@ -72,7 +73,7 @@ def _error(dense: Tensor, device: str) -> float:
     for rows in ROWS:
         x = torch.randn(rows, dense.shape[1], generator=torch.Generator().manual_seed(rows)).to(device, dtype)
         exact = x.double() @ weight.T
-        with _reference():
+        with reference():
             theirs = (linear(x, packed).double() - exact).abs().max()
         ours = (linear(x, packed).double() - exact).abs().max()
         worst = max(worst, float(ours / theirs.clamp_min(torch.finfo(torch.float32).eps * float(exact.abs().max()))))

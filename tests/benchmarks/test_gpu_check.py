@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def test_all_stages_run_and_the_page_has_them(tmp_path, quick, monkeypatch, caps
 
     monkeypatch.setattr(parity, "speed", speed)
     assert check(tmp_path) == 0, capsys.readouterr().out
+    assert "HALFBYTE_KERNELS" not in os.environ
     found = results.Results.read(tmp_path)
     for op, who in (("pack", "halfbyte"), ("kernels", "halfbyte"), ("open", "peer"), ("decode", "halfbyte"),
                     ("decode", "peer"), ("loss", "processor"), ("loss", "torch")):  # fmt: skip
