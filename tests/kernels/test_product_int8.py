@@ -118,6 +118,7 @@ def test_rows_of_w_of_all_sizes_cost_the_gradient_nothing(weights: Weights) -> N
     assert errors(weight, drawn(40, 256), g)[1] < 0.012
 
 
+@pytest.mark.usefixtures("int8")
 @pytest.mark.parametrize("weights", ["nf4-single", "int8"])
 def test_a_row_of_w_next_to_nothing_spoils_no_gradient(weights: Weights) -> None:
     dense = drawn(128, 64).clone()
