@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NATIVE := $(foreach KIND,h cpp,$(wildcard src/halfbyte/kernels/*.$(KIND) src/halfbyte/kernels/*/*.$(KIND)))
 
-.PHONY: setup demo test lint soak fuzz bench bench-8b clean
+.PHONY: setup demo test lint soak fuzz bench bench-8b gpu-check clean
 
 setup: $(READY)
 
@@ -46,6 +46,10 @@ bench: $(READY)
 FOLDER ?= build/bench-8b
 bench-8b: $(READY)
 	$(BIN)/python benchmarks/run.py --shape 8b --folder $(FOLDER)
+
+# Under nine minutes on a machine with an NVIDIA GPU, 26 GB of disk; see docs/gpu.md.
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info src/halfbyte/kernels/*.so

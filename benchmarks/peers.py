@@ -15,15 +15,16 @@ from benchmarks.turns import Case, Figures, Phase
 TARGETS = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "all": "all-linear"}
 
 
-def load(folder: str, *, quantised: bool = True) -> Any:
-    """The causal LM in `folder`/bf16: quantised to NF4 with double quantisation while it is read, or in bf16."""
+def load(folder: str, *, quantised: bool = True, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The causal LM in `folder`/bf16: quantised to NF4 with double quantisation while it is read, or in `dtype`."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
+                                bnb_4bit_compute_dtype=dtype)  # fmt: skip
     return AutoModelForCausalLM.from_pretrained(
-        Path(folder) / "bf16", dtype=torch.bfloat16, quantization_config=config if quantised else None
-    )
+        Path(folder) / "bf16", dtype=dtype, quantization_config=config if quantised else None,
+        **({} if device == "cpu" else {"device_map": {"": device}}),
+    )  # fmt: skip
 
 
 def with_adapter(net: Any, rank: int, targets: str) -> Any:
@@ -166,11 +167,11 @@ def decode(net: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple
 
     def note(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         times.append(time.perf_counter())
-        return torch.zeros(len(ids), dtype=torch.bool)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=net.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=net.device)
     began = time.perf_counter()
     with torch.inference_mode():
         made = net.generate(input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, pad_token_id=0,

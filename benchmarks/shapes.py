@@ -53,8 +53,7 @@ def tensors(shape: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 @contextmanager
 def checkpoints(shape: str, folder: Path | None) -> Iterator[Path]:
     """The folder with the checkpoints of `shape`, made where they are missing; without a name it is removed after."""
-    place = folder or Path(tempfile.mkdtemp(prefix=f"halfbyte-{shape}-", dir=_roomy()))
-    try:
+    with roomy(folder, f"halfbyte-{shape}-") as place:
         if not (place / "bf16").is_dir():
             write_checkpoint(SHAPES[shape], place / "bf16")
         found = json.loads((place / "bf16" / "config.json").read_text(encoding="utf-8"))
@@ -62,6 +61,14 @@ def checkpoints(shape: str, folder: Path | None) -> Iterator[Path]:
             raise ValueError(f"{place} holds another shape than {shape}")
         if not (place / "nf4").is_dir():
             pack_to(place / "bf16", place / "nf4")
+        yield place
+
+
+@contextmanager
+def roomy(folder: Path | None, prefix: str) -> Iterator[Path]:
+    """`folder`; where it is None, one for temporary files with room for gigabytes, which is removed after."""
+    place = folder or Path(tempfile.mkdtemp(prefix=prefix, dir=_roomy()))
+    try:
         yield place
     finally:
         if folder is None:

@@ -20,6 +20,7 @@ import math
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -52,15 +53,20 @@ def phase_of(name: str, arguments: Mapping[str, Any]) -> Phase:
 class Worker:
     """A phase ("module:function") in a process of its own; the arguments are what JSON can say.
 
-    `opened` are the figures of its opening, for which the constructor waits.
+    `opened` are the figures of its opening, for which the constructor waits. After `seconds` it is killed, and whoever
+    waits for it gets a RuntimeError.
     """
 
-    def __init__(self, phase: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, phase: str, arguments: Mapping[str, Any], seconds: float | None = None) -> None:
         self.phase = phase
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         command = [sys.executable, __file__, phase, json.dumps(dict(arguments))]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
+        self.late = False
+        self._timer = threading.Timer(seconds or 0, self._end)
+        if seconds is not None:
+            self._timer.start()
         try:
             self.opened = self._answer()
         except BaseException:
@@ -73,8 +79,13 @@ class Worker:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.close(stop=error is not None)
 
+    def _end(self) -> None:
+        self.late = True
+        self._process.kill()
+
     def close(self, stop: bool = False) -> None:
         """End the process: between two turns, or (`stop`) at once."""
+        self._timer.cancel()
         if stop:
             self._process.terminate()
         assert self._process.stdin is not None
@@ -99,6 +110,8 @@ class Worker:
         answer = self._process.stdout.readline()
         if not answer:
             self._process.wait()
+            if self.late:
+                raise RuntimeError(f"{self.phase} took longer than it may")
             self._log.seek(0)
             said = self._log.read().decode(errors="replace").strip().splitlines()[-25:]
             raise RuntimeError(f"{self.phase} failed ({self._process.returncode}):\n" + "\n".join(said))

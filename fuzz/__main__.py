@@ -2,7 +2,7 @@
 
 python -m fuzz                       # 60 seconds each
 python -m fuzz --seconds 600 header attention
-python -m fuzz --runs 1000000 --keep     # and keep what was reached (fuzz/corpora)
+python -m fuzz --total 1000000 --keep    # what is missing to a million, and keep what was reached (fuzz/corpora)
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fuzz import build, check, corpora
+from fuzz import build, check, corpora, results
 
 FINDINGS = build.BUILD / "findings"
-RESULTS = build.HERE / "results.jsonl"  # of every run, so that inputs add up
 # of an input, in seconds; `check.SECONDS`, of processor time, is the stricter one, but can't end what never ends
 _OPTIONS = ["-timeout=20", "-rss_limit_mb=1000", "-max_len=4096", "-print_final_stats=1", "-verbosity=1"]
 
@@ -30,6 +29,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="entry points; all where none is named")
     parser.add_argument("--seconds", type=int, default=60, help="for each")
     parser.add_argument("--runs", type=int, default=0, help="inputs for each, instead of seconds")
+    parser.add_argument("--total", type=int, default=0, help="inputs that are missing to so many, with earlier runs")
     parser.add_argument("--keep", action="store_true", help="minimise what was reached, and keep it")
     options = parser.parse_args()
     known = [*check.NAMES, *build.DRIVERS]
@@ -49,7 +49,10 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
     """One entry point; returns how many findings it made (it stops at the first)."""
     folder, before = build.BUILD / "corpora" / name, set(_findings(name))
     corpora.unpack([*corpora.load(name), *(check.seeds(name) if name in check.NAMES else [])], folder)
-    limit = f"-runs={options.runs}" if options.runs else f"-max_total_time={options.seconds}"
+    runs = max(0, options.total - results.since_finding(name)) if options.total else options.runs
+    if options.total and not runs:
+        return 0
+    limit = f"-runs={runs}" if runs else f"-max_total_time={options.seconds}"
     started = time.monotonic()
     log = build.BUILD / f"{name}.log"
     with log.open("wb") as stream:
@@ -65,8 +68,7 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
               "seconds": round(time.monotonic() - started), "edges": int(reached[-1]) if reached else 0,
               "findings": [file.name for file in found]}  # fmt: skip
     print(json.dumps(result), flush=True)
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(result) + "\n")
+    results.add(result)
     if done.returncode:
         print("\n".join(said.splitlines()[-60:]), flush=True)
     elif options.keep:

@@ -9,7 +9,7 @@ import torch
 
 from halfbyte.calibrate import calibrate, fit, models, operations
 from halfbyte.calibrate.fit import Points
-from halfbyte.kernels import product_int8
+from halfbyte.kernels import compute, product_int8
 from halfbyte.plan import calibration
 from halfbyte.plan.calibration import Calibration
 from halfbyte.plan.ladder import plan_model
@@ -63,6 +63,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Calib
         for name, value in SIZES.items():
             patch.setattr(operations, name, value)
         patch.setattr(fit, "SECONDS", 0.0)
+        patch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))  # bf16 on every machine
         patch.setattr(models, "MODELS", {"narrow": SHAPE})
         threads, state = torch.get_num_threads(), torch.get_rng_state()
         made = calibrate(said.append)

@@ -94,6 +94,9 @@ class TuneConfig:
         "cosine", "how the rate falls after the warm-up", check=one_of("cosine", "linear", "constant")
     )
     warmup: float = option(0.05, "share of all steps in which the rate rises from 0", check=between(0, 1))
+    optimiser: str = option(
+        "adamw", "adamw: moments in fp32; adamw8bit: in 8 bits, by bitsandbytes", check=one_of("adamw", "adamw8bit")
+    )
     weight_decay: float = option(0.0, "AdamW's (Loshchilov and Hutter 2019)", check=between(0))
     clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", check=between(0))
     validate_every: float = option(

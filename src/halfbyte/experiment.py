@@ -15,7 +15,7 @@ from halfbyte import durable
 from halfbyte.checking import prepare_check, write_check
 from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import CheckpointError, ConfigError, DoesNotFit
-from halfbyte.formats import QUANTISED, Weights
+from halfbyte.formats import QUANTISED, Weights, moment_bytes
 from halfbyte.ledger import Ledger
 from halfbyte.option_files import write_yaml
 from halfbyte.options import parse_bytes
@@ -24,9 +24,18 @@ from halfbyte.pipeline import Target, evaluate, load, no_short_name, prepare, sa
 if TYPE_CHECKING:
     from halfbyte.data.check_report import Report
     from halfbyte.data.dataset import TrainingData
+    from halfbyte.tune.ranks import Ranks
     from halfbyte.tune.run import Watch
 
 DEMO = Path(__file__).parent / "demo"
+
+
+def tune_by_ranks(config: RunConfig, *, console: Console, **options: Any) -> int:
+    """`halfbyte tune`, in one process or in each of those that `torchrun` started; `options` as `tune` has them."""
+    from halfbyte.tune.ranks import joined
+
+    with joined(config.device) as ranks:
+        return tune(config, console=console if ranks.leads else Console(quiet=True), ranks=ranks, **options)
 
 
 def tune(
@@ -37,10 +46,12 @@ def tune(
     console: Console,
     watch: Watch | None = None,
     scorer: str | None = None,
+    ranks: Ranks | None = None,
 ) -> int:
     """`halfbyte tune`: check the data, plan, evaluate the base, train, evaluate the tuned model, compare, report.
 
-    `scorer`: the scoring function that a task of kind `python` may run (see `config.load_task`).
+    `scorer`: the scoring function that a task of kind `python` may run (see `config.load_task`). Of several `ranks` the
+    first one does it all and the others train with it.
     Returns 0, or 130 when the run was stopped (by a signal, or by `watch`: see `run_training`); raises DoesNotFit
     (exit 3) before anything is loaded. Whatever is wrong with options, data or model is raised before the run's folder
     is made.
@@ -53,10 +64,15 @@ def tune(
     from halfbyte.model.adapter import load_adapter
     from halfbyte.model.build import choose_device
     from halfbyte.tune.folder import make_folder, prepare_folder
+    from halfbyte.tune.loop import ALONE
+    from halfbyte.tune.optimiser import require
     from halfbyte.tune.run import run_training
 
+    ranks = ranks or ALONE
     no_short_name(config.model)
-    choose_device(config.device)
+    device = ranks.device(config.device)
+    choose_device(device)
+    require(config.tune.optimiser)
     task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
@@ -73,14 +89,19 @@ def tune(
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute)
     ledger = Ledger(folder, console)
-    model = _open(what, config.device, ledger, console)
+    ranks.wait()  # before anything is written, all have found the folder as it was
+    model = _open(what, device, ledger, console, ranks)
     model.targeted(config.adapter)  # a target that matches nothing is an error at once
     _say_choices(model, console)
     config = dataclasses.replace(config, compute=model.compute)
     console.print(data.describe(), markup=False)
     console.print(first_example(data.train[0], model.tokenizer))
-    planner = _Planner(model, data, force, console)
-    config = planner.choose(config)
+    planner = _Planner(model, data, force, console, ranks.count)
+    settled = config
+    config = ranks.from_first(lambda: planner.choose(settled))
+    if not ranks.leads:
+        outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, ranks=ranks)
+        return 0 if outcome.finished else 130
     make_folder(folder)  # from here on the run is worth one
     ledger.begin(model, with_task=task is not None)
     write_check(checked, folder)
@@ -91,7 +112,9 @@ def tune(
         planner.asked = largest_batch(model, task, config.seed)
         result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
         ledger.evaluated("evaluate_before", result)
-    outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, watch=watch)
+    outcome = run_training(
+        model, data, config, planner.plan_json, resume=resume, console=console, watch=watch, ranks=ranks
+    )
     ledger.trained(outcome, model.net)
     console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:
@@ -113,12 +136,17 @@ def _same_file(one: str | None, other: Path) -> bool:
     return one is not None and Path(one).resolve() == other.resolve()
 
 
-def _open(what: Target, device: str, ledger: Ledger, console: Console) -> Any:
-    """The model, packed first where it is not yet; both are measured."""
+def _open(what: Target, device: str, ledger: Ledger, console: Console, ranks: Ranks) -> Any:
+    """The model, packed first where it is not yet, by one rank for all; both are measured."""
+    if not ranks.leads:  # `compute: auto` may be settled by a measurement, which is one for all
+        compute = ranks.from_first(lambda: what.compute)
+        return load(dataclasses.replace(what, compute=compute), device, console)
     with ledger.phase("pack") as packing:
         packing.counts = prepare(what, device, console)
     with ledger.phase("open"):
-        return load(what, device, console)
+        model = load(what, device, console)
+    ranks.from_first(lambda: model.compute)
+    return model
 
 
 def _checked_data(
@@ -156,6 +184,7 @@ def _refuse(config: RunConfig, longest: int, console: Console) -> None:
             sequence=longest,
             batch=1 if options.micro_batch == "auto" else int(options.micro_batch),
             recompute=options.recompute,
+            optimiser=options.optimiser,
             memory=config.memory,
             compute=config.compute,
             device=config.device,
@@ -233,8 +262,9 @@ def _say_choices(model: Any, console: Console) -> None:
 class _Planner:
     """What the plan says of a run: the automatic choices, and plan.json."""
 
-    def __init__(self, model: Any, data: Any, force: bool, console: Console) -> None:
+    def __init__(self, model: Any, data: Any, force: bool, console: Console, ranks: int = 1) -> None:
         self.model, self.data, self.force, self.console = model, data, force, console
+        self.ranks = ranks  # that share each step's items, and on a CPU the memory
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
         self.chosen = ""
@@ -251,8 +281,8 @@ class _Planner:
         longest = self.data.counts.longest
         fixed, mapped = self._spoken_for(config, shape, longest)
         chosen = choose(
-            shape, batch=options.batch, longest_tokens=longest, memory_bytes=self._memory(config), fixed_bytes=fixed,
-            mapped_bytes=mapped, dtype_bytes=self.model.dtype.itemsize,
+            shape, batch=self._share(options.batch), longest_tokens=longest, memory_bytes=self._memory(config),
+            fixed_bytes=fixed, mapped_bytes=mapped, dtype_bytes=self.model.dtype.itemsize,
             micro_batch=None if options.micro_batch == "auto" else int(options.micro_batch),
             recompute=None if options.recompute == "auto" else int(options.recompute),
         )  # fmt: skip
@@ -277,12 +307,14 @@ class _Planner:
         from halfbyte.plan.weighing import mapped_bytes
 
         weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
+        sizes = self.model.adapter_sizes(config.adapter)
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
         there = CONTEXT_BYTES + mapped if on_card else runtime_bytes(shape, inventory.tokenizer_bytes)
         fixed = spoken_for(
             shape, matrices, packed=weights in QUANTISED, dtype_bytes=int(self.model.dtype.itemsize),
-            adapter_parameters=self.model.adapter_parameters(config.adapter), step_tokens=config.tune.batch * longest,
+            adapter_parameters=sum(sizes), optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),
+            step_tokens=self._share(config.tune.batch) * longest,
             there_bytes=there if config.memory != "auto" else 0,  # what is free is counted beside it
         )  # fmt: skip
         return fixed, 0 if on_card else mapped  # on a card they can't be dropped
@@ -305,19 +337,24 @@ class _Planner:
                                reason=kernels.reason)  # fmt: skip
 
     def _memory(self, config: RunConfig) -> int:
-        """Bytes that the run may take."""
+        """Bytes that this process may take: of the run's on a CPU its share, on a card all that is said or free."""
         from halfbyte.plan.machine import this_machine
 
+        on_card = self.model.device.type == "cuda"
         if config.memory != "auto":
-            return parse_bytes(config.memory)
-        if self.model.device.type == "cuda":
+            return parse_bytes(config.memory) // (1 if on_card else self.ranks)
+        if on_card:
             import torch
 
             return int(torch.cuda.mem_get_info(self.model.device)[0])
         available = this_machine(cuda=False).available_bytes
         if available is None:
             raise ConfigError("this system does not say how much memory is free", where="memory", do="set memory: 8GB")
-        return available
+        return available // self.ranks
+
+    def _share(self, items: int) -> int:
+        """The most of so many items that one rank has."""
+        return -(-items // self.ranks)
 
     def plan_json(self, config: RunConfig) -> dict[str, Any]:
         counts = self.data.counts
@@ -340,6 +377,7 @@ class _Planner:
             sequence=tokens,
             batch=int(config.tune.micro_batch),
             recompute=int(config.tune.recompute),
+            optimiser=config.tune.optimiser,
             memory=self._memory(config),
             native=self._native(),
             compute=config.compute,
@@ -358,8 +396,8 @@ class _Planner:
         from halfbyte.plan.time import Length
 
         options = config.tune
-        return Length(len(self.data.train), len(self.data.validation), options.epochs, options.batch, options.max_steps,
-                      options.validate_every)  # fmt: skip
+        train, validation, batch = map(self._share, (len(self.data.train), len(self.data.validation), options.batch))
+        return Length(train, validation, options.epochs, batch, options.max_steps, options.validate_every)
 
     def _device(self, config: RunConfig) -> Any:
         """Where the model lies, as the plan takes it."""

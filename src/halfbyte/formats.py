@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,6 +104,15 @@ def packed_bytes(weights: Weights, rows: int, columns: int) -> PackedBytes:
         tables = 4 * (len(NF4_CODE) + len(DYNAMIC_CODE))
         return PackedBytes(codes=-(-n // 2), absmax=blocks, nested_absmax=4 * nested, tables=tables)
     raise ValueError(f"{weights!r} is no quantised format; there are {QUANTISED}")
+
+
+MOMENT_BLOCKSIZE, LEAST_8BIT = 256, 4096  # numbers of a block of AdamW's 8-bit moments; of the least matrix with them
+
+
+def moment_bytes(optimiser: str, sizes: Iterable[int]) -> int:
+    """What AdamW's two moments weigh for matrices of so many numbers: "adamw", or "adamw8bit" (bitsandbytes')."""
+    narrow = optimiser == "adamw8bit"
+    return sum(2 * n + 8 * -(-n // MOMENT_BLOCKSIZE) if narrow and n >= LEAST_8BIT else 8 * n for n in sizes)
 
 
 COPIED_BYTES = 256_000_000  # that are converted, unasked, to another compute type than the stored one

@@ -114,6 +114,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         targets = [part.strip() for part in targets.split(",") if part.strip()]
     memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
+    optimiser = TuneConfig.optimiser
     compute, device, data, why = "auto", options.device, dict[str, Any](), list[str]()
     model, config = _planned(model)
     if config is None:
@@ -123,7 +124,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         rank = config.adapter.rank if rank is None else rank
         targets = config.adapter.targets if targets is None else targets
         memory = config.memory if memory is None else memory
-        recompute, compute = config.tune.recompute, config.compute
+        recompute, compute, optimiser = config.tune.recompute, config.compute, config.tune.optimiser
         device, (data, why) = device or config.device, _from_data(config, sequence)
         sequence = data.pop("sequence")
         if batch is None and config.tune.micro_batch != "auto":
@@ -140,6 +141,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         memory=None if memory is None or memory == "auto" else parse_bytes(memory),
         revision=revision,
         device=device or "auto",
+        optimiser=optimiser,
         ranks=options.gpus,
         link=options.link,
         **data,

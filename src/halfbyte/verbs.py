@@ -69,7 +69,7 @@ def tune(options: argparse.Namespace) -> int:
     from halfbyte.config import load_run
 
     config = load_run(options.run, options.set)
-    return experiment.tune(
+    return experiment.tune_by_ranks(
         config, resume=options.resume, force=options.force, console=_console(), scorer=options.scorer
     )
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 class Inline:
     """A `turns.Worker` in this process: importing transformers in a dozen processes would take a minute."""
 
-    def __init__(self, phase, arguments):
+    def __init__(self, phase, arguments, seconds=None):
         self._turns = turns.phase_of(phase, arguments)
         self.opened = next(self._turns)
         self.alive = True

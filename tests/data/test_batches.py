@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from halfbyte.data.batches import IGNORED, WIDTH, collate, order, step_batches, step_items, steps_per_epoch
+from halfbyte.data.batches import IGNORED, WIDTH, collate, micro_batches, order, step_items, step_order, steps_per_epoch
 from halfbyte.data.encode import Item
 
 
@@ -41,18 +41,15 @@ def test_an_epoch_takes_every_item_once(items, batch):
 
 def test_a_step_is_a_function_of_its_number():
     items = [item(3 + number % 7, 100 * number) for number in range(23)]
-    whole = [step_batches(items, step, 5, 2, 0, 11) for step in range(10)]
+    whole = [step_order(items, step, 5, 11) for step in range(10)]
     for step in reversed(range(10)):
-        again = step_batches(items, step, 5, 2, 0, 11)
-        assert len(again) == len(whole[step])
-        for a, b in zip(again, whole[step], strict=True):
-            assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.labels, b.labels)
+        assert step_order(items, step, 5, 11) == whole[step]
 
 
 def test_micro_batches_are_cut_by_length_and_hold_the_items_of_the_step():
     items = [item(3 + number % 7, 100 * number) for number in range(23)]
     for micro_batch in (1, 2, 3, 16):
-        batches = step_batches(items, 1, 5, micro_batch, 0, 11)
+        batches = [collate(some, 0) for some in micro_batches(step_order(items, 1, 5, 11), micro_batch)]
         assert [len(batch.input_ids) for batch in batches[:-1]] == [micro_batch] * (len(batches) - 1)
         lengths = [length for batch in batches for length in batch.attention_mask.sum(1).tolist()]
         assert lengths == sorted(lengths, reverse=True)

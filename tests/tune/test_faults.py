@@ -335,10 +335,10 @@ def test_a_loss_that_explodes_ends_the_run_at_the_last_good_checkpoint(
     original = loop.learned_tokens
     calls = 0
 
-    def fewer(batch: Any) -> int:  # the loss of a step is divided by so many
+    def fewer(items: Any) -> int:  # the loss of a step is divided by so many
         nonlocal calls
         calls += 1
-        return original(batch) if calls <= 2 * 12 else 1
+        return original(items) if calls <= 12 else 1
 
     monkeypatch.setattr(loop, "learned_tokens", fewer)
     config = options(source, data_file, folder / "run", max_steps=20, epochs=99, batch=4)

@@ -7,7 +7,7 @@ length before they are cut, so that neighbours share their padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,10 +62,9 @@ def step_order(items: Sequence[Item], step: int, batch: int, seed: int) -> list[
     return sorted(chosen, key=lambda item: -len(item.ids))
 
 
-def step_batches(items: Sequence[Item], step: int, batch: int, micro_batch: int, pad_id: int, seed: int) -> list[Batch]:
-    """The micro-batches of an optimiser step, cut from its items in the order of `step_order`."""
-    chosen = step_order(items, step, batch, seed)
-    return [collate(chosen[start : start + micro_batch], pad_id) for start in range(0, len(chosen), micro_batch)]
+def micro_batches(chosen: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """`chosen`, so many at once, in its order."""
+    return (chosen[start : start + size] for start in range(0, len(chosen), size))
 
 
 def collate(items: Sequence[Item], pad_id: int) -> Batch:

@@ -172,9 +172,10 @@ class Model:
         layers = quant_linears(self.net)
         return [layers[name] for name in targets.select_targets(config.targets, list(layers), where="adapter.targets")]
 
-    def adapter_parameters(self, config: AdapterConfig) -> int:
-        """How many parameters an adapter of `config` has."""
-        return sum(config.rank * (layer.in_features + layer.out_features) for layer in self.targeted(config))
+    def adapter_sizes(self, config: AdapterConfig) -> list[int]:
+        """How many parameters each matrix of an adapter of `config` has."""
+        layers = self.targeted(config)
+        return [config.rank * side for layer in layers for side in (layer.in_features, layer.out_features)]
 
     def check_files(self) -> None:
         """Raises CheckpointError when a file that the weights are mapped from is not the one that was opened."""

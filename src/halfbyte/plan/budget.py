@@ -60,6 +60,7 @@ def spoken_for(
     matrices: Iterable[tuple[int, int]],
     *,
     adapter_parameters: int,
+    optimiser_bytes: int,
     step_tokens: int,
     packed: bool,
     dtype_bytes: int = 2,
@@ -71,7 +72,7 @@ def spoken_for(
     `matrices` [out, in] are the linear layers, `packed` says whether they are quantised, `step_tokens` are the tokens
     of an optimiser step at most.
     """
-    adapter = (16 + dtype_bytes) * adapter_parameters
+    adapter = (8 + dtype_bytes) * adapter_parameters + optimiser_bytes
     return adapter + scratch_bytes(info, matrices, step_tokens, packed, dtype_bytes) + there_bytes
 
 

@@ -8,13 +8,13 @@ pages; the clean pages of the memory-mapped weights stand apart as `mapped_bytes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import ConfigError, nearest
-from halfbyte.formats import QUANTISED, WEIGHTS, Weights
+from halfbyte.formats import QUANTISED, WEIGHTS, Weights, moment_bytes
 from halfbyte.options import parse_bytes
 from halfbyte.plan import activations
 from halfbyte.plan.activations import shape_info
@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def optimiser_bytes(self) -> int:
-        return 8 * self.adapter_parameters
+        return self.phases["tune"].parts["optimiser"] or 0
 
     def to_json(self) -> dict[str, Any]:
         fields = {**asdict(self), "phases": {name: phase.to_json() for name, phase in self.phases.items()}}
@@ -123,6 +123,7 @@ def plan_model(
     length: Length | None = None,
     step_items: int | None = None,
     settled: str | None = None,
+    optimiser: str = "adamw",
 ) -> Plan:
     """Plan a local folder, a model of the catalogue or one of the hub, without torch and without reading weights.
 
@@ -137,7 +138,7 @@ def plan_model(
     quantised). `device` is where it runs (see `devices.find_device`; None: this machine's processor), `ranks` how many
     of them would train together over links of `link` bytes a second each, `length` the run whose time is asked for.
     With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
-    (`budget.choose`); where they are settled already, `settled` says why.
+    (`budget.choose`); where they are settled already, `settled` says why. `optimiser` is `tune.optimiser`.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -164,6 +165,7 @@ def plan_model(
         "batch": BATCH if batch is None else batch, "memory_bytes": available, "recompute": recompute,
         "evaluation_batch": evaluation_batch, "evaluation_sequence": evaluation_sequence, "native": native,
         "compute": compute, "kind": where.kind, "learned": learned, "settled": settled, "foreseen": foreseen,
+        "optimiser": optimiser,
     }  # fmt: skip
     choice = None if step_items is None else _choice(inventory, asked, batch, step_items)
     if choice is not None:
@@ -192,11 +194,13 @@ def make_plan(
     learned: int | None = None,
     settled: str | None = None,
     foreseen: str = "",
+    optimiser: str = "adamw",
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
     chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
-    adapter = sum(rank * (linears[name][0] + linears[name][1]) for name in chosen)
+    sizes = _adapter_sizes(linears, chosen, rank)
+    adapter = sum(sizes)
     info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned)
     quantised = inventory.quantised
     packed = packed_sizes(quantised.values())
@@ -214,7 +218,8 @@ def make_plan(
         return activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b)
 
     asked = evaluation_sequence or sequence
-    needs = {**fixed, "gradients": 4 * adapter, "optimiser": 8 * adapter, "scratch": scratch(batch * sequence)}
+    needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
+             "scratch": scratch(batch * sequence)}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
     layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b)
     phases = {
@@ -268,11 +273,11 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
         return None
     b, mapped = activation_bytes(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0
     names = select_targets(asked["targets"], list(inventory.linears), where=f"the linear layers of {inventory.name}")
-    on_card = asked["kind"] == "cuda"
+    sizes, on_card = _adapter_sizes(inventory.linears, names, rank), asked["kind"] == "cuda"
     runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
     fixed = spoken_for(
         info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
-        adapter_parameters=sum(rank * sum(inventory.linears[name]) for name in names),
+        adapter_parameters=sum(sizes), optimiser_bytes=moment_bytes(asked["optimiser"], sizes),
         step_tokens=step_items * sequence, there_bytes=CONTEXT_BYTES + mapped if on_card else runtime,
     )  # fmt: skip
     recompute = asked["recompute"]
@@ -281,6 +286,11 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
         mapped_bytes=0 if on_card else mapped, dtype_bytes=b, micro_batch=batch,
         recompute=recompute if isinstance(recompute, int) else None,
     )  # fmt: skip
+
+
+def _adapter_sizes(linears: Mapping[str, tuple[int, int]], names: Iterable[str], rank: int) -> list[int]:
+    """Numbers of each matrix of the adapter."""
+    return [rank * side for name in names for side in linears[name]]
 
 
 def _check(**counts: int) -> None:

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from halfbyte.config import TuneConfig
-from halfbyte.data.batches import Batch, collate, step_batches, step_order
+from halfbyte.data.batches import Batch, collate, micro_batches, step_order
 from halfbyte.data.encode import Item
 from halfbyte.errors import TrainingError
 from halfbyte.model.build import Model
-from halfbyte.model.loss import IGNORED, next_token_loss
+from halfbyte.model.loss import next_token_loss
+from halfbyte.tune.ranks import Ranks
 from halfbyte.tune.schedule import learning_rate
 from halfbyte.tune.state import Progress, State
+from halfbyte.tune.stop import Stopped
 
 FP16_LOSS_SCALE = 2.0**10  # keeps the gradients of fp16 activations out of the subnormals
+ALONE = Ranks()
 FIRST, IN_A_ROW, MARGIN = 10, 5, 1.0  # steps that say what is normal; steps that make an explosion; nats a token
 
 
@@ -42,10 +45,6 @@ class StepRecord:
     seconds: float  # of this step
     tokens_per_second: float
     validation_loss: float | None = None
-
-
-class Stopped(Exception):
-    """Raised between micro-batches when the run is asked to stop; the step is done again on resume."""
 
 
 @dataclass
@@ -68,12 +67,13 @@ def train(
     options: TuneConfig,
     plan: Plan,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[StepRecord]:
     """Train from `state` to the end of `plan`, a record a step; `state` is up to date whenever a record is yielded.
 
     `stop` is asked before each micro-batch. Raises Stopped when it says so, TrainingError when the loss or the gradient
     is not finite or the loss explodes, and CheckpointError when a file of the model was changed: the state is then that
-    before the step, unless it was noticed in a validation.
+    before the step, unless it was noticed in a validation. With several ranks, the records of all are those of one.
     """
     parameters = list(state.parameters.values())
     scale = FP16_LOSS_SCALE if model.dtype == torch.float16 else 1.0
@@ -81,29 +81,28 @@ def train(
         started = time.perf_counter()
         step = state.progress.step
         chosen = step_order(items, step, options.batch, plan.seed)
-        batches = list(step_batches(items, step, options.batch, plan.micro_batch, plan.pad_id, plan.seed))
-        learned = sum(learned_tokens(batch) for batch in batches)
-        torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)  # dropout's masks
+        learned = learned_tokens(chosen)
+        torch.manual_seed(ranks.seed((plan.seed * 1_000_003 + step) % 2**63))  # dropout's masks
         model.net.train()
-        state.optimiser.zero_grad(set_to_none=True)
+        ranks.clear_gradients(state)
         state.reserve()
-        loss = 0.0
-        for number, batch in enumerate(batches):
-            if stop():
-                raise Stopped
-            total = batch_loss(model, batch)
-            (total * (scale / learned)).backward()  # type: ignore[no-untyped-call]
-            loss += total.item() / learned
-            if not math.isfinite(loss):
-                first = number * plan.micro_batch
-                raise _not_finite(step, f"loss {loss}", chosen[first : first + plan.micro_batch])
+        with ranks.together() as loss:
+            for some in micro_batches(ranks.share(chosen), plan.micro_batch):
+                if stop():
+                    raise Stopped
+                total = batch_loss(model, collate(some, plan.pad_id))
+                (total * (scale / learned)).backward()  # type: ignore[no-untyped-call]
+                loss.value += total.item() / learned
+                if not math.isfinite(loss.value):
+                    raise _not_finite(step, f"loss {loss.value}", some)
+        ranks.add_gradients()
         state.note_gradients()
         if scale != 1.0:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
         if not math.isfinite(norm):
-            raise _not_finite(step, f"loss {loss}, norm of the gradient {norm}", chosen)
-        exploding = explosion(state.progress, loss, options.explosion)
+            raise _not_finite(step, f"loss {loss.value}, norm of the gradient {norm}", chosen)
+        exploding = explosion(state.progress, loss.value, options.explosion)
         model.check_files()
         rate = learning_rate(options, step, plan.steps)
         for group in state.optimiser.param_groups:
@@ -111,13 +110,13 @@ def train(
         state.update()
         state.progress.exploding = exploding
         if len(state.progress.first_losses) < FIRST:
-            state.progress.first_losses.append(loss)
-        tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+            state.progress.first_losses.append(loss.value)
+        tokens = sum(len(item.ids) for item in chosen)
         seconds = time.perf_counter() - started
         record = StepRecord(
             step=step + 1,
             epoch=(step + 1) / plan.steps_per_epoch,
-            loss=loss,
+            loss=loss.value,
             learning_rate=rate,
             gradient_norm=norm,
             tokens=tokens,
@@ -126,7 +125,7 @@ def train(
             tokens_per_second=tokens / seconds,
         )
         if step + 1 in plan.validate_at and validation:
-            record.validation_loss = validation_loss(model, validation, plan)
+            record.validation_loss = validation_loss(model, validation, plan, ranks)
             model.check_files()
         state.progress.seconds += time.perf_counter() - started
         yield record
@@ -174,19 +173,17 @@ def batch_loss(model: Model, batch: Batch) -> Tensor:
     return next_token_loss(hidden, batch.labels.to(model.device), model.head)
 
 
-def learned_tokens(batch: Batch) -> int:
+def learned_tokens(items: Sequence[Item]) -> int:
     """Tokens that the loss counts: the first of a sequence is predicted by none."""
-    return int((batch.labels[:, 1:] != IGNORED).sum())
+    return sum(sum(item.learned[1:]) for item in items)
 
 
 @torch.no_grad()
-def validation_loss(model: Model, items: Sequence[Item], plan: Plan) -> float:
+def validation_loss(model: Model, items: Sequence[Item], plan: Plan, ranks: Ranks = ALONE) -> float:
     """Mean cross-entropy over the learned tokens of `items`, in nats a token."""
     model.net.eval()
-    by_length = sorted(items, key=lambda item: len(item.ids))
-    loss, learned = 0.0, 0
-    for start in range(0, len(by_length), plan.micro_batch):
-        batch = collate(by_length[start : start + plan.micro_batch], plan.pad_id)
-        loss += batch_loss(model, batch).item()
-        learned += learned_tokens(batch)
-    return loss / max(1, learned)
+    mine = ranks.share(sorted(items, key=lambda item: len(item.ids)))
+    with ranks.together() as loss:
+        for some in micro_batches(mine, plan.micro_batch):
+            loss.value += batch_loss(model, collate(some, plan.pad_id)).item()
+    return loss.value / max(1, learned_tokens(items))

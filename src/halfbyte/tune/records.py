@@ -127,6 +127,25 @@ class Records:
                              do="free some disk space and go on with --resume")  # fmt: skip
 
 
+class NoRecords(Records):
+    """Of a rank that writes nothing."""
+
+    def __enter__(self) -> Records:
+        return self
+
+    def add(self, record: StepRecord, meter: MemoryMeter) -> None:
+        pass
+
+    def checkpoint(self) -> None:
+        pass
+
+    def checkpoint_if_due(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
 def put_best(weights: Path, model: Model, config: RunConfig) -> None:
     """Make the best adapter of a checkpoint the run's: a step that is done again decides anew. Raises OSError."""
     folder = Path(config.out) / ADAPTER

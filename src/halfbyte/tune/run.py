@@ -34,12 +34,13 @@ from halfbyte.plan import measured
 from halfbyte.tune import origin
 from halfbyte.tune.folder import CHECKPOINTS, METRICS, cut_metrics, make_folder, refuse_other_inputs
 from halfbyte.tune.inputs import changed_making, inputs_of, made_with
-from halfbyte.tune.loop import Plan, StepRecord, Stopped, train
+from halfbyte.tune.loop import ALONE, Plan, StepRecord, train
 from halfbyte.tune.progress import show_progress
-from halfbyte.tune.records import Records, put_best
+from halfbyte.tune.ranks import Ranks
+from halfbyte.tune.records import NoRecords, Records, put_best
 from halfbyte.tune.schedule import total_steps
 from halfbyte.tune.state import State, last_checkpoint
-from halfbyte.tune.stop import stop_signals
+from halfbyte.tune.stop import Stopped, stop_signals
 
 Watch = Callable[[StepRecord, int], bool]  # is given each record and the number of all steps; whether to go on
 
@@ -54,8 +55,8 @@ class Outcome:
     finished: bool
     best_loss: float | None
     seconds: float
-    peak_bytes: int | None
-    mapped_bytes: int | None
+    peak_bytes: int | None = None
+    mapped_bytes: int | None = None
     cuda_peak_bytes: int | None = None
     gradient_bytes: int | None = None
     optimiser_bytes: int | None = None
@@ -90,35 +91,43 @@ def run_training(
     resume: bool = False,
     console: Console | None = None,
     watch: Watch | None = None,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train `model` on `data` as `config` says, in the folder that `prepare_folder` checked.
 
     Micro-batch and recomputation must be settled; `plan_json` gives what the run will need. A model without an adapter
     gets a fresh one. `watch` sees each record once its line is written; when it says so the run ends there, as one that
-    was stopped: all is saved and it can go on. Raises TrainingError.
+    was stopped: all is saved and it can go on. Of several `ranks` the first one writes, and the outcome of the others
+    has no memory. Raises TrainingError.
     """
     console = console or Console(stderr=True)
     folder = Path(config.out)
-    make_folder(folder)
     inputs = inputs_of(model.fingerprint, model.path, data)
-    if resume:
-        refuse_other_inputs(folder, inputs)
+    if ranks.leads:
+        make_folder(folder)
+        if resume:
+            refuse_other_inputs(folder, inputs)
     if model.adapter is None:
         model.add_adapter(config.adapter, config.seed)
     model.recompute(int(config.tune.recompute))
     state = State(model.parameters_to_train(), config.tune)
-    if resume:
-        _restore(state, model, config, console)
-    state.progress.inputs, state.progress.made_with = inputs, made_with(model.device)
-    try:
-        write_yaml(config, folder / "run.yaml")
-        durable.write_text(folder / "plan.json", json.dumps(plan_json(config), indent=2) + "\n")
-        origin.write(folder, origin.of_run(model, config, inputs["items"]), state.progress.step)
-        cut_metrics(folder / METRICS, state.progress.step)
-    except OSError as error:
-        raise _refused(folder, error) from error
-    outcome = _train(model, data, state, config, console, watch)
-    origin.add_adapters(folder)
+    making = made_with(model.device) | {"processes": ranks.count}
+    if resume and ranks.leads:
+        _restore(state, model, config, making, console)
+    state.progress.inputs, state.progress.made_with = inputs, making
+    ranks.spread(state)
+    if ranks.leads:
+        try:
+            write_yaml(config, folder / "run.yaml")
+            durable.write_text(folder / "plan.json", json.dumps(plan_json(config), indent=2) + "\n")
+            origin.write(folder, origin.of_run(model, config, inputs["items"]), state.progress.step)
+            cut_metrics(folder / METRICS, state.progress.step)
+        except OSError as error:
+            raise _refused(folder, error) from error
+    outcome = _train(model, data, state, config, console, watch, ranks)
+    ranks.part()
+    if ranks.leads:
+        origin.add_adapters(folder)
     for parameter in state.parameters.values():
         parameter.grad = None
     del state
@@ -127,21 +136,22 @@ def run_training(
 
 
 def _train(
-    model: Model, data: TrainingData, state: State, config: RunConfig, console: Console, watch: Watch | None
-) -> Outcome:
+    model: Model, data: TrainingData, state: State, config: RunConfig, console: Console, watch: Watch | None,
+    ranks: Ranks,
+) -> Outcome:  # fmt: skip
     options, folder = config.tune, Path(config.out)
     plan = _loop_plan(data, config)
     before, finished = state.progress.step, state.progress.step >= plan.steps
     give_back()
     with (
-        stop_signals() as stop,
+        stop_signals(say=ranks.leads) as stop,
         MemoryMeter() as meter,
-        Records(model, state, config) as records,
+        (Records if ranks.leads else NoRecords)(model, state, config) as records,
         show_progress(console, plan.steps, before) as show,
     ):
         records.checkpoint()  # the first one says what the run is made of
         try:
-            for record in train(model, data.train, data.validation, state, options, plan, stop):
+            for record in train(model, data.train, data.validation, state, options, plan, stop, ranks):
                 records.add(record, meter)
                 show(record, meter.peak_bytes)
                 if record.step < plan.steps:
@@ -170,7 +180,8 @@ def _train(
         records.end()
         if finished and stop():  # asked while the last of it was written: nothing more is begun
             raise KeyboardInterrupt
-    peaks, elsewhere = _peaks(folder / METRICS, model.device.type, meter if state.progress.step > before else None)
+    measured_by = meter if state.progress.step > before else None
+    peaks, elsewhere = _peaks(folder / METRICS, model.device.type, measured_by) if ranks.leads else ({}, 0)
     return Outcome(
         folder=folder,
         steps=state.progress.step,
@@ -232,7 +243,7 @@ def _out_of_memory(state: State, config: RunConfig, error: BaseException) -> Tra
     )
 
 
-def _restore(state: State, model: Model, config: RunConfig, console: Console) -> None:
+def _restore(state: State, model: Model, config: RunConfig, making: dict[str, Any], console: Console) -> None:
     """Take over the last checkpoint that is whole, and the best adapter that goes with it; the rest is named."""
     folder = Path(config.out)
     found = last_checkpoint(folder / CHECKPOINTS)
@@ -253,7 +264,7 @@ def _restore(state: State, model: Model, config: RunConfig, console: Console) ->
         raise _refused(folder, error) from error
     state.restore(found.tensors, found.progress)
     console.print(f"going on from {found.place.name}")
-    if others := changed_making(found.progress.made_with, made_with(model.device)):
+    if others := changed_making(found.progress.made_with, making):
         said = "from here on the last bits may differ from those of a run that was never stopped, as this session "
         console.print(f"{said}computes with something else: {'; '.join(others)}", markup=False, soft_wrap=True)
 

@@ -31,6 +31,7 @@ from halfbyte import durable
 from halfbyte.config import TuneConfig
 from halfbyte.errors import TrainingError
 from halfbyte.provenance import read_digest
+from halfbyte.tune import optimiser
 
 KEPT = 2  # checkpoints that stay: the newest and the one before
 TENSORS, PROGRESS, BEST, SUMS = "state.safetensors", "state.json", "best.safetensors", "SHA256SUMS"
@@ -57,24 +58,15 @@ class State:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], options: TuneConfig) -> None:
         self.parameters = dict(parameters)
-        self.optimiser = torch.optim.AdamW(
-            self.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        self.optimiser = optimiser.make(self.parameters.values(), options)
+        self._keys = optimiser.KEYS[options.optimiser]
         self.progress = Progress()
         self.between_steps = True  # False while the optimiser is at work: what is there then is no state
 
     def reserve(self) -> None:
-        """Make room for AdamW's moments, all in one block: matrix by matrix they would lie in the heap, and the holes
-        that they leave there when training is done are not given back while anything beside them lives."""
-        if self.optimiser.state or not self.parameters:
-            return
-        some = next(iter(self.parameters.values()))
-        block = torch.zeros(2 * sum(p.numel() for p in self.parameters.values()), device=some.device)
-        sizes = [p.numel() for p in self.parameters.values() for _ in range(2)]
-        places = iter(torch.split(block, sizes))
-        for p in self.parameters.values():
-            self.optimiser.state[p] = {"step": torch.tensor(0.0), "exp_avg": next(places).view_as(p),
-                                       "exp_avg_sq": next(places).view_as(p)}  # fmt: skip
+        """Make room for AdamW's moments."""
+        if self.parameters and not self.optimiser.state:
+            optimiser.reserve(self.optimiser, list(self.parameters.values()))
 
     def update(self) -> None:
         """Take the optimiser's step. Interrupted in its midst (memory ran out, Ctrl-C twice), the state is lost."""
@@ -87,7 +79,7 @@ class State:
         tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             moments = self.optimiser.state.get(p, {})
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in self._keys:
                 if key in moments:
                     tensors[f"{key}.{name}"] = moments[key]
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -103,7 +95,7 @@ class State:
     def optimiser_bytes(self) -> int | None:
         """Bytes of AdamW's two moments (not of its counters, 4 bytes a matrix); None before the first step."""
         moments = (self.optimiser.state.get(p, {}) for p in self.parameters.values())
-        return sum(one[key].nbytes for one in moments for key in ("exp_avg", "exp_avg_sq") if key in one) or None
+        return sum(one[key].nbytes for one in moments for key in self._keys if key in one) or None
 
     def restore(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
         """Take over what `tensors()` gave. Raises TrainingError when the names or shapes are not this run's."""
@@ -114,16 +106,18 @@ class State:
             raise TrainingError(
                 "the checkpoint is of another adapter", found=", ".join(f"{n} {tuple(s)}" for n, s in odd)
             )
-        if any(name.startswith("exp_avg.") for name in tensors):
+        first = self._keys[0]
+        if any(name.startswith(f"{first}.") for name in tensors):
             self.reserve()
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"parameter.{name}"])
-                if f"exp_avg.{name}" in tensors:
+                if f"{first}.{name}" in tensors:
                     moments = self.optimiser.state[p]
-                    moments["step"] = torch.tensor(float(progress.step))
-                    for key in ("exp_avg", "exp_avg_sq"):
-                        moments[key].copy_(tensors[f"{key}.{name}"])
+                    optimiser.set_step(moments, progress.step)
+                    for key in self._keys:
+                        if key in moments:
+                            moments[key].copy_(tensors[f"{key}.{name}"])
         self.progress = progress
 
     def save(self, folder: Path, best: Path | None = None) -> Path:

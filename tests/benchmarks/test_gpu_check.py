@@ -1,0 +1,124 @@
+"""The check of a card runs all its stages on a toy, keeps to its limits, and says what is missing."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check, gpu_table, parity, results, turns
+from tests.benchmarks.test_scripts import Inline
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(turns, "Worker", Inline)
+    monkeypatch.setattr(gpu_check, "PARITY_STEPS", 2)
+    monkeypatch.setattr(gpu_check, "ROUNDS", 1)
+    monkeypatch.setattr(gpu_check, "SIZES", {"tiny": ((16, 32), (1, 2), 2)})
+    monkeypatch.setitem(gpu_check.NEEDS, "unsloth", ("no_such_module",))
+
+
+def check(folder: Path, *arguments: str) -> int:
+    given = ["--device", "cpu", "--shape", "tiny", "--folder", str(folder / "models"), "--results", str(folder)]
+    return gpu_check.main([*given, *arguments])
+
+
+def test_all_stages_run_and_the_page_has_them(tmp_path, quick, monkeypatch, capsys):
+    def speed(**_):
+        yield {}
+
+    monkeypatch.setattr(parity, "speed", speed)
+    assert check(tmp_path) == 0, capsys.readouterr().out
+    assert "HALFBYTE_KERNELS" not in os.environ
+    found = results.Results.read(tmp_path)
+    for op, who in (("pack", "halfbyte"), ("kernels", "halfbyte"), ("open", "peer"), ("decode", "halfbyte"),
+                    ("decode", "peer"), ("loss", "processor"), ("loss", "torch")):  # fmt: skip
+        assert any((row.op, row.who) == (op, who) for row in found.rows), (op, who)
+    for case in ("16 tokens, batch 1", "32 tokens, batch 2"):
+        ours, theirs = (found.get("step", "tiny", case, who, "loss") for who in ("halfbyte", "peer"))
+        assert ours and theirs and ours.median == pytest.approx(theirs.median, rel=0.01)
+        assert found.get("step", "tiny", case, "halfbyte", "planned_peak_bytes")
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert "| kernels: values that differ from the reference's | 0 | 0 |" in page
+    assert "- unsloth: not here, as no_such_module is not installed" in page and page.count("\n| step, ") == 4
+
+
+def test_goals_are_ratios_in_one_run(tmp_path):
+    table = gpu_check.Table(tmp_path / "gpu_check.csv")
+    made = gpu_check.Check("8b", "cpu", tmp_path, tmp_path, table, 0.0)
+    for who, speed, peak in (("halfbyte", 3000.0, 8e9), ("peer", 2000.0, 10e9)):
+        made.add("step", "2048 tokens, batch 4", who, [{"tokens_per_second": speed, "peak_bytes": peak}])
+    made.add("step", "8192 tokens, batch 8", "peer", [{"out_of_memory": 1.0}])
+    made.add("kernels", "64x64", "halfbyte", [{"wrong_values": 3.0, "error_ratio": 1.5}])
+    page = gpu_table.page(tmp_path, [])
+    assert "| 2048 tokens, batch 4: speed by peer's | 1.5 x | 1.5 x |" in page
+    assert "| 2048 tokens, batch 4: peak by peer's | below 1 x | 0.8 x |" in page
+    assert "| kernels: values that differ from the reference's | 0 | 3 |" in page
+    assert "| step, 8192 tokens, batch 8 |  |  | does not fit |" in page
+
+
+def test_what_takes_too_long_is_ended_and_named(tmp_path, monkeypatch):
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="longer than it may"):
+        turns.Worker("tests.benchmarks.test_gpu_check:sleeps", {}, 0.5)
+    assert time.monotonic() - began < 20
+
+    def slow(made: gpu_check.Check, seconds: float) -> None:
+        raise RuntimeError("it took longer than it may")
+
+    monkeypatch.setattr(gpu_check, "STAGES", {"peer": (60.0, slow), "unsloth": (60.0, slow)})
+    made = gpu_check.Check("tiny", "cpu", tmp_path, tmp_path, gpu_check.Table(tmp_path / "gpu_check.csv"), began)
+    gpu_check.run(made, ["peer", "unsloth"])
+    assert made.notes == [f"{name} is not complete: no time was left" for name in ("peer", "unsloth")]
+    made.until = time.monotonic() + 60
+    gpu_check.run(made, ["peer"])
+    assert "peer is not complete: it took longer than it may" in (tmp_path / "gpu_check.md").read_text()
+
+
+def test_a_kernel_that_errs_is_counted(monkeypatch):
+    pytest.importorskip("triton", reason="there is no triton for this system")
+    from halfbyte.kernels.dequantise import gpu
+
+    monkeypatch.setenv("HALFBYTE_KERNELS", "gpu")
+
+    def figures():
+        phase = parity.kernels("cpu", [(16, 64)])
+        assert next(phase) == {}
+        return next(phase)
+
+    assert figures()["wrong_values"] == 0 and figures()["error_ratio"] <= 2
+    right = gpu.dequantise_int8
+
+    def wrong(packed, first, last, out):
+        right(packed, first, last, out)
+        out[0, 0] = 3
+
+    monkeypatch.setattr(gpu, "dequantise_int8", wrong)
+    assert figures()["wrong_values"] > 0
+
+
+def test_wrong_values_end_it_with_an_error(tmp_path, quick, monkeypatch, capsys):
+    def kernels(check: gpu_check.Check, seconds: float) -> None:
+        check.add("kernels", "64x64", "halfbyte", [{"wrong_values": 3.0, "error_ratio": 1.0}])
+
+    monkeypatch.setitem(gpu_check.STAGES, "kernels", (45.0, kernels))
+    assert check(tmp_path, "--stages", "kernels") == 1
+    assert "error: 3 values of the kernels are not the reference's" in capsys.readouterr().err
+
+
+def test_the_limits_add_up_to_less_than_nine_minutes():
+    assert sum(seconds for seconds, _ in gpu_check.STAGES.values()) <= gpu_check.WHOLE < 9 * 60
+
+
+def test_without_a_card_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu_check.main([]) == 1
+    assert "error: gpu_check measures a card and there is none" in capsys.readouterr().err
+
+
+def sleeps():
+    time.sleep(60)
+    yield {}
