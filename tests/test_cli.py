@@ -410,6 +410,8 @@ def test_benchmarks_of_the_harness(model: Path, folder: Path, capsys: pytest.Cap
         (["plan", "llama-3.1-8b", "--wieghts=nf4"], "did you mean --weights? Else see: halfbyte plan --help"),
         (["plan", "llama-3.1-8b", "--zzz"], "do: see: halfbyte plan --help"),
         (["qqq"], "do: see: halfbyte --help"),
+        (["--json", "plan", "llama-3.1-8b"], "do: write --json after the verb; else see: halfbyte plan --help"),
+        (["--debug", "plan", "nowhere-9b"], "the catalogue has no model"),
     ],
 )
 def test_what_is_nearly_a_verb_or_an_option_is_named(

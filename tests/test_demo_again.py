@@ -40,6 +40,13 @@ def test_an_interrupted_demo_goes_on_where_it_was(tmp_path: Path, resumed: list[
     assert resumed == [True] and [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
+def test_what_was_scored_before_training_began_is_kept(tmp_path: Path, resumed: list[bool]) -> None:
+    out = made(tmp_path / "demo")
+    (out / "evaluations" / "base-bf16").mkdir(parents=True)
+    assert experiment.demo(out, Console(quiet=True)) == 130
+    assert resumed == [False] and [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
 def test_a_finished_demo_is_moved_aside_and_an_empty_folder_is_used(tmp_path: Path, resumed: list[bool]) -> None:
     out = made(tmp_path / "demo", "run.yaml", "report.html")
     experiment.demo(out, Console(quiet=True))

@@ -64,3 +64,17 @@ def test_on_a_terminal_and_where_nothing_is_to_be_said_there_are_no_lines(clock:
             clock.now += 100.0
             show(5, 10)
         assert "of 10," not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_second_way_through_and_a_number_that_is_not_known(clock: Clock) -> None:
+    stream = io.StringIO()
+    with progress.items_bar(Console(file=stream, width=80), "check") as show:
+        for done in (1000, 5000, 10_000):
+            clock.now += 20.0
+            show(done, None)
+        clock.now = 100.0
+        show(1000, 10_000)
+        clock.now = 140.0
+        show(5000, 10_000)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "check: 5,000" and lines[-1] == "check: 5,000 of 10,000, 50 s left"

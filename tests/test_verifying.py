@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 
 from halfbyte.cli import main
+from halfbyte.config import RunConfig
+from halfbyte.option_files import read_yaml, to_dict
+from halfbyte.options import build
+from halfbyte.provenance import digest
 from tests.test_cli import task_files
 from tests.tiny import tiny_checkpoint
 
@@ -118,11 +122,6 @@ def test_what_was_changed_is_found(
     record = json.loads((folder / "out" / "environment.json").read_text())
     record["fingerprints"]["configuration"] = None  # its paths are others now
     if change == "an option":
-        from halfbyte.config import RunConfig
-        from halfbyte.option_files import read_yaml, to_dict
-        from halfbyte.options import build
-        from halfbyte.provenance import digest
-
         config = build(RunConfig, read_yaml(folder / "out" / "run.yaml"), "run.yaml")
         record["fingerprints"]["configuration"] = digest(to_dict(config))
     (folder / "out" / "environment.json").write_text(json.dumps(record, indent=2))
@@ -160,3 +159,19 @@ def test_what_is_gone_can_not_be_checked(made: Path, folder: Path, capsys: pytes
 def test_neither_a_run_nor_an_evaluation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(folder)]) == 2
     assert "neither a run nor an evaluation" in capsys.readouterr().err
+
+
+def test_an_option_that_a_later_version_has_contradicts_no_run_of_before(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(made / "out", tmp_path / "out")
+    file, told = run / "run.yaml", json.loads((run / "environment.json").read_text())
+    options = to_dict(build(RunConfig, read_yaml(file), "run.yaml"))
+    del options["tune"]["optimiser"]
+    told["fingerprints"]["configuration"] = digest(options)
+    (run / "environment.json").write_text(json.dumps(told))
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "optimiser:" not in line))
+    rows = states(run, capsys)
+    assert rows["configuration"]["state"] == "ok"
+    row = rows["run.yaml: every option"]
+    assert row["state"] == "other now" and row["note"] == "newer than the run: tune.optimiser"

@@ -43,7 +43,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _near(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    word = word.partition("=")[0]
+    found = difflib.get_close_matches(word, known, n=1)
+    if word in known:
+        return f"write {word} after the verb; else "
     return f"did you mean {found[0]}? Else " if found else ""
 
 
@@ -54,6 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Start with: halfbyte demo",
     )
     parser.add_argument("--version", action="version", version=f"halfbyte {__version__}")
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
     parsers = parser.add_subparsers(title="verbs", metavar="VERB")
 
     def verb(name: str, handler: Verb, text: str, example: str) -> argparse.ArgumentParser:
@@ -64,7 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
+                          help="show the traceback of an error")  # fmt: skip
         made.set_defaults(handler=handler, parser=made)
         return made
 

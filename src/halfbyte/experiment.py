@@ -417,8 +417,9 @@ def demo(out: Path, console: Console) -> int:
     from halfbyte.plan.render import render_plan
 
     started = time.monotonic()
-    resume = (out / "run.yaml").is_file() and not (out / "report.html").exists()
-    if resume:
+    begun = (out / "run.yaml").is_file()
+    unfinished = (begun or (out / "evaluations").is_dir()) and not (out / "report.html").exists()
+    if unfinished:
         console.print(f"the demo in {out} was interrupted: it goes on", markup=False)
     elif (kept := _make_room(out)) is not None:
         console.print(f"the demo that was in {out} is now in {kept}", markup=False)
@@ -432,7 +433,7 @@ def demo(out: Path, console: Console) -> int:
     _evaluate_once(whole, task, out, "base-bf16", console, config.seed)
     del whole
     console.rule("3. Tune it in 4 bits, and prove whether it got better")
-    code = tune(config, resume=resume, force=False, console=console)
+    code = tune(config, resume=begun and unfinished, force=False, console=console)
     if code == 0:
         console.print(
             f"the whole story took {time.monotonic() - started:,.0f} s; open {out / 'report.html'}", markup=False

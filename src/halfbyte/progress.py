@@ -24,8 +24,8 @@ def items_bar(console: Console, text: str, *, disable: bool = False) -> Iterator
 
         def progress(done: int, total: int | None) -> None:
             bar.update(line, completed=done, total=total)
-            if not disable and log.is_due(done) and total:
-                log.say(text, done, total, f"{done:,} of {total:,}")
+            if not disable and log.is_due(done):
+                log.say(text, done, total, f"{done:,} of {total:,}" if total else f"{done:,}")
 
         yield progress
 
@@ -71,13 +71,15 @@ class _Log:
         self.console = console
         self.began = self.said = time.monotonic()
         self.first: int | None = None  # what was done already when it was asked first: an evaluation that goes on
+        self.last = 0
 
     def is_due(self, done: int) -> bool:
-        if self.first is None:
+        if self.first is None or done < self.last:  # the first, or a second way through
             self.first, self.began = done, time.monotonic()
+        self.last = done
         return not self.console.is_terminal and time.monotonic() - self.said >= EVERY
 
-    def say(self, what: str, done: int, total: int, text: str) -> None:
+    def say(self, what: str, done: int, total: int | None, text: str) -> None:
         self.said = time.monotonic()
-        rest = left(done, total, self.began, self.first or 0)
+        rest = left(done, total, self.began, self.first or 0) if total else ""
         self.console.print(f"{what}: {text}{', ' * bool(rest)}{rest}", markup=False, highlight=False, soft_wrap=True)

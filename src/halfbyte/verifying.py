@@ -104,12 +104,21 @@ def _configuration(folder: Path, recorded: Mapping[str, Any]) -> tuple[RunConfig
     except HalfbyteError as error:
         return None, [_broken("run.yaml", " ".join(str(error).split()))]
     missing = sorted(known.keys() - flat(values).keys() - {key for key in known if key.startswith("data.template")})
+    old, new = _prints(recorded).get("configuration"), digest(_of_these(to_dict(config), values))
+    newer = old == new  # the file is as it was written: by a version that did not have these options
     rows = [Finding.of("run.yaml: every option", f"{len(known)} options", f"{len(known) - len(missing)} options",
-                       f"missing: {', '.join(missing)}")]  # fmt: skip
-    old = _prints(recorded).get("configuration")
+                       f"{'newer than the run' if newer else 'missing'}: {', '.join(missing)}",
+                       otherwise=OTHER if newer else DIFFERS)]  # fmt: skip
     if old is None:
         return config, [*rows, Finding.unchecked("configuration", None, "not recorded")]
-    return config, [*rows, Finding.of("configuration", old, digest(to_dict(config)), "run.yaml was changed")]
+    return config, [*rows, Finding.of("configuration", old, new, "run.yaml was changed")]
+
+
+def _of_these(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that `values` has, too."""
+    both = {key: (option, values[key]) for key, option in options.items() if key in values}
+    return {key: _of_these(option, value) if isinstance(option, dict) and isinstance(value, dict) else option
+            for key, (option, value) in both.items()}  # fmt: skip
 
 
 def _prints(recorded: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from halfbyte.config import KINDS, ContainsConfig, ToleranceConfig
+from halfbyte.errors import ConfigError
 from halfbyte.evaluate.declared import declared_by_both
 from halfbyte.evaluate.metrics import METRICS, metrics_of
 from halfbyte.evaluate.scores import (
@@ -221,4 +222,6 @@ def test_what_only_one_result_knows_as_right_or_wrong_is_compared_as_a_mean() ->
     one, other = {"acc": right, "f": right, "b": bits, "gone": mean}, {"acc": right, "f": mean, "b": bits}
     assert declared_by_both(one, other) == {"acc": right, "f": mean, "b": bits}
     assert declared_by_both(other, one) == {"acc": right, "f": mean, "b": bits}
-    assert declared_by_both({"x": bits}, {"x": right}) == {} and declared_by_both(None, None) is None
+    assert declared_by_both(None, None) is None and declared_by_both({}, {"x": right}) == {}
+    with pytest.raises(ConfigError, match="no metric in common"):
+        declared_by_both({"x": bits}, {"x": right})

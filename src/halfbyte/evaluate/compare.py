@@ -181,16 +181,21 @@ def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
     kind, table = pair.one.kind, table_of(pair.a)
     declared = declared_by_both(pair.one.declared, pair.other.declared)
     known = {metric.name: metric for metric in metrics_for(kind, table, declared)}
+    gone = [name for name in pair.one.declared or () if name not in known]
+    told = [f"{', '.join(gone)}: not made of items in both results, so not compared"] if gone else []
     if asked is not None and asked not in known:
         raise ConfigError("there is no such metric", where=f"a task of kind '{kind}'", found=repr(asked),
                           do=nearest(asked, known, "metrics"))  # fmt: skip
     chosen = known[asked] if asked else next(iter(known.values()))
     if kind == "loss" and not np.array_equal(table["tokens"], table_of(pair.b)["tokens"]):
         if asked is None:
-            return known["bits_per_byte"], ["the tokenizers differ, so bits per byte are compared, not loss a token"]
+            return known["bits_per_byte"], [
+                *told,
+                "the tokenizers differ, so bits per byte are compared, not loss a token",
+            ]
         if asked != "bits_per_byte":
-            return chosen, [f"the tokenizers differ, so {asked} does not compare; bits_per_byte does"]
-    return chosen, []
+            return chosen, [*told, f"the tokenizers differ, so {asked} does not compare; bits_per_byte does"]
+    return chosen, told
 
 
 def _doubts(found: Estimate, paired: Paired) -> list[str]:

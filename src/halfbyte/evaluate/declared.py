@@ -33,7 +33,8 @@ def metrics_for(kind: str, table: Table, declared: Declared | None) -> list[Metr
 
 
 def declared_by_both(one: Declared | None, other: Declared | None) -> Declared | None:
-    """What holds for two results: a metric that only one knows as right or wrong is a mean of both."""
+    """What holds for two results: a metric that only one knows as right or wrong is a mean of both. Raises ConfigError
+    where they have none in common."""
     if one is None or other is None:
         return one
     both: dict[str, Mapping[str, str]] = {}
@@ -43,6 +44,9 @@ def declared_by_both(one: Declared | None, other: Declared | None) -> Declared |
             both[name] = facts
         elif theirs is not None and {facts["form"], theirs["form"]} == {"right", "mean"}:
             both[name] = {**facts, "form": "mean"}
+    if one and other and not both:
+        raise ConfigError("the two results have no metric in common", found=f"{', '.join(one)} and {', '.join(other)}",
+                          do="look for values that are no numbers in result.json, and evaluate again")  # fmt: skip
     return both
 
 

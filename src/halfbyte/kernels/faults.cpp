@@ -3,7 +3,7 @@
 // A model's weights are mapped, not read, so a file that was cut, or a disk that refuses, shows in the midst of a kernel
 // as SIGBUS. By then only what is async-signal-safe may be called: the message is prepared, and which file it was is read
 // from /proc/self/maps where there is one. SIGBUS of any other cause (sent by a process, bad alignment, broken memory, an
-// address that belongs to no file) gets the action that stood before. Linux tells these causes apart by the signal's
+// address that belongs to no file, shared memory that is full) gets the action that stood before. Linux tells these causes apart by the signal's
 // code; macOS gives one code for all faults, so there it is taken to be a file, and said to be no more than likely.
 //
 // Rejected: to go on. The kernel that was at work would have to be unwound through code that knows no exceptions.
@@ -51,6 +51,13 @@ void say(const char* text) {
     }
 }
 
+// Memory that processes share has a name there, too, but is no file that somebody could put back.
+bool is_shared_memory() {
+    for (const char* begin : {"/dev/shm/", "/memfd:", "/SYSV", "/anon_hugepage", "/dev/zero"})
+        if (std::strncmp(path, begin, std::strlen(begin)) == 0) return true;
+    return false;
+}
+
 int digit(char letter) {
     if (letter >= '0' && letter <= '9') return letter - '0';
     return letter >= 'a' && letter <= 'f' ? letter - 'a' + 10 : -1;
@@ -69,7 +76,7 @@ Found find(uintptr_t address) {
             const char letter = chunk[i];
             if (letter == '\n') {
                 path[length] = 0;
-                if (bounds[0] <= address && address < bounds[1]) found = length > 0 ? kFile : kNoFile;
+                if (bounds[0] <= address && address < bounds[1]) found = length > 0 && !is_shared_memory() ? kFile : kNoFile;
                 bounds[0] = bounds[1] = 0;
                 field = 0, length = 0;
             } else if (field < 2 && digit(letter) >= 0) {

@@ -24,9 +24,10 @@ def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> t
         return without_bf16(stored, str(inventory.config.get("model_type", "")), weights)
     if stored == "float16" and weights not in QUANTISED:
         return "fp32", "the checkpoint is in fp16, which fp32 holds exactly and bf16 does not"
+    own = "fp16" if stored == "float16" else "bf16"
+    others = sum(2 * spec.count for spec in inventory.tensors if spec.kind in ("expert", "other"))
+    if others > COPIED_BYTES and (own == "fp16" or not where.bf16):
+        return own, "experts are multiplied in their own type"
     if where.bf16:
         return "bf16", "this processor multiplies it"
-    others = sum(2 * spec.count for spec in inventory.tensors if spec.kind in ("expert", "other"))
-    if others > COPIED_BYTES:
-        return ("fp16" if stored == "float16" else "bf16"), "experts are multiplied in their own type"
-    return "fp32", "this processor has no instructions for bf16"
+    return "fp32", "no instructions for bf16 are known of this processor"

@@ -17,7 +17,7 @@ from halfbyte.environment import processor, versions
 
 _MEANING = {
     "model": "the model: its weights or config.json",
-    "tokenizer": "the tokenizer: its files in the model's folder",
+    "tokenizer_files": "the tokenizer: its files in the model's folder",
     "items": "the data: the items that data.train and data.validation give",
 }
 
@@ -25,7 +25,7 @@ _MEANING = {
 def inputs_of(model: str, folder: Path, data: TrainingData) -> dict[str, str]:
     """Digests of what decides what a run learns, beside its options. `model`: the fingerprint of the model that was
     named, `folder`: where it lies."""
-    return {"model": model, "tokenizer": tokenizer_fingerprint(folder) or "none", "items": fingerprint(data)}
+    return {"model": model, "tokenizer_files": tokenizer_fingerprint(folder) or "none", "items": fingerprint(data)}
 
 
 def fingerprint(data: TrainingData) -> str:
@@ -39,11 +39,11 @@ def fingerprint(data: TrainingData) -> str:
 
 
 def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """A line for each input that is not what it was."""
+    """A line for each input that is not what it was; what an earlier version did not write down is left out."""
     return [
-        f"{meaning} (digest {before.get(name, 'none')[:12]} -> {now[name][:12]})"
+        f"{meaning} (digest {before[name][:12]} -> {now[name][:12]})"
         for name, meaning in _MEANING.items()
-        if before.get(name) != now[name]
+        if name in before and before[name] != now[name]
     ]
 
 
