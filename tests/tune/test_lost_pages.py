@@ -142,3 +142,19 @@ def test_whoever_imports_the_package_keeps_the_systems_answer(home: Path) -> Non
     """
     done = python(home, code)
     assert done.returncode == -signal.SIGBUS, done.stderr
+
+
+def test_shared_memory_without_room_is_not_taken_for_a_file(home: Path) -> None:
+    code = """if True:
+        import mmap, os
+        from halfbyte.kernels.faults import explain_lost_pages
+
+        assert explain_lost_pages("tiny")
+        file = os.memfd_create("shared")
+        os.ftruncate(file, 4 * mmap.PAGESIZE)
+        memory = mmap.mmap(file, 0)
+        os.ftruncate(file, 0)
+        memory[2 * mmap.PAGESIZE]
+    """
+    done = python(home, code)
+    assert done.returncode == -signal.SIGBUS and "error:" not in done.stderr
