@@ -16,11 +16,8 @@ from typing import Any
 
 from halfbyte.errors import ConfigError
 from halfbyte.formats import COMPUTE, WEIGHTS
-from halfbyte.option_files import expanded as expanded
-from halfbyte.option_files import override, read_yaml, resolve_paths
-from halfbyte.options import between, number_or, one_of, option
-from halfbyte.options import build as build
-from halfbyte.options import parse_bytes as parse_bytes
+from halfbyte.option_files import expanded, override, read_yaml, resolve_paths
+from halfbyte.options import between, build, number_or, one_of, option, parse_bytes
 
 MOST_RANK = 4096
 LEAST_TOKENS = 4  # of an item that is trained on

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfbyte.config import expanded
 from halfbyte.errors import DataError, MissingDependency
+from halfbyte.option_files import expanded
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}")
 _SHOWN = 5  # faults that one error spells out

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.evaluate.declared import Declared, first_metric
-from halfbyte.evaluate.metrics import Metric, normalise
+from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.results import measured
+from halfbyte.evaluate.scores import normalise
 from halfbyte.evaluate.statistics import estimate
 from halfbyte.evaluate.sums import Floats
 

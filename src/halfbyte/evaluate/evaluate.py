@@ -18,7 +18,6 @@ from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate.details import details
 from halfbyte.evaluate.journal import Journal
 from halfbyte.evaluate.judge import judge_of, prediction
-from halfbyte.evaluate.metrics import choice_scores, loss_scores, number_scores
 from halfbyte.evaluate.results import (
     SCHEMA,
     Evaluation,
@@ -30,6 +29,7 @@ from halfbyte.evaluate.results import (
     units_of,
     write_evaluation,
 )
+from halfbyte.evaluate.scores import choice_scores, loss_scores, number_scores
 from halfbyte.evaluate.show import ShownResult
 from halfbyte.evaluate.tasks import Item, TaskSet, load_task_set
 from halfbyte.memory import MemoryMeter

@@ -7,8 +7,8 @@ from typing import Any
 
 from halfbyte.data.numbers import parse_number
 from halfbyte.evaluate.likeness import chrf, occurrences, rouge_l
-from halfbyte.evaluate.metrics import Scores, contains_scores, exact_scores, json_scores, normalise, number_scores
 from halfbyte.evaluate.scorer import load_scorer, score
+from halfbyte.evaluate.scores import Scores, contains_scores, exact_scores, json_scores, normalise, number_scores
 from halfbyte.evaluate.structured import MISSING, allows, checker, load_schema, read_json
 from halfbyte.evaluate.tasks import Item, TaskSet
 

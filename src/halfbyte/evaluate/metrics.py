@@ -14,14 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.evaluate.scores import Scores as Scores
-from halfbyte.evaluate.scores import choice_scores as choice_scores
-from halfbyte.evaluate.scores import contains_scores as contains_scores
-from halfbyte.evaluate.scores import exact_scores as exact_scores
-from halfbyte.evaluate.scores import json_scores as json_scores
-from halfbyte.evaluate.scores import loss_scores as loss_scores
-from halfbyte.evaluate.scores import normalise as normalise
-from halfbyte.evaluate.scores import number_scores as number_scores
 from halfbyte.evaluate.sums import Floats, MacroF1, Ratio, Sums
 
 Table = Mapping[str, NDArray[Any]]  # the scores of all items, a column a score; "answer" and "reference" hold texts

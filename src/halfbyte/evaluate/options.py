@@ -9,7 +9,7 @@ from halfbyte.config import TaskConfig
 from halfbyte.data.records import Record
 from halfbyte.data.template import Example, fill
 from halfbyte.errors import ConfigError, DataError, nearest
-from halfbyte.evaluate.metrics import normalise
+from halfbyte.evaluate.scores import normalise
 
 _SHOWN = 10  # options that an error spells out
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from halfbyte.checkpoint.source import open_folder
 from halfbyte.checkpoint.tokenizer import tokenizer_fingerprint
-from halfbyte.config import TaskConfig, build
+from halfbyte.config import TaskConfig
 from halfbyte.environment import environment
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate.details import details
@@ -27,6 +27,7 @@ from halfbyte.evaluate.results import Evaluation, plain, read_evaluation, summar
 from halfbyte.evaluate.tasks import TaskSet, load_task_set
 from halfbyte.model.adapter import WEIGHTS, adapter_digest
 from halfbyte.model.build import origin
+from halfbyte.options import build
 from halfbyte.provenance import DIFFERS, OK, Finding, compare_environment, compare_files, digest
 
 _WHOLE = "the harness's, over the whole set"  # `method` of a metric that is not made of items

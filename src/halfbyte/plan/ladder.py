@@ -29,8 +29,7 @@ from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.phases import Phase, evaluation, packing, settle_recompute, training, verdict
 from halfbyte.plan.shapes import TensorSpec, text_config
 from halfbyte.plan.time import Length
-from halfbyte.plan.weighing import gb as gb
-from halfbyte.plan.weighing import mapped_bytes, mapped_of, packed_sizes, state_bytes, stored_bytes
+from halfbyte.plan.weighing import gb, mapped_bytes, mapped_of, packed_sizes, state_bytes, stored_bytes
 from halfbyte.targets import select_targets
 
 SEQUENCE, BATCH, EVALUATION_BATCH = 512, 1, 16  # defaults: tokens, items trained at once, items evaluated at once

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from halfbyte.checkpoint.local import may_be_hub_id
-from halfbyte.config import parse_bytes
 from halfbyte.errors import ConfigError, nearest
 from halfbyte.formats import WEIGHTS
+from halfbyte.options import parse_bytes
 from halfbyte.plan import catalogue
 
 Kind = Literal["folder", "hub", "catalogue"]

@@ -18,8 +18,9 @@ from halfbyte.evaluate.tasks import TaskSet
 from halfbyte.plan import budget as budgets
 from halfbyte.plan.devices import Device
 from halfbyte.plan.inventory import take_inventory
-from halfbyte.plan.ladder import SEQUENCE, Plan, gb, plan_model
+from halfbyte.plan.ladder import SEQUENCE, Plan, plan_model
 from halfbyte.plan.shapes import text_config
+from halfbyte.plan.weighing import gb
 from halfbyte.provenance import digest
 from halfbyte.select.candidates import Asked, Candidate, variant_name
 from halfbyte.select.licence import Licence, licence_of

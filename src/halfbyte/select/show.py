@@ -10,8 +10,8 @@ from rich.console import Console
 
 from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.show import figure, interval
-from halfbyte.plan.ladder import gb
 from halfbyte.plan.prose import Column, prose, table
+from halfbyte.plan.weighing import gb
 from halfbyte.select.evidence import Evidence, Probe, Variant
 from halfbyte.select.ranking import metric_for
 from halfbyte.select.record import Selection

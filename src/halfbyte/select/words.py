@@ -8,7 +8,7 @@ from typing import Any
 
 from halfbyte.evaluate.results import read_evaluation, same_answer
 from halfbyte.evaluate.show import figure, interval
-from halfbyte.plan.ladder import gb
+from halfbyte.plan.weighing import gb
 from halfbyte.select.evidence import Evidence, Variant
 from halfbyte.select.ranking import Entry, Ranking, value_of
 
