@@ -254,10 +254,16 @@ def main(given: Sequence[str] | None = None) -> int:
     if not page.is_file():
         return 1
     print(page.read_text(encoding="utf-8"))
-    wrong = gpu_table.wrong_values(Results.read(options.results))
+    found = Results.read(options.results)
+    wrong, error = gpu_table.wrong_values(found), gpu_table.worst_error(found)
+    failures = []
     if wrong:
-        print(f"error: {wrong:.0f} values of the kernels are not the reference's: see Parity", file=sys.stderr)
-    return 1 if wrong else 0
+        failures.append(f"{wrong:.0f} values of the kernels are not the reference's: see Parity")
+    if error > gpu_table.ERROR:
+        failures.append(f"a product's error is {error:.3g} times torch's, at most {gpu_table.ERROR:g} may be: see Parity")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_what_takes_too_long_is_ended_and_named(tmp_path, monkeypatch):
 def test_a_kernel_that_errs_is_counted(monkeypatch):
     pytest.importorskip("triton", reason="there is no triton for this system")
     from halfbyte.kernels.dequantise import gpu
+    from halfbyte.kernels.product import gpu as product
 
     monkeypatch.setenv("HALFBYTE_KERNELS", "gpu")
 
@@ -96,17 +98,34 @@ def test_a_kernel_that_errs_is_counted(monkeypatch):
         right(packed, first, last, out)
         out[0, 0] = 3
 
-    monkeypatch.setattr(gpu, "dequantise_int8", wrong)
-    assert figures()["wrong_values"] > 0
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu, "dequantise_int8", wrong)
+        assert figures()["wrong_values"] > 0
+    few = product.few
+
+    def not_a_number(*given):
+        made = few(*given)
+        made[0, 0] = math.nan
+        return made
+
+    monkeypatch.setattr(product, "few", not_a_number)
+    assert figures()["error_ratio"] == math.inf
 
 
-def test_wrong_values_end_it_with_an_error(tmp_path, quick, monkeypatch, capsys):
+@pytest.mark.parametrize(("wrong", "ratio", "words"), [
+    (3.0, 1.0, "error: 3 values of the kernels are not the reference's"),
+    (0.0, 2.5, "error: a product's error is 2.5 times torch's, at most 2 may be"),
+    (0.0, math.inf, "error: a product's error is inf times torch's"),
+    (0.0, 2.0, ""),
+])  # fmt: skip
+def test_wrong_values_end_it_with_an_error(tmp_path, quick, monkeypatch, capsys, wrong, ratio, words):
     def kernels(check: gpu_check.Check, seconds: float) -> None:
-        check.add("kernels", "64x64", "halfbyte", [{"wrong_values": 3.0, "error_ratio": 1.0}])
+        check.add("kernels", "64x64", "halfbyte", [{"wrong_values": wrong, "error_ratio": ratio}])
 
     monkeypatch.setitem(gpu_check.STAGES, "kernels", (45.0, kernels))
-    assert check(tmp_path, "--stages", "kernels") == 1
-    assert "error: 3 values of the kernels are not the reference's" in capsys.readouterr().err
+    assert check(tmp_path, "--stages", "kernels") == (1 if words else 0)
+    said = capsys.readouterr().err
+    assert words in said and ("error: " in said) == bool(words)
 
 
 def test_the_limits_add_up_to_less_than_nine_minutes():
