@@ -137,7 +137,10 @@ def parity(check: Check, seconds: float) -> None:
         found = losses[who] = []
         with check.worker("benchmarks.contenders:session", share, arguments) as worker:
             while len(found) < steps and (time.monotonic() < ends or not found):
-                found.append(worker.turn(case)["loss"])
+                figures = worker.turn(case)
+                if "out_of_memory" in figures:
+                    raise RuntimeError(f"the losses of {who}: a step of {PARITY_TOKENS} tokens does not fit")
+                found.append(figures["loss"])
         check.add("loss", f"first of {PARITY_TOKENS} tokens", who, [{"loss": found[0]}], shape)
         if who != "processor":
             gaps = [abs(loss / exact - 1) for loss, exact in zip(found, losses["processor"], strict=False)]

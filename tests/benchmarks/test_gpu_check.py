@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, gpu_table, parity, results, turns
+from benchmarks import contenders, gpu_check, gpu_table, parity, results, turns
 from tests.benchmarks.test_scripts import Inline
 
 
@@ -45,6 +45,18 @@ def test_all_stages_run_and_the_page_has_them(tmp_path, quick, monkeypatch, caps
     page = (tmp_path / "gpu_check.md").read_text()
     assert "| kernels: values that differ from the reference's | 0 | 0 |" in page
     assert "- unsloth: not here, as no_such_module is not installed" in page and page.count("\n| step, ") == 4
+
+
+def test_losses_that_do_not_fit_are_named(tmp_path, quick, monkeypatch):
+    def full(**_):
+        yield {}
+        while True:
+            yield {"out_of_memory": 1.0}
+
+    monkeypatch.setattr(contenders, "session", full)
+    made = gpu_check.Check("tiny", "cpu", tmp_path, tmp_path, gpu_check.Table(tmp_path / "gpu_check.csv"), math.inf)
+    gpu_check.run(made, ["parity"])
+    assert made.notes == ["parity is not complete: the losses of processor: a step of 128 tokens does not fit"]
 
 
 def test_goals_are_ratios_in_one_run(tmp_path):
