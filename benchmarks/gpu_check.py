@@ -28,7 +28,6 @@ from typing import Any
 
 from benchmarks import common, gpu_table, shapes, turns
 from benchmarks.common import Table, rows_of
-from benchmarks.results import Results
 from benchmarks.turns import Figures, Worker
 
 WHOLE = 520.0  # seconds for everything
@@ -248,7 +247,8 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"error: gpu_check measures a card and there is none\n  found: {build}\n  do: {do}", file=sys.stderr)
         return 1
     until = time.monotonic() + options.seconds
-    (options.results / "gpu_check.md").unlink(missing_ok=True)
+    for name in ("gpu_check.md", "gpu.csv"):  # of an earlier run, perhaps on another card
+        (options.results / name).unlink(missing_ok=True)
     with shapes.roomy(options.folder, f"halfbyte-gpu-{options.shape}-") as place:
         table = Table(options.results / "gpu_check.csv")
         check = Check(options.shape, options.device, place, options.results, table, until)
@@ -257,7 +257,7 @@ def main(given: Sequence[str] | None = None) -> int:
     if not page.is_file():
         return 1
     print(page.read_text(encoding="utf-8"))
-    found = Results.read(options.results)
+    found = gpu_table.read(options.results)
     wrong, error = gpu_table.wrong_values(found), gpu_table.worst_error(found)
     failures = []
     if wrong:

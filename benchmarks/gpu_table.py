@@ -9,13 +9,19 @@ from pathlib import Path
 from benchmarks.results import Result, Results, in_words, machine_in_words, table, times
 
 WHO = ("halfbyte", "peer", "unsloth")
+FILES = ("gpu_check", "gpu")  # CSV
 GOALS = {"peer": 1.5, "unsloth": 1.0}  # times their tokens/s
 COPY, READ = 0.8, 0.6  # shares of a copy's bandwidth: dequantising, decoding
 ERROR = 2.0  # of a product, by that of torch in the same type
 
 
+def read(folder: Path) -> Results:
+    """What gpu_check has written, the other benchmarks' files in `folder` left out."""
+    return Results(row for row in Results.read(folder).rows if row.file in FILES)
+
+
 def page(folder: Path, notes: Sequence[str]) -> str:
-    found = Results.read(folder)
+    found = read(folder)
     rows = [row for row in found.rows if row.file == "gpu_check"]
     lines = ["# gpu-check", "", "peer: transformers, bitsandbytes and PEFT. Weights are random, in the real shape."]
     lines += ["", *(machine_in_words(*place) for place in Results(rows).environments())]

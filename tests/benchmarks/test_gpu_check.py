@@ -73,6 +73,18 @@ def test_goals_are_ratios_in_one_run(tmp_path):
     assert "| step, 8192 tokens, batch 8 |  |  | does not fit |" in page
 
 
+def test_what_other_runs_have_left_is_no_goal(tmp_path, quick, monkeypatch, capsys):
+    row = gpu_check.common.Row("copy", "64x64", "bf16 to bf16", "limit", "bytes_per_second", (1e12,))
+    ours = gpu_check.common.Row("dequantise", "64x64", "nf4 to bf16", "halfbyte gpu", "bytes_per_second", (9e11,))
+    wrong = gpu_check.common.Row("kernels", "64x64", "64x64", "halfbyte", "wrong_values", (1.0,))
+    gpu_check.Table(tmp_path / "gpu.csv").add([row, ours])
+    assert "dequantising NF4" in gpu_table.page(tmp_path, [])
+    gpu_check.Table(tmp_path / "bandwidth.csv").add([row, ours, wrong])
+    monkeypatch.setitem(gpu_check.STAGES, "parity", (45.0, lambda *_: None))
+    assert check(tmp_path, "--stages", "parity") == 0, capsys.readouterr().err
+    assert "dequantising NF4" not in (tmp_path / "gpu_check.md").read_text()
+
+
 def test_what_takes_too_long_is_ended_and_named(tmp_path, monkeypatch):
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="longer than it may"):
