@@ -183,7 +183,7 @@ def _train(check: Check, worker: Worker, who: str, tokens: int, batch: int, pace
     """Measure a case, if it fits and ends in time, as far as can be known."""
     name, found = f"{tokens} tokens, batch {batch}", list[Figures]()
     if tokens * batch >= pace.too_many:
-        return
+        return check.note(f"{who}, {name}: not tried: {pace.too_many:,.0f} tokens at once did not fit")
     for turn in range(1 + ROUNDS):
         expected = tokens * batch / pace.speed if pace.speed else 0.0
         if time.monotonic() + (2 if turn == 0 else 1) * expected > ends:
@@ -211,7 +211,9 @@ STAGES: Mapping[str, tuple[float, Callable[[Check, float], None]]] = {  # second
 }
 
 
-def run(check: Check, stages: Sequence[str]) -> None:
+def run(check: Check, stages: Sequence[str]) -> list[str]:
+    """The stages that are not complete; without checkpoints the others can't begin, and there is no page."""
+    incomplete = []
     for name in stages:
         seconds, stage = STAGES[name]
         seconds = min(seconds, check.until - time.monotonic())
@@ -222,9 +224,11 @@ def run(check: Check, stages: Sequence[str]) -> None:
             stage(check, seconds)
         except (RuntimeError, OSError) as error:
             check.note(f"{name} is not complete: {error}")
+            incomplete.append(name)
             if name == "checkpoints":
-                return
+                return incomplete
     (check.results / "gpu_check.md").write_text(gpu_table.page(check.results, check.notes), encoding="utf-8")
+    return incomplete
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -252,14 +256,13 @@ def main(given: Sequence[str] | None = None) -> int:
     with shapes.roomy(options.folder, f"halfbyte-gpu-{options.shape}-") as place:
         table = Table(options.results / "gpu_check.csv")
         check = Check(options.shape, options.device, place, options.results, table, until)
-        run(check, options.stages)
+        incomplete = run(check, options.stages)
     page = options.results / "gpu_check.md"
-    if not page.is_file():
-        return 1
-    print(page.read_text(encoding="utf-8"))
+    if page.is_file():
+        print(page.read_text(encoding="utf-8"))
     found = gpu_table.read(options.results)
     wrong, error = gpu_table.wrong_values(found), gpu_table.worst_error(found)
-    failures = []
+    failures = [f"not complete, for the reasons above: {', '.join(incomplete)}"] if incomplete else []
     if wrong:
         failures.append(f"{wrong:.0f} values of the kernels are not the reference's: see Parity")
     if error > gpu_table.ERROR:

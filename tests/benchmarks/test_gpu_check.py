@@ -99,7 +99,7 @@ def test_what_takes_too_long_is_ended_and_named(tmp_path, monkeypatch):
     gpu_check.run(made, ["peer", "unsloth"])
     assert made.notes == [f"{name} is not complete: no time was left" for name in ("peer", "unsloth")]
     made.until = time.monotonic() + 60
-    gpu_check.run(made, ["peer"])
+    assert gpu_check.run(made, ["peer"]) == ["peer"]
     assert "peer is not complete: it took longer than it may" in (tmp_path / "gpu_check.md").read_text()
 
 
@@ -150,6 +150,40 @@ def test_wrong_values_end_it_with_an_error(tmp_path, quick, monkeypatch, capsys,
     assert check(tmp_path, "--stages", "kernels") == (1 if words else 0)
     said = capsys.readouterr().err
     assert words in said and ("error: " in said) == bool(words)
+
+
+def test_a_stage_that_is_not_complete_ends_it_with_an_error(tmp_path, quick, monkeypatch, capsys):
+    def ends(check: gpu_check.Check, seconds: float) -> None:
+        raise RuntimeError("it ended")
+
+    ran = []
+    monkeypatch.setitem(gpu_check.STAGES, "parity", (55.0, ends))
+    monkeypatch.setitem(gpu_check.STAGES, "peer", (55.0, lambda *_: ran.append("peer")))
+    assert check(tmp_path, "--stages", "parity", "peer", "unsloth") == 1
+    said = capsys.readouterr()
+    assert "error: not complete, for the reasons above: parity" in said.err
+    assert "- parity is not complete: it ended" in said.out and ran == ["peer"]
+    monkeypatch.setitem(gpu_check.STAGES, "checkpoints", (55.0, ends))
+    assert check(tmp_path, "--stages", "checkpoints", "peer") == 1
+    said = capsys.readouterr()
+    assert "error: not complete, for the reasons above: checkpoints" in said.err and "checkpoints is not complete: it ended" in said.out
+    assert ran == ["peer"] and not (tmp_path / "gpu_check.md").exists()
+
+
+def test_what_was_not_tried_is_named(tmp_path):
+    class Full:
+        tried = 0
+
+        def turn(self, case):
+            self.tried += 1
+            return {"out_of_memory": 1.0}
+
+    made = gpu_check.Check("8b", "cpu", tmp_path, tmp_path, gpu_check.Table(tmp_path / "gpu_check.csv"), math.inf)
+    worker, pace = Full(), gpu_check.Pace()
+    for batch in (4, 8):
+        gpu_check._train(made, worker, "peer", 2048, batch, pace, math.inf)
+    assert worker.tried == 1
+    assert made.notes == ["peer, 2048 tokens, batch 8: not tried: 8,192 tokens at once did not fit"]
 
 
 def test_the_limits_add_up_to_less_than_nine_minutes():
