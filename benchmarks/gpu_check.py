@@ -68,9 +68,14 @@ class Check:
 
 
 def make(folder: str, shape: str) -> turns.Phase:
-    """The bf16 checkpoint of `shape`, where it is missing."""
-    if not (Path(folder) / "bf16").is_dir():
-        shapes.write_checkpoint(shapes.SHAPES[shape], Path(folder) / "bf16")
+    """The bf16 checkpoint of `shape`, where it is missing; one that is not whole never has its name."""
+    import shutil
+
+    whole, partial = Path(folder) / "bf16", Path(folder) / "bf16.partial"
+    if not whole.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        shapes.write_checkpoint(shapes.SHAPES[shape], partial)
+        partial.rename(whole)
     yield {}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import contenders, gpu_check, gpu_table, parity, results, turns
+from benchmarks import contenders, gpu_check, gpu_table, parity, results, shapes, turns
 from tests.benchmarks.test_scripts import Inline
 
 
@@ -45,6 +45,22 @@ def test_all_stages_run_and_the_page_has_them(tmp_path, quick, monkeypatch, caps
     page = (tmp_path / "gpu_check.md").read_text()
     assert "| kernels: values that differ from the reference's | 0 | 0 |" in page
     assert "- unsloth: not here, as no_such_module is not installed" in page and page.count("\n| step, ") == 4
+
+
+def test_a_checkpoint_whose_writing_was_ended_is_made_anew(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shapes, "write_weights", killed)
+        with pytest.raises(KeyboardInterrupt):
+            next(gpu_check.make(str(tmp_path), "tiny"))
+    assert not (tmp_path / "bf16").exists() and (tmp_path / "bf16.partial" / "config.json").is_file()
+    next(gpu_check.make(str(tmp_path), "tiny"))
+    made = (tmp_path / "bf16" / "model.safetensors").stat()
+    assert made.st_size > 0 and not (tmp_path / "bf16.partial").exists()
+    next(gpu_check.make(str(tmp_path), "tiny"))
+    assert (tmp_path / "bf16" / "model.safetensors").stat().st_mtime_ns == made.st_mtime_ns
 
 
 def test_losses_that_do_not_fit_are_named(tmp_path, quick, monkeypatch):
