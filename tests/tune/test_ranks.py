@@ -18,7 +18,7 @@ from halfbyte import experiment
 from halfbyte.errors import ConfigError
 from halfbyte.ledger import Ledger
 from halfbyte.pipeline import Target
-from halfbyte.tune.ranks import Ranks, joined
+from halfbyte.tune.ranks import Joined, OtherFailed, Ranks, joined
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +131,22 @@ def test_one_that_fails_ends_all_with_one_message(place: Path) -> None:
         assert "Traceback" not in said[name]
     for name in ("error", "killed"):  # what was good is kept
         assert (place / name / "checkpoints" / "step-000001").is_dir()
+
+
+@pytest.mark.parametrize(("said", "kind", "words", "do"), [
+    ("[pair.cc:534] Connection closed by peer [127.0.0.1]:5", OtherFailed, "has ended without a word", "--resume"),
+    ("[pair.cc:534] Read error: Connection reset by peer", OtherFailed, "has ended without a word", "--resume"),
+    ("NCCL error: unhandled system error\nmore", OtherFailed, "the connection to another process of", "--resume"),
+    ("", OtherFailed, "the connection to another process of this run failed", "found: RuntimeError"),
+    ("CUDA out of memory. Tried to allocate 2 GiB", RuntimeError, "CUDA out of memory", ""),
+])  # fmt: skip
+def test_a_failed_sum_says_what_is_known(said: str, kind: type[Exception], words: str, do: str) -> None:
+    one = object.__new__(Joined)
+    one.rank = 1
+    with pytest.raises(kind) as caught, one._connected():
+        raise RuntimeError(said)
+    assert type(caught.value) is kind and words in str(caught.value) and do in str(caught.value)
+    assert "more" not in str(caught.value)
 
 
 def test_torchrun_starts_it(place: Path) -> None:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import ConfigError, HalfbyteError, TrainingError
+from halfbyte.memory import ran_out
 from halfbyte.tune.stop import Stopped
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 WAIT, _START = timedelta(hours=24), timedelta(minutes=5)
 LEAVE = 10.0  # seconds that the rank that speaks waits for the others, so that torchrun does not end them in its stead
 _STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_CLOSED = ("closed by peer", "reset by peer", "broken pipe")  # gloo's words where the other end is gone
 _GOES_ON, _STOPPED = 0, 1
 _APART = 0x9E3779B97F4A7C15  # between the seeds of two ranks
 _END, _LEFT = "end", "left"  # keys of the store: rank and exit code of the first to fail; how many have left
@@ -49,7 +51,7 @@ T = TypeVar("T")
 
 
 class OtherFailed(HalfbyteError):
-    """Another rank has left: it has failed, or was killed."""
+    """Another rank is not reached any more: it has failed, was killed, or the connection broke."""
 
 
 @dataclass
@@ -170,9 +172,15 @@ class Joined(Ranks):
         try:
             yield
         except RuntimeError as error:
-            raise OtherFailed("another process of this run has ended without a word", where=f"seen by rank {self.rank}",
-                              found=str(error).strip().splitlines()[0],
-                              do="a lack of memory is the usual cause; go on with --resume") from error  # fmt: skip
+            if ran_out(error):  # here, not there
+                raise
+            found = _first_line(error)
+            if any(words in found.lower() for words in _CLOSED):
+                what = "another process of this run has ended without a word"
+                do = "a lack of memory is the usual cause; go on with --resume"
+            else:
+                what, do = "the connection to another process of this run failed", "go on with --resume"
+            raise OtherFailed(what, where=f"seen by rank {self.rank}", found=found, do=do) from error
 
     def clear_gradients(self, state: State) -> None:
         parameters = list(state.parameters.values())
@@ -232,6 +240,10 @@ class Joined(Ranks):
         with contextlib.suppress(RuntimeError):
             while self._store.add(_LEFT, 0) < self.count and time.monotonic() < until:
                 time.sleep(0.05)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _exit_code(error: BaseException) -> int:
