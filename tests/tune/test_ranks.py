@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from halfbyte import experiment
 from halfbyte.errors import ConfigError
 from halfbyte.ledger import Ledger
 from halfbyte.pipeline import Target
+from halfbyte.tune import ranks as ranks_module
 from halfbyte.tune.ranks import Joined, OtherFailed, Ranks, joined
 from tests.tiny import tiny_checkpoint
 
@@ -171,6 +174,28 @@ def test_the_compute_type_is_the_first_ones(folder: Path, monkeypatch: pytest.Mo
     what, console = Target("tiny", None, "nf4", None, None, "auto"), Console(quiet=True)
     experiment._open(what, "cpu", Ledger(folder, console), console, Second())
     assert opened == ["fp32"]
+
+
+@pytest.mark.parametrize(("changed", "found"), [
+    ({"MASTER_PORT": "abc"}, "'abc'"),  # int's
+    ({"MASTER_PORT": "99999"}, "99999"),
+    ({"RANK": "1"}, ""),  # nobody answers
+    ({"RANK": "0"}, ""),  # nobody comes
+])  # fmt: skip
+def test_processes_that_are_not_met_are_one_error(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], found: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(ranks_module, "_START", timedelta(seconds=1))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **changed}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="can't find each other") as caught, joined("cpu"):
+        pass
+    assert caught.value.found and found in str(caught.value.found) and "\n" not in str(caught.value.found)
+    assert "unset RANK and WORLD_SIZE" in str(caught.value)
 
 
 def test_a_process_alone_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,6 +251,17 @@ def _exit_code(error: BaseException) -> int:
     return error.exit_code if isinstance(error, HalfbyteError) else 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
+def _join(asked: str) -> Joined:
+    """Raises ConfigError where the others are not met: variables of an earlier launch, a port that is none, nobody."""
+    try:
+        return Joined(asked)
+    except (ValueError, RuntimeError, OSError) as error:  # torch.distributed's are RuntimeErrors
+        if ran_out(error):
+            raise
+        raise ConfigError("the processes of this run can't find each other", where="torchrun", found=_first_line(error),
+                          do="start it with torchrun, or unset RANK and WORLD_SIZE") from error  # fmt: skip
+
+
 @contextmanager
 def joined(asked: str) -> Iterator[Ranks]:
     """This process among those that `torchrun` started on this machine; alone where it started none.
@@ -269,7 +280,7 @@ def joined(asked: str) -> Iterator[Ranks]:
     if not torch.distributed.is_available():
         raise ConfigError("this torch can't train in several processes", where="torchrun",
                           do="install another build of torch, or start the run without torchrun")  # fmt: skip
-    ranks = Joined(asked)
+    ranks = _join(asked)
     try:
         yield ranks
     except BaseException as error:
