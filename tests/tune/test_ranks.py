@@ -46,7 +46,7 @@ def launched(place: Path, *launches: dict[str, Any]) -> list[list[int]]:
     """Exit codes, by launch and rank."""
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HALFBYTE_CACHE": str(place / "cache")}
     command = [sys.executable, "-m", "tests.tune.ranked", json.dumps(launches)]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
@@ -156,7 +156,7 @@ def test_torchrun_starts_it(place: Path) -> None:
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HALFBYTE_CACHE": str(place / "cache")}
     run = ["-m", "halfbyte", *tuned(place, 2, "real")["arguments"], "--set", "tune.epochs=1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *run]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in lines(place, "real")] == [1, 2, 3]
 
