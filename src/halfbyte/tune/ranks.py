@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError, HalfbyteError, TrainingError
+from halfbyte.errors import ConfigError, HalfbyteError, TrainingError, exit_code_of
 from halfbyte.memory import ran_out
 from halfbyte.tune.stop import Stopped
 
@@ -216,7 +216,7 @@ class Joined(Ranks):
         first, code = self.rank, 1
         with contextlib.suppress(RuntimeError):  # where torchrun has gone, too, everybody speaks
             if error is not None:
-                mine = f"{self.rank} {_exit_code(error)}"
+                mine = f"{self.rank} {exit_code_of(error)}"
                 first, code = map(int, self._store.compare_set(_END, "", mine).split())
             self._store.add(_LEFT, 1)
         self._close(failed=error is not None)
@@ -244,11 +244,6 @@ class Joined(Ranks):
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _exit_code(error: BaseException) -> int:
-    """As `cli.main` has it."""
-    return error.exit_code if isinstance(error, HalfbyteError) else 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _join(asked: str) -> Joined:
