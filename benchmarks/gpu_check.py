@@ -28,7 +28,6 @@ from typing import Any
 
 from benchmarks import common, gpu_table, shapes, turns
 from benchmarks.common import Table, rows_of
-from benchmarks.results import Results
 from benchmarks.turns import Figures, Worker
 
 WHOLE = 520.0  # seconds for everything
@@ -69,9 +68,14 @@ class Check:
 
 
 def make(folder: str, shape: str) -> turns.Phase:
-    """The bf16 checkpoint of `shape`, where it is missing."""
-    if not (Path(folder) / "bf16").is_dir():
-        shapes.write_checkpoint(shapes.SHAPES[shape], Path(folder) / "bf16")
+    """The bf16 checkpoint of `shape`, where it is missing; one that is not whole never has its name."""
+    import shutil
+
+    whole, partial = Path(folder) / "bf16", Path(folder) / "bf16.partial"
+    if not whole.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        shapes.write_checkpoint(shapes.SHAPES[shape], partial)
+        partial.rename(whole)
     yield {}
 
 
@@ -137,7 +141,10 @@ def parity(check: Check, seconds: float) -> None:
         found = losses[who] = []
         with check.worker("benchmarks.contenders:session", share, arguments) as worker:
             while len(found) < steps and (time.monotonic() < ends or not found):
-                found.append(worker.turn(case)["loss"])
+                figures = worker.turn(case)
+                if "out_of_memory" in figures:
+                    raise RuntimeError(f"the losses of {who}: a step of {PARITY_TOKENS} tokens does not fit")
+                found.append(figures["loss"])
         check.add("loss", f"first of {PARITY_TOKENS} tokens", who, [{"loss": found[0]}], shape)
         if who != "processor":
             gaps = [abs(loss / exact - 1) for loss, exact in zip(found, losses["processor"], strict=False)]
@@ -181,7 +188,7 @@ def _train(check: Check, worker: Worker, who: str, tokens: int, batch: int, pace
     """Measure a case, if it fits and ends in time, as far as can be known."""
     name, found = f"{tokens} tokens, batch {batch}", list[Figures]()
     if tokens * batch >= pace.too_many:
-        return
+        return check.note(f"{who}, {name}: not tried: {pace.too_many:,.0f} tokens at once did not fit")
     for turn in range(1 + ROUNDS):
         expected = tokens * batch / pace.speed if pace.speed else 0.0
         if time.monotonic() + (2 if turn == 0 else 1) * expected > ends:
@@ -209,7 +216,9 @@ STAGES: Mapping[str, tuple[float, Callable[[Check, float], None]]] = {  # second
 }
 
 
-def run(check: Check, stages: Sequence[str]) -> None:
+def run(check: Check, stages: Sequence[str]) -> list[str]:
+    """The stages that are not complete; without checkpoints the others can't begin, and there is no page."""
+    incomplete = []
     for name in stages:
         seconds, stage = STAGES[name]
         seconds = min(seconds, check.until - time.monotonic())
@@ -220,9 +229,11 @@ def run(check: Check, stages: Sequence[str]) -> None:
             stage(check, seconds)
         except (RuntimeError, OSError) as error:
             check.note(f"{name} is not complete: {error}")
+            incomplete.append(name)
             if name == "checkpoints":
-                return
+                return incomplete
     (check.results / "gpu_check.md").write_text(gpu_table.page(check.results, check.notes), encoding="utf-8")
+    return incomplete
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -245,19 +256,25 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"error: gpu_check measures a card and there is none\n  found: {build}\n  do: {do}", file=sys.stderr)
         return 1
     until = time.monotonic() + options.seconds
-    (options.results / "gpu_check.md").unlink(missing_ok=True)
+    for name in ("gpu_check.md", "gpu.csv"):  # of an earlier run, perhaps on another card
+        (options.results / name).unlink(missing_ok=True)
     with shapes.roomy(options.folder, f"halfbyte-gpu-{options.shape}-") as place:
         table = Table(options.results / "gpu_check.csv")
         check = Check(options.shape, options.device, place, options.results, table, until)
-        run(check, options.stages)
+        incomplete = run(check, options.stages)
     page = options.results / "gpu_check.md"
-    if not page.is_file():
-        return 1
-    print(page.read_text(encoding="utf-8"))
-    wrong = gpu_table.wrong_values(Results.read(options.results))
+    if page.is_file():
+        print(page.read_text(encoding="utf-8"))
+    found = gpu_table.read(options.results)
+    wrong, error = gpu_table.wrong_values(found), gpu_table.worst_error(found)
+    failures = [f"not complete, for the reasons above: {', '.join(incomplete)}"] if incomplete else []
     if wrong:
-        print(f"error: {wrong:.0f} values of the kernels are not the reference's: see Parity", file=sys.stderr)
-    return 1 if wrong else 0
+        failures.append(f"{wrong:.0f} values of the kernels are not the reference's: see Parity")
+    if error > gpu_table.ERROR:
+        failures.append(f"a product's error is {error:.3g} times torch's, at most {gpu_table.ERROR:g} may be: see Parity")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from halfbyte.arguments import make_parser
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, exit_code_of
 from halfbyte.memory import ran_out
 
 
@@ -38,18 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
     except HalfbyteError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
+        return exit_code_of(error)
+    except KeyboardInterrupt as error:
         print("stopped; what was finished is kept, and nothing that is half written counts", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+        return exit_code_of(error)
+    except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return exit_code_of(error)
     except Exception as error:
         if options.debug:
             raise
         print(f"error: {_in_words(error)}", file=sys.stderr)
-        return 1
+        return exit_code_of(error)
 
 
 @contextmanager

@@ -60,6 +60,13 @@ class TrainingError(HalfbyteError):
     """A run can't go on: a loss that is not finite, a state that does not fit, a full disk."""
 
 
+def exit_code_of(error: BaseException) -> int:
+    """With which a process ends that this error ends: 0 where whoever reads its output has enough."""
+    if isinstance(error, HalfbyteError):
+        return error.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 0 if isinstance(error, BrokenPipeError) else 1
+
+
 def nearest(word: str, known: Iterable[str], what: str = "") -> str:
     """A hint that names the known word nearest to `word`, or lists what there is."""
     known = sorted(known)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from halfbyte import experiment
 from halfbyte.errors import ConfigError
 from halfbyte.ledger import Ledger
 from halfbyte.pipeline import Target
-from halfbyte.tune.ranks import Ranks, joined
+from halfbyte.tune import ranks as ranks_module
+from halfbyte.tune.ranks import Joined, OtherFailed, Ranks, joined
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +46,7 @@ def launched(place: Path, *launches: dict[str, Any]) -> list[list[int]]:
     """Exit codes, by launch and rank."""
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HALFBYTE_CACHE": str(place / "cache")}
     command = [sys.executable, "-m", "tests.tune.ranked", json.dumps(launches)]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
@@ -133,11 +136,27 @@ def test_one_that_fails_ends_all_with_one_message(place: Path) -> None:
         assert (place / name / "checkpoints" / "step-000001").is_dir()
 
 
+@pytest.mark.parametrize(("said", "kind", "words", "do"), [
+    ("[pair.cc:534] Connection closed by peer [127.0.0.1]:5", OtherFailed, "has ended without a word", "--resume"),
+    ("[pair.cc:534] Read error: Connection reset by peer", OtherFailed, "has ended without a word", "--resume"),
+    ("NCCL error: unhandled system error\nmore", OtherFailed, "the connection to another process of", "--resume"),
+    ("", OtherFailed, "the connection to another process of this run failed", "found: RuntimeError"),
+    ("CUDA out of memory. Tried to allocate 2 GiB", RuntimeError, "CUDA out of memory", ""),
+])  # fmt: skip
+def test_a_failed_sum_says_what_is_known(said: str, kind: type[Exception], words: str, do: str) -> None:
+    one = object.__new__(Joined)
+    one.rank = 1
+    with pytest.raises(kind) as caught, one._connected():
+        raise RuntimeError(said)
+    assert type(caught.value) is kind and words in str(caught.value) and do in str(caught.value)
+    assert "more" not in str(caught.value)
+
+
 def test_torchrun_starts_it(place: Path) -> None:
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HALFBYTE_CACHE": str(place / "cache")}
     run = ["-m", "halfbyte", *tuned(place, 2, "real")["arguments"], "--set", "tune.epochs=1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *run]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in lines(place, "real")] == [1, 2, 3]
 
@@ -155,6 +174,28 @@ def test_the_compute_type_is_the_first_ones(folder: Path, monkeypatch: pytest.Mo
     what, console = Target("tiny", None, "nf4", None, None, "auto"), Console(quiet=True)
     experiment._open(what, "cpu", Ledger(folder, console), console, Second())
     assert opened == ["fp32"]
+
+
+@pytest.mark.parametrize(("changed", "found"), [
+    ({"MASTER_PORT": "abc"}, "'abc'"),  # int's
+    ({"MASTER_PORT": "99999"}, "99999"),
+    ({"RANK": "1"}, ""),  # nobody answers
+    ({"RANK": "0"}, ""),  # nobody comes
+])  # fmt: skip
+def test_processes_that_are_not_met_are_one_error(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], found: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(ranks_module, "_START", timedelta(seconds=1))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **changed}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="can't find each other") as caught, joined("cpu"):
+        pass
+    assert caught.value.found and found in str(caught.value.found) and "\n" not in str(caught.value.found)
+    assert "unset RANK and WORLD_SIZE" in str(caught.value)
 
 
 def test_a_process_alone_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:

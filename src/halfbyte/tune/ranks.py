@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError, HalfbyteError, TrainingError
+from halfbyte.errors import ConfigError, HalfbyteError, TrainingError, exit_code_of
+from halfbyte.memory import ran_out
 from halfbyte.tune.stop import Stopped
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 WAIT, _START = timedelta(hours=24), timedelta(minutes=5)
 LEAVE = 10.0  # seconds that the rank that speaks waits for the others, so that torchrun does not end them in its stead
 _STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_CLOSED = ("closed by peer", "reset by peer", "broken pipe")  # gloo's words where the other end is gone
 _GOES_ON, _STOPPED = 0, 1
 _APART = 0x9E3779B97F4A7C15  # between the seeds of two ranks
 _END, _LEFT = "end", "left"  # keys of the store: rank and exit code of the first to fail; how many have left
@@ -49,7 +51,7 @@ T = TypeVar("T")
 
 
 class OtherFailed(HalfbyteError):
-    """Another rank has left: it has failed, or was killed."""
+    """Another rank is not reached any more: it has failed, was killed, or the connection broke."""
 
 
 @dataclass
@@ -170,9 +172,15 @@ class Joined(Ranks):
         try:
             yield
         except RuntimeError as error:
-            raise OtherFailed("another process of this run has ended without a word", where=f"seen by rank {self.rank}",
-                              found=str(error).strip().splitlines()[0],
-                              do="a lack of memory is the usual cause; go on with --resume") from error  # fmt: skip
+            if ran_out(error):  # here, not there
+                raise
+            found = _first_line(error)
+            if any(words in found.lower() for words in _CLOSED):
+                what = "another process of this run has ended without a word"
+                do = "a lack of memory is the usual cause; go on with --resume"
+            else:
+                what, do = "the connection to another process of this run failed", "go on with --resume"
+            raise OtherFailed(what, where=f"seen by rank {self.rank}", found=found, do=do) from error
 
     def clear_gradients(self, state: State) -> None:
         parameters = list(state.parameters.values())
@@ -208,7 +216,7 @@ class Joined(Ranks):
         first, code = self.rank, 1
         with contextlib.suppress(RuntimeError):  # where torchrun has gone, too, everybody speaks
             if error is not None:
-                mine = f"{self.rank} {_exit_code(error)}"
+                mine = f"{self.rank} {exit_code_of(error)}"
                 first, code = map(int, self._store.compare_set(_END, "", mine).split())
             self._store.add(_LEFT, 1)
         self._close(failed=error is not None)
@@ -234,9 +242,19 @@ class Joined(Ranks):
                 time.sleep(0.05)
 
 
-def _exit_code(error: BaseException) -> int:
-    """As `cli.main` has it."""
-    return error.exit_code if isinstance(error, HalfbyteError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _join(asked: str) -> Joined:
+    """Raises ConfigError where the others are not met: variables of an earlier launch, a port that is none, nobody."""
+    try:
+        return Joined(asked)
+    except (ValueError, RuntimeError, OSError) as error:  # torch.distributed's are RuntimeErrors
+        if ran_out(error):
+            raise
+        raise ConfigError("the processes of this run can't find each other", where="torchrun", found=_first_line(error),
+                          do="start it with torchrun, or unset RANK and WORLD_SIZE") from error  # fmt: skip
 
 
 @contextmanager
@@ -257,7 +275,7 @@ def joined(asked: str) -> Iterator[Ranks]:
     if not torch.distributed.is_available():
         raise ConfigError("this torch can't train in several processes", where="torchrun",
                           do="install another build of torch, or start the run without torchrun")  # fmt: skip
-    ranks = Joined(asked)
+    ranks = _join(asked)
     try:
         yield ranks
     except BaseException as error:
