@@ -182,7 +182,10 @@ def test_a_stage_that_is_not_complete_ends_it_with_an_error(tmp_path, quick, mon
     monkeypatch.setitem(gpu_check.STAGES, "checkpoints", (55.0, ends))
     assert check(tmp_path, "--stages", "checkpoints", "peer") == 1
     said = capsys.readouterr()
-    assert "error: not complete, for the reasons above: checkpoints" in said.err and "checkpoints is not complete: it ended" in said.out
+    assert (
+        "error: not complete, for the reasons above: checkpoints" in said.err
+        and "checkpoints is not complete: it ended" in said.out
+    )
     assert ran == ["peer"] and not (tmp_path / "gpu_check.md").exists()
 
 
