@@ -60,10 +60,10 @@ def test_many_keys_take_no_time() -> None:
     ("text", "said"),
     [
         ("model: x\n  data: 3\n", "line 2, column 7: mapping values are not allowed here: data: 3"),
-        ("a: {b: c\nd: e\n", "line 2, column 2: expected ',' or '}', but got ':', while parsing a flow mapping"),
-        ("a: {b: c\nd: e\n", "that begins on line 1: d: e"),
+        ("a: {b: c\nd: e\n", "line 2, column 2: expected ',' or '}', but got ':': d: e (while parsing a flow mapping"),
+        ("a: {b: c\nd: e\n", "that begins on line 1)"),
         ("a: 1\na: 2\n", "line 2, column 1: the key 'a' stands twice: a: 2"),
-        ('a: "x', "line 1, column 6: found unexpected end of stream, while scanning a quoted scalar"),
+        ('a: "x', "line 1, column 6: found unexpected end of stream: a: \"x (while scanning a quoted scalar"),
         ("a: ]" + "x" * 100, "x..."),
     ],
 )  # fmt: skip

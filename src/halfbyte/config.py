@@ -237,6 +237,9 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     file = Path(path)
     values = read_yaml(file)
+    if "kind" in values and "model" not in values:
+        raise ConfigError("this is a task, and a run is asked for", where=file, found="the key 'kind', and no 'model'",
+                          do="name the RUN.yaml, which names its task: 'task: TASK.yaml'")  # fmt: skip
     resolve_paths(RunConfig, values, file.resolve().parent)
     overridden = [override(RunConfig, values, text) for text in overrides]
     run = build(RunConfig, values, str(file), overridden)
@@ -256,6 +259,9 @@ def load_task(path: str | Path, scorer: str | None = None, *, runs: bool = True)
     """
     file = Path(path)
     values = read_yaml(file)
+    if "model" in values and "kind" not in values:
+        raise ConfigError("this is a run, and a task is asked for", where=file, found="the key 'model', and no 'kind'",
+                          do="name the TASK.yaml, which says what a good answer is")  # fmt: skip
     resolve_paths(TaskConfig, values, file.resolve().parent)
     if values.get("kind") in _LONG_ANSWERS and isinstance(values.get("decoding", {}), dict | None):
         values["decoding"] = _LONG_DECODING | (values.get("decoding") or {})

@@ -230,18 +230,20 @@ def _prove(
     """
     from halfbyte.evaluate.compare import compare_folders
     from halfbyte.evaluate.evaluate import constant_folder
+    from halfbyte.evaluate.results import write_json
     from halfbyte.evaluate.show import print_comparison
 
     evaluations = folder / "evaluations"
     result = _evaluate_once(model, task, folder, "tuned", console, seed)
+    if result.get("leaks", []) != leaks:
+        result["leaks"] = leaks  # every comparison with it says so
+        write_json(evaluations / "tuned" / "result.json", result)
     comparison = compare_folders(evaluations / base, evaluations / "tuned", seed=seed)
-    comparison["warnings"] = [*leaks, *comparison["warnings"]]
     durable.write_text(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     print_comparison(comparison, console)
     if task.kind == "number":
         constant_folder(evaluations / "tuned", evaluations / "median")
         against = compare_folders(evaluations / "median", evaluations / "tuned", seed=seed)
-        against["warnings"] = [*leaks, *against["warnings"]]
         (folder / "comparisons").mkdir(exist_ok=True)
         durable.write_text(folder / "comparisons" / "median-tuned.json", json.dumps(against, indent=2) + "\n")
         print_comparison(against, console)
@@ -283,9 +285,8 @@ def demo(out: Path, console: Console) -> int:
     console.rule("3. Tune it in 4 bits, and prove whether it got better")
     code = tune(config, resume=begun and unfinished, force=False, console=console)
     if code == 0:
-        console.print(
-            f"the whole story took {time.monotonic() - started:,.0f} s; open {out / 'report.html'}", markup=False
-        )
+        what = "the rest of the story" if unfinished else "the whole story"
+        console.print(f"{what} took {time.monotonic() - started:,.0f} s; open {out / 'report.html'}", markup=False)
     return code
 
 

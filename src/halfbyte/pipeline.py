@@ -133,6 +133,8 @@ def evaluate_model(
 ) -> None:
     """`halfbyte evaluate`."""
     from halfbyte.evaluate.judge import check_judge
+    from halfbyte.evaluate.leaks import learned_from
+    from halfbyte.evaluate.results import write_json
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.show_details import print_details
     from halfbyte.evaluate.tasks import load_task_set
@@ -145,7 +147,9 @@ def evaluate_model(
     if what.run:  # the run's own seed and training data, so that the result compares with those that the run left
         config = load_run(what.run / "run.yaml")
         task, seed = with_training_median(task, config), config.seed
-    check_judge(load_task_set(task, seed=seed, limit=limit))  # faults are cheap to find before the model is loaded
+    tasks = load_task_set(task, seed=seed, limit=limit)
+    check_judge(tasks)  # faults are cheap to find before the model is loaded
+    leaks = learned_from(tasks, config.data) if what.run and what.adapter else []
     model = load(what, device, console)
     say_compute(model, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
@@ -154,6 +158,9 @@ def evaluate_model(
     if (folder / "result.json").exists():
         console.print(f"{folder} holds an earlier result of this experiment: it is replaced", markup=False)
     result = evaluate(model, task, folder, name, console, limit=limit, seed=seed)
+    if leaks:
+        result["leaks"] = leaks
+        write_json(folder / "result.json", result)
     print_result(result, console)
     print_details(result, console)
     console.print(f"written to {folder}", markup=False)

@@ -49,14 +49,16 @@ def _said(error: yaml.MarkedYAMLError, text: str) -> str:
     """The fault in one line: where, what, and how the line reads."""
     mark, began = error.problem_mark or error.context_mark, error.context_mark
     what = " ".join(str(error.problem or error.context).split())
-    if error.problem and error.context and began is not None:
-        what += f", {error.context} that begins on line {began.line + 1}"
+    while_ = (
+        f" ({error.context} that begins on line {began.line + 1})" if error.problem and error.context and began else ""
+    )
     if mark is None:
-        return what
+        return what + while_
     lines = text.splitlines()
-    line = lines[mark.line].strip() if mark.line < len(lines) else ""
-    shown = f": {line[:_SHOWN]}{'...' * (len(line) > _SHOWN)}" if line else ""
-    return f"line {mark.line + 1}, column {mark.column + 1}: {what}{shown}"
+    line = lines[mark.line].rstrip() if mark.line < len(lines) else ""
+    first = max(0, mark.column - _SHOWN // 2)
+    shown = f"{'...' * (first > 0)}{line[first : first + _SHOWN].strip()}{'...' * (len(line) > first + _SHOWN)}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}{': ' * bool(line)}{shown * bool(line)}{while_}"
 
 
 def _size(node: yaml.Node, known: dict[int, int | None]) -> int:

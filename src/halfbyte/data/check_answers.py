@@ -36,7 +36,7 @@ _NUMBERS = {
         "write decimals with a point: 12.5",
     ),
     "number_several": Says(
-        WARNING,
+        AT_HALF,
         "{count} of {total} {name} answers hold several numbers; the first one counts",
         "let the completion hold the one that is meant",
     ),

@@ -116,7 +116,8 @@ def compare_several(
     for pair, frame, paired, (row, found), (_, told) in zip(pairs, frames, made, judged, chosen, strict=True):
         frame |= row
         doubts = [_IDENTICAL.format(n=paired.n)] if pair.identical() else _doubts(found, paired)
-        frame["warnings"] = [*told, *few_units(paired.units, {"the difference": found.method}), *doubts]
+        leaks = dict.fromkeys(leak for side in (pair.one, pair.other) for leak in side.result.get("leaks", ()))
+        frame["warnings"] = [*leaks, *told, *few_units(paired.units, {"the difference": found.method}), *doubts]
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
     return [ShownComparison(plain(frame)) for frame in frames]

@@ -261,4 +261,6 @@ def _legend() -> str:
 
 
 def _warnings(found: dict[str, Any]) -> list[Text]:
-    return [Text(f"warning: {warning}", style="yellow") for warning in found.get("warnings", [])]
+    return [
+        Text(f"warning: {warning}", style="yellow") for warning in (*found.get("leaks", ()), *found.get("warnings", ()))
+    ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from halfbyte.config import TaskConfig
 from halfbyte.data.encode import Encoder
-from halfbyte.data.numbers import parse_number
+from halfbyte.data.numbers import parse_number, several_numbers
 from halfbyte.data.sides import asked_examples
 from halfbyte.data.template import Example, gathered, load_examples
 from halfbyte.errors import ConfigError, DataError, nearest
@@ -89,7 +89,17 @@ def load_task_set(task: TaskConfig, *, seed: int = 0, limit: int | None = None) 
     train = load_examples(task.train, task.template) if task.train and (task.shots or task.kind == "number") else []
     shots, told = _shots(task, train, items, seed)
     fallback, source, warnings = _fallback(task, train, items) if task.kind == "number" else (None, None, [])
+    warnings += _several(items) if task.kind == "number" else []
     return TaskSet(task, items, shots, fallback, source, _parts(task, items, shots, fallback), told + warnings)
+
+
+def _several(items: Sequence[Item]) -> list[str]:
+    """A sentence where references hold more than the number that is meant (a way to it, say)."""
+    count = sum(several_numbers(item.reference) for item in items)
+    if not count:
+        return []
+    return [f"{count:,} of {len(items):,} references hold several numbers, of which the first one counts: let the"
+            " template's completion hold the one that is meant"]  # fmt: skip
 
 
 def _needs(task: TaskConfig) -> None:
