@@ -12,7 +12,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # beside other work; read when torch is imported
 # Read when triton is imported, which other libraries do, too. With a card: TRITON_INTERPRET=0 pytest tests/kernels
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -422,10 +422,25 @@ def test_what_is_nearly_a_verb_or_an_option_is_named(
 
 
 def test_waiting_threads_do_not_spin_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    for given, policy, expected in ((None, None, "1000"), ("7", None, "7"), (None, "active", None)):
+    for given, policy, expected in ((None, None, "10000"), ("7", None, "7"), (None, "active", None)):
         for name, value in (("GOMP_SPINCOUNT", given), ("OMP_WAIT_POLICY", policy)):
             monkeypatch.delenv(name, raising=False)
             if value is not None:
                 monkeypatch.setenv(name, value)
         main(["plan", "--list"])
         assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_a_fault_of_ours_is_told_without_a_traceback_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise LookupError("of its own")
+
+    monkeypatch.setattr("halfbyte.plan.doctor.doctor", broken)
+    assert main(["doctor"]) == 1
+    error = capsys.readouterr().err
+    assert "of its own" in error and "--debug" in error and "Traceback" not in error
+    for words in (["--debug", "doctor"], ["doctor", "--debug"]):
+        with pytest.raises(LookupError):
+            main(words)

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for each other spin for milliseconds by default. On a machine that does something else, too,
         # that time is missing to the thread that they wait for. Read when torch is imported.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         with _sigterm_as_ctrl_c():
-            options = parser.parse_args(arguments)
+            options = parser.parse_args(arguments, options)
             if not hasattr(options, "handler"):
                 parser.print_help()
                 return 2
