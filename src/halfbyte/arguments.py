@@ -113,7 +113,7 @@ def _plan(verb: MakeVerb) -> None:
     made.add_argument("--gpus", type=int, metavar="N", help="training on N devices, on paper")
     made.add_argument("--link", help="what each of them sends, e.g. 50GB/s (default: 16GB/s)")
     made.add_argument("--check", action="store_true", help="of a run's folder: what was planned and what was measured")
-    made.add_argument("--json", action="store_true", help="print one JSON object")
+    _as_json(made)
 
 
 def _check(verb: MakeVerb) -> None:
@@ -124,7 +124,7 @@ def _check(verb: MakeVerb) -> None:
         "halfbyte check run.yaml",
     )
     _run_file(made)
-    made.add_argument("--json", action="store_true", help="print one JSON object")
+    _as_json(made)
 
 
 def _pack(verb: MakeVerb) -> None:
@@ -288,7 +288,7 @@ def _verify(verb: MakeVerb) -> None:
         "halfbyte verify runs/demo",
     )
     made.add_argument("run", metavar="RUN", type=Path, help="the folder of a run or an evaluation, or a RUN.yaml")
-    made.add_argument("--json", action="store_true", help="print one JSON object")
+    _as_json(made)
 
 
 def _generate(verb: MakeVerb) -> None:
@@ -343,6 +343,10 @@ def _revision(made: argparse.ArgumentParser) -> None:
 
 def _device(made: argparse.ArgumentParser) -> None:
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _as_json(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _run_file(made: argparse.ArgumentParser, whole: str = "file") -> None:

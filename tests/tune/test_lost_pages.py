@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from halfbyte.cli import main
 from halfbyte.kernels import native
 from halfbyte.tune.state import last_checkpoint
-from tests.tiny import tiny_checkpoint
+from tests.tune.test_stop import write_run
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGBUS"),
@@ -48,14 +48,8 @@ CUT = """if True:
 def home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model, data, a task and a run.yaml, and a cache of its own."""
     monkeypatch.setenv("HALFBYTE_CACHE", str(folder / "cache"))
-    tiny_checkpoint("llama", folder / "tiny")
-    lines = [{"prompt": f"set {i} costs $", "completion": f"{i % 9}.99"} for i in range(24)]
-    for name, part in (("train", lines[:20]), ("test", lines[20:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
-    (folder / "task.yaml").write_text("kind: number\ndata: test.jsonl\ndecoding: {max_new_tokens: 3}\n")
-    keys = {"model": "tiny", "compute": "fp32", "data": "{train: train.jsonl, validation: 0}", "out": "out",
-            "tune": "{max_steps: 5, batch: 4, micro_batch: 2, checkpoint_every: 0}"}  # fmt: skip
-    (folder / "run.yaml").write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    write_run(folder, data="{train: train.jsonl, validation: 0}", task=None,
+              tune="{max_steps: 5, batch: 4, micro_batch: 2, checkpoint_every: 0}")  # fmt: skip
     return folder
 
 

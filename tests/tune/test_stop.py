@@ -24,7 +24,8 @@ PHASES = {  # what runs in each, and is interrupted there
 }
 
 
-def write_run(folder: Path) -> Path:
+def write_run(folder: Path, **changes: str | None) -> Path:
+    """A folder with a model, data, a task and a run.yaml, whose lines may be changed, or left out (None)."""
     tiny_checkpoint("llama", folder / "tiny")
     lines = [{"prompt": f"set {i} costs $", "completion": f"{i % 9}.99"} for i in range(24)]
     for name, part in (("train", lines[:20]), ("test", lines[20:])):
@@ -32,7 +33,9 @@ def write_run(folder: Path) -> Path:
     (folder / "task.yaml").write_text("kind: number\ndata: test.jsonl\ndecoding: {max_new_tokens: 3}\n")
     keys = {"model": "tiny", "compute": "fp32", "data": "{train: train.jsonl}", "out": "out",
             "task": "task.yaml", "tune": "{max_steps: 3, batch: 4, micro_batch: 2, checkpoint_every: 0}"}  # fmt: skip
-    (folder / "run.yaml").write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    (folder / "run.yaml").write_text(
+        "".join(f"{key}: {value}\n" for key, value in (keys | changes).items() if value is not None)
+    )
     return folder / "run.yaml"
 
 
