@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -203,9 +204,10 @@ def _refuse(config: RunConfig, longest: int, console: Console) -> None:
 
 
 def _evaluate_once(
-    model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int
+    model: Any, task: TaskConfig, folder: Path, variant: str, console: Console, seed: int, leaks: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Evaluate, unless the very result is there already (after an interruption); returns the result."""
+    """Evaluate, unless the very result is there already (after an interruption); returns the result. `leaks`: see
+    `evaluate_task`."""
     from halfbyte.evaluate.results import stored_fingerprint
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.tasks import load_task_set
@@ -215,8 +217,8 @@ def _evaluate_once(
     if stored_fingerprint(place) == load_task_set(task, seed=seed).fingerprint:
         result = json.loads((place / "result.json").read_text(encoding="utf-8"))
     same = {"model": model.name, "weights": model.weights, "seed": seed, "variant": variant, "compute": model.compute}
-    if any(result.get(key) != value for key, value in same.items()):
-        result = evaluate(model, task, place, variant, console, seed=seed)
+    if any(result.get(key) != value for key, value in same.items()) or result.get("leaks", []) != list(leaks):
+        result = evaluate(model, task, place, variant, console, seed=seed, leaks=leaks)
     print_result(result, console)
     return result
 
@@ -230,14 +232,10 @@ def _prove(
     """
     from halfbyte.evaluate.compare import compare_folders
     from halfbyte.evaluate.evaluate import constant_folder
-    from halfbyte.evaluate.results import write_json
     from halfbyte.evaluate.show import print_comparison
 
     evaluations = folder / "evaluations"
-    result = _evaluate_once(model, task, folder, "tuned", console, seed)
-    if result.get("leaks", []) != leaks:
-        result["leaks"] = leaks  # every comparison with it says so
-        write_json(evaluations / "tuned" / "result.json", result)
+    result = _evaluate_once(model, task, folder, "tuned", console, seed, leaks)
     comparison = compare_folders(evaluations / base, evaluations / "tuned", seed=seed)
     durable.write_text(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     print_comparison(comparison, console)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -134,7 +135,6 @@ def evaluate_model(
     """`halfbyte evaluate`."""
     from halfbyte.evaluate.judge import check_judge
     from halfbyte.evaluate.leaks import learned_from
-    from halfbyte.evaluate.results import write_json
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.show_details import print_details
     from halfbyte.evaluate.tasks import load_task_set
@@ -157,10 +157,7 @@ def evaluate_model(
     _require_same_experiment(folder, task, seed, limit)
     if (folder / "result.json").exists():
         console.print(f"{folder} holds an earlier result of this experiment: it is replaced", markup=False)
-    result = evaluate(model, task, folder, name, console, limit=limit, seed=seed)
-    if leaks:
-        result["leaks"] = leaks
-        write_json(folder / "result.json", result)
+    result = evaluate(model, task, folder, name, console, limit=limit, seed=seed, leaks=leaks)
     print_result(result, console)
     print_details(result, console)
     console.print(f"written to {folder}", markup=False)
@@ -375,10 +372,13 @@ def evaluate(
     *,
     limit: int | None = None,
     seed: int = 0,
+    leaks: Sequence[str] = (),
 ) -> dict[str, Any]:
     from halfbyte.evaluate.evaluate import evaluate_task
     from halfbyte.memory import give_back
 
     give_back()
     with items_bar(console, f"evaluate {variant}") as progress:
-        return evaluate_task(model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress)
+        return evaluate_task(
+            model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress, leaks=leaks
+        )

@@ -59,11 +59,12 @@ def evaluate_task(
     limit: int | None = None,
     batch: int | str = "auto",
     progress: Progress | None = None,
+    leaks: Sequence[str] = (),
 ) -> Result:
     """Ask `model` every item of `task` (or `limit` of them) and write predictions.jsonl and result.json to `out`.
 
-    `seed` is that of the shots and of the intervals. `batch`: rows that are decoded at once. Returns what result.json
-    holds. Raises DataError for what is wrong with the data (see `load_task_set`) or does not fit into the model's
+    `seed` is that of the shots and of the intervals. `batch`: rows that are decoded at once. `leaks`: how what
+    the model learned from gives items away, which stands in the result. Returns what result.json holds. Raises DataError for what is wrong with the data (see `load_task_set`) or does not fit into the model's
     context, CheckpointError when the model computes NaN or its files were changed meanwhile, HalfbyteError when the
     disk refuses or a scoring function fails. Answers are kept in `out` until the result is written (see `journal`):
     interrupted, and also after such a failure, the same call goes on without asking again.
@@ -94,6 +95,7 @@ def evaluate_task(
         **environment(),
         "seed": seed,
         "limit": limit,
+        **({"leaks": list(leaks)} if leaks else {}),
         "warnings": tasks.warnings + warnings + [f"the model gave {said}" for said in same_answer(asked.predictions)],
     }
     write_evaluation(out, result, asked.predictions)
