@@ -63,11 +63,12 @@ def evaluate_task(
 ) -> Result:
     """Ask `model` every item of `task` (or `limit` of them) and write predictions.jsonl and result.json to `out`.
 
-    `seed` is that of the shots and of the intervals. `batch`: rows that are decoded at once. `leaks`: how what
-    the model learned from gives items away, which stands in the result. Returns what result.json holds. Raises DataError for what is wrong with the data (see `load_task_set`) or does not fit into the model's
-    context, CheckpointError when the model computes NaN or its files were changed meanwhile, HalfbyteError when the
-    disk refuses or a scoring function fails. Answers are kept in `out` until the result is written (see `journal`):
-    interrupted, and also after such a failure, the same call goes on without asking again.
+    `seed` is that of the shots and of the intervals. `batch`: rows that are decoded at once. `leaks`: how what the
+    model learned from gives items away, which stands in the result. Returns what result.json holds. Raises DataError
+    for what is wrong with the data (see `load_task_set`) or does not fit into the model's context, CheckpointError when
+    the model computes NaN or its files were changed meanwhile, HalfbyteError when the disk refuses or a scoring
+    function fails. Answers are kept in `out` until the result is written (see `journal`): interrupted, and also after
+    such a failure, the same call goes on without asking again.
     """
     with MemoryMeter() as meter:
         began = time.perf_counter()
