@@ -99,7 +99,8 @@ def training(evidence: Evidence) -> Row:
     validated = [step for step in steps if as_number(step.get("validation_loss")) is not None]
     if validated:
         best = min(validated, key=lambda step: float(step["validation_loss"]))
-        facts.append(("lowest validation loss", f"{number_text(best['validation_loss'])} at step {best['step']:,}"))
+        lowest = f"{number_text(best['validation_loss'])} nats a token, at step {best['step']:,}"
+        facts.append(("lowest validation loss", lowest))
     return {
         "picture": {"svg": pictures.losses(steps), "title": "Loss and learning rate by optimiser step"},
         "facts": facts,
@@ -220,18 +221,16 @@ def samples(story: Story) -> Row:
     """Items before and after, by a fixed rule: the tuned model's best and worst, and some by lot."""
     variant = story.tuned or story.base
     if not variant or not story.metric or not variant.predictions:
-        return {"groups": [], "rule": "", "heads": []}
+        return {"title": "Answers", "groups": [], "rule": "", "heads": []}
     order = [p for _, p in ranked(variant, story.metric)] or variant.predictions
     drawn = sorted(order, key=lambda p: lot(p.id))[:SAMPLES]
     best, worst = order[:SAMPLES], order[::-1][:SAMPLES]
     chosen = [("Drawn by lot", drawn), *_changed(story), ("Worst", worst), ("Best", best)]
+    moved = " then those that tuning changed most;" if story.base and story.tuned else ""
     rule = (
-        f"The {SAMPLES} worst and best by the item's own {label(story.metric)} of {variant.name} (of equals, and for "
-    )
-    if story.base and story.tuned:
-        rule += f"the {SAMPLES} in which that improved or worsened most, and for "
-    rule += (
-        f"the {SAMPLES} drawn by lot: the smallest SHA-256 of the item's id). Answers stand as the models gave them."
+        f"Up to {SAMPLES} items of each kind, and each item once: first some drawn by lot (by a hash of their ids, so "
+        f"nobody chose them);{moved} then the worst and the best by the {label(story.metric)} of {variant.name}. "
+        "Answers stand as the models gave them."
     )
     heads = [v.name for v in (story.base, story.tuned) if v]
     groups, seen = [], set()
@@ -239,7 +238,13 @@ def samples(story: Story) -> Row:
         rows = [sample(story, p) for p in items if p.id not in seen]
         seen |= {p.id for p in items}
         groups.append({"name": name, "rows": rows})
-    return {"groups": [group for group in groups if group["rows"]], "rule": rule, "heads": heads}
+    who = "the models" if len(heads) > 1 else variant.name
+    return {
+        "title": f"What {who} answered, item by item",
+        "groups": [group for group in groups if group["rows"]],
+        "rule": rule,
+        "heads": heads,
+    }
 
 
 def _changed(story: Story) -> list[tuple[str, list[Prediction]]]:
