@@ -288,6 +288,7 @@ def _verify(verb: MakeVerb) -> None:
         "halfbyte verify runs/demo",
     )
     made.add_argument("run", metavar="RUN", type=Path, help="the folder of a run or an evaluation, or a RUN.yaml")
+    made.add_argument("--all", action="store_true", help="also a line for each thing that agrees")
     _as_json(made)
 
 
