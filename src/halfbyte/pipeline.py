@@ -283,7 +283,7 @@ def compare(
             console.print(f"report: {page}", markup=False)
 
 
-def results(target: Path, runs: Path, as_json: bool, console: Console) -> None:
+def results(target: Path, runs: Path | None, as_json: bool, console: Console) -> None:
     """`halfbyte results TASK.yaml|FOLDER`: a line for each result."""
     from halfbyte.evaluate.listing import list_results
     from halfbyte.evaluate.show import print_results
