@@ -408,6 +408,8 @@ def test_benchmarks_of_the_harness(model: Path, folder: Path, capsys: pytest.Cap
     [
         (["evalute", "x"], "did you mean evaluate? Else see: halfbyte --help"),
         (["plan", "llama-3.1-8b", "--wieghts=nf4"], "did you mean --weights? Else see: halfbyte plan --help"),
+        (["plan", "llama-3.1-8b", "--w", "nf4"], "did you mean --weights? Else see: halfbyte plan --help"),
+        (["plan", "llama-3.1-8b", "--lora", "8"], "did you mean --lora-rank or --lora-targets? Else see"),
         (["plan", "llama-3.1-8b", "--zzz"], "do: see: halfbyte plan --help"),
         (["qqq"], "do: see: halfbyte --help"),
         (["--json", "plan", "llama-3.1-8b"], "do: write --json after the verb; else see: halfbyte plan --help"),

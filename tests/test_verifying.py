@@ -56,7 +56,28 @@ def test_an_evaluation_alone_agrees(made: Path, capsys: pytest.CaptureFixture[st
     rows = states(made / "out" / "evaluations" / "tuned", capsys)
     assert rows["adapter"]["state"] == "ok" and rows["metric mae"]["state"] == "ok"
     assert main(["verify", str(made / "out" / "evaluations" / "tuned")]) == 0
-    assert "ok" in capsys.readouterr().out
+    assert f"tuned: {len(rows)} of {len(rows)} agree" in capsys.readouterr().out
+
+
+def test_what_agrees_is_counted_and_only_the_rest_is_told(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run = shutil.copytree(made / "out", tmp_path / "out")
+    rows = states(run, capsys)
+    agree = sum(row["state"] == "ok" for row in rows.values())
+    assert main(["verify", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert f"{agree} of {len(rows)} agree; " in " ".join(said.split()) and "\nok: " not in f"\n{said}"
+    assert main(["verify", str(run), "--all"]) == 0
+    every = capsys.readouterr().out
+    assert f"\n{every}".count("\nok: ") == agree
+    for what in ("low", "high"):  # of figures, nothing is cut or broken
+        assert str(json.loads((run / "evaluations/tuned/result.json").read_text())["metrics"]["mae"][what]) in every
+    _metric(run)
+    assert main(["verify", str(run)]) == 4
+    said = " ".join(capsys.readouterr().out.split())
+    assert "differs: evaluations/tuned: metric mae: recorded " in said and "agree; differs: 1; " in said
 
 
 def _metric(run: Path) -> None:

@@ -22,7 +22,11 @@ MakeVerb = Callable[[str, Verb, str, str], argparse.ArgumentParser]  # its name,
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its errors are ours, so that a wrong option looks like any other mistake."""
+    """Its errors are ours, so that a wrong option looks like any other mistake. An option is written out: what begins
+    one today may begin two tomorrow."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
@@ -44,10 +48,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _near(word: str, known: Sequence[str]) -> str:
     word = word.partition("=")[0]
-    found = difflib.get_close_matches(word, known, n=1)
     if word in known:
         return f"write {word} after the verb; else "
-    return f"did you mean {found[0]}? Else " if found else ""
+    begun = list(dict.fromkeys(name for name in known if len(word) > 2 and name.startswith(word)))
+    found = begun or difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {' or '.join(found)}? Else " if found else ""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -237,7 +242,10 @@ def _results(verb: MakeVerb) -> None:
     )
     made.add_argument("target", metavar="TASK.yaml|FOLDER", type=Path, help="a task, or a folder with evaluations")
     made.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="of a task: the folder with its results (default: runs)"
+        "--runs",
+        type=Path,
+        metavar="FOLDER",
+        help="of a task: where its results are (default: runs, here and beside it)",
     )
     made.add_argument("--json", action="store_true", help="print JSON")
 
@@ -288,6 +296,7 @@ def _verify(verb: MakeVerb) -> None:
         "halfbyte verify runs/demo",
     )
     made.add_argument("run", metavar="RUN", type=Path, help="the folder of a run or an evaluation, or a RUN.yaml")
+    made.add_argument("--all", action="store_true", help="also a line for each thing that agrees")
     _as_json(made)
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -201,10 +201,14 @@ def evaluate_harness(
         give_back()
         with items_bar(console, f"{name} {variant}") as progress:
             result = evaluate_harness_task(model, name, task, folder, variant=variant, seed=seed, limit=limit,
-                                           progress=progress)  # fmt: skip
+                                           progress=progress, say=_saying(console, f"{name} {variant}"))  # fmt: skip
         print_result(result, console)
         print_details(result, console)
         console.print(f"written to {folder}", markup=False)
+
+
+def _saying(console: Console, what: str) -> Callable[[str], None]:
+    return lambda text: console.print(f"{what} {text}", markup=False, soft_wrap=True)
 
 
 def _check_count(name: str, value: int | None, least: int, do: str) -> None:
@@ -283,7 +287,7 @@ def compare(
             console.print(f"report: {page}", markup=False)
 
 
-def results(target: Path, runs: Path, as_json: bool, console: Console) -> None:
+def results(target: Path, runs: Path | None, as_json: bool, console: Console) -> None:
     """`halfbyte results TASK.yaml|FOLDER`: a line for each result."""
     from halfbyte.evaluate.listing import list_results
     from halfbyte.evaluate.show import print_results
@@ -380,5 +384,6 @@ def evaluate(
     give_back()
     with items_bar(console, f"evaluate {variant}") as progress:
         return evaluate_task(
-            model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress, leaks=leaks
-        )
+            model, task, folder, variant=variant, seed=seed, limit=limit, progress=progress, leaks=leaks,
+            say=_saying(console, variant),
+        )  # fmt: skip

@@ -130,7 +130,7 @@ def report(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace) -> int:
     from halfbyte import verifying
 
-    return verifying.verify(options.run, options.json, _console())
+    return verifying.verify(options.run, options.json, _console(), whole=options.all)
 
 
 def generate(options: argparse.Namespace) -> int:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from halfbyte.config import RunConfig
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.option_files import flat, read_yaml, to_dict
 from halfbyte.options import build
+from halfbyte.plan.prose import prose
 from halfbyte.provenance import (
     DIFFERS,
     OK,
@@ -37,8 +36,10 @@ _PLACES = {"a_folder", "b_folder"}  # of a comparison: a run may have been moved
 _CONTIGUOUS = "steps in order"
 
 
-def verify(target: Path, as_json: bool, console: Console) -> int:
+def verify(target: Path, as_json: bool, console: Console, *, whole: bool = False) -> int:
     """`halfbyte verify RUN`: a run's folder (or its RUN.yaml), or an evaluation's. 0, or `DIFFERENT`.
+
+    Printed is what does not agree, and how much does; `whole`: all of it, as JSON has it in any case.
 
     Raises ConfigError for a folder that is neither, DataError for an evaluation that can't be read.
     """
@@ -48,7 +49,7 @@ def verify(target: Path, as_json: bool, console: Console) -> int:
         agrees = {"schema": 1, "target": str(target), "kind": kind, "agrees": not different}
         print(json.dumps(agrees | {"findings": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False))
     else:
-        _show(rows, target, console)
+        _show(rows, target, whole, console)
     return DIFFERENT if different else 0
 
 
@@ -239,15 +240,20 @@ def _broken(what: str, why: str) -> Finding:
     return Finding(what, "", "can't be read", DIFFERS, why)
 
 
-def _show(rows: list[Finding], target: Path, console: Console) -> None:
-    table = Table(title=Text(f"{target}: recorded, and taken again"), title_justify="left")
-    for name in ("what", "recorded", "found", "state"):
-        table.add_column(name, overflow="fold")
+def _show(rows: list[Finding], target: Path, whole: bool, console: Console) -> None:
+    """A line for each finding that does not agree (`whole`: for every one), then how many do. Figures stay whole."""
     for row in rows:
-        state = Text(row.state, style=_STYLES[row.state])
-        if row.note:
-            state.append(f": {row.note}" if row.state != UNCHECKED else f", because {row.note}", style="default")
-        table.add_row(Text(row.what), Text(row.recorded), Text(row.found), state)
-    console.print(table)
+        if whole or row.state != OK:
+            prose(console, f"{row.state}: {row.what}: {_in_words(row)}", _STYLES[row.state])
     counts = {state: sum(row.state == state for row in rows) for state in _STYLES}
-    console.print("; ".join(f"{count} {state}" for state, count in counts.items() if count), markup=False)
+    others = "".join(f"; {state}: {count}" for state, count in counts.items() if count and state != OK)
+    prose(console, f"{target}: {counts[OK]} of {len(rows)} agree{others}", "" if counts[DIFFERS] else _STYLES[OK])
+
+
+def _in_words(row: Finding) -> str:
+    if row.state == OK:
+        return row.recorded if row.recorded == row.found else f"{row.recorded}, {row.found}"
+    if row.state == UNCHECKED:
+        return row.note
+    found = f"recorded {row.recorded}, now {row.found}" if row.recorded else row.found
+    return found + (f" ({row.note})" if row.note else "")

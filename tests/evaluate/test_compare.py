@@ -250,6 +250,9 @@ def test_what_the_items_could_have_shown(tmp_path: Path) -> None:
     assert grouped["needed"]["items"] > 2.5 * found["needed"]["items"]
     with pytest.raises(ConfigError, match="other than 0"):
         compare_several([a, b], detect=0)
+    with pytest.raises(ConfigError, match=r"up to 1; a percentage point is 0\.01"):
+        compare_several([a, b], metric="within", detect=-2)
+    assert compare_several([a, b], detect=2)[0]["needed"]["items"] > 1  # of an error in dollars
 
 
 def test_a_difference_that_few_items_make_is_not_trusted(tmp_path: Path) -> None:
@@ -309,7 +312,7 @@ def test_other_experiments_are_refused_with_what_differs(tmp_path: Path) -> None
     text = str(error.value)
     assert "not of the same experiment" in text and "items: 2 against 3" in text
     assert 'decoding: null against {"max_new_tokens": 3}' in text
-    assert 'data: "d" against "e" (the items;' in text and "1 items only in" in text and "'i2'" in text
+    assert 'data: "d" against "e"\n' in text and "1 items only in" in text and "'i2'" in text
 
 
 def test_missing_items_are_named(tmp_path: Path) -> None:
@@ -380,11 +383,13 @@ def test_a_refusal_says_which_part_of_the_items_differs(tmp_path: Path) -> None:
     parts = dict.fromkeys(("ids", "system", "options"), "e" * 64)
     a = exact(tmp_path / "a", [True, False], data=parts)
     b = exact(tmp_path / "b", [True, False], data=parts | {"system": "0" * 64})
-    with pytest.raises(
-        ConfigError, match=r"data.system: eeeeeeee… against 00000000… \(the items' system texts\)"
-    ) as told:
+    with pytest.raises(ConfigError, match=r"data\.system: the items' system texts differ") as told:
         compare_folders(a, b)
-    assert "options" not in str(told.value)
+    assert "options" not in str(told.value) and "eee" not in str(told.value)
+    fewer = exact(tmp_path / "fewer", [True], data=dict.fromkeys(parts, "0" * 64))
+    with pytest.raises(ConfigError, match="items: 2 against 1") as told:  # of fewer items every hash is another
+        compare_folders(a, fewer)
+    assert "data." not in str(told.value) and "1 items only in" in str(told.value)
     old = exact(tmp_path / "old", [True, False], data="1" * 64)
     with pytest.raises(ConfigError, match="earlier version: evaluate it again"):
         compare_folders(a, old)

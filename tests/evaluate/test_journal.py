@@ -75,13 +75,20 @@ def test_what_is_there_is_not_asked_again_and_the_result_is_the_same(
     stopped(task, tmp_path / "out", 2)
     assert not (tmp_path / "out" / "result.json").exists()
     before, there = len(forwards), len((tmp_path / "out" / ANSWERS).read_text().splitlines())
-    result = evaluate_task(plain_model(), task, tmp_path / "out", variant="x", batch=4)
+    lines = [json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()]
+    assert all(line["seconds"] > 0 for line in lines)
+    slow = [json.dumps(line | {"seconds": 1000 + line["seconds"]}) + "\n" for line in lines]
+    (tmp_path / "out" / ANSWERS).write_text("".join(slow))
+    said: list[str] = []
+    result = evaluate_task(plain_model(), task, tmp_path / "out", variant="x", batch=4, say=said.append)
+    assert said == [f"goes on: {result['resumed']} of 18 items were answered already"]
+    assert 2000 < result["seconds"] < 2100 and whole["seconds"] < 1000
     assert there == 2 and before > needed and len(forwards) == 2 * needed  # each batch once
     assert 0 < result["resumed"] < 18 and whole["resumed"] == 0
     same = ("fingerprint", "metrics", "details", "items", "unanswered", "warnings")
     assert {key: result[key] for key in same} == {key: whole[key] for key in same}
-    lines = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("whole", "out")]
-    assert lines[0] == lines[1] and not (tmp_path / "out" / ANSWERS).exists()
+    predictions = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("whole", "out")]
+    assert predictions[0] == predictions[1] and not (tmp_path / "out" / ANSWERS).exists()
 
 
 def test_a_killed_process_goes_on(tasks: dict[str, Path], tmp_path: Path) -> None:
@@ -159,16 +166,16 @@ def test_a_line_of_another_shape_is_asked_again(
 
 def test_a_line_counts_only_whole(tmp_path: Path) -> None:
     def asked(*rows: int) -> list[Any]:
-        return [Journal(tmp_path).section("a").batch([row], lambda: ["new"], plain)[0] for row in rows]
+        return [Journal(tmp_path).section("a", count=3).batch([row], lambda: ["new"], plain)[0] for row in rows]
 
-    section = Journal(tmp_path).section("a")
+    section = Journal(tmp_path).section("a", count=3)
     for row in range(3):
         section.batch([row], partial(list, [float(row)]), plain)
     text = (tmp_path / ANSWERS).read_text()
     (tmp_path / ANSWERS).write_text(text[:-4] + "\n[]\n3\n\x00\n")
     assert asked(0, 1, 2) == [0.0, 1.0, "new"]
-    assert Journal(tmp_path).section("b").batch([0], lambda: ["other"], plain) == ["other"]
-    assert Journal().section("a").batch([0], lambda: ["nothing is kept"], plain) == ["nothing is kept"]
+    assert Journal(tmp_path).section("b", count=1).batch([0], lambda: ["other"], plain) == ["other"]
+    assert Journal().section("a", count=1).batch([0], lambda: ["nothing is kept"], plain) == ["nothing is kept"]
     (tmp_path / "file").write_text("")
     with pytest.raises(HalfbyteError, match="can't be"):
-        Journal(tmp_path / "file").section("a").batch([0], lambda: [1], plain)
+        Journal(tmp_path / "file").section("a", count=1).batch([0], lambda: [1], plain)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from halfbyte.config import load_task
-from halfbyte.errors import DataError
+from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate.listing import list_results
 from halfbyte.evaluate.scores import loss_scores
 from halfbyte.evaluate.show import print_results
@@ -80,7 +80,7 @@ def test_unrelated_tasks_stand_apart_and_hashes_are_short(tmp_path: Path, monkey
     told = "intents: 2 results of 2 experiments; only results of the same experiment compare."
     assert told in " ".join(text.split())
     assert "prices: 1 result; none compares with those of another task." in " ".join(text.split())
-    assert "bbbbbbbb… against cccccccc…" in text and "b" * 9 not in text and "3723.5" in text
+    assert "data: the items differ, or one" in " ".join(text.split()) and "b" * 9 not in text and "3723.5" in text
 
 
 def test_a_task_lists_its_own_results(tmp_path: Path) -> None:
@@ -94,6 +94,23 @@ def test_a_task_lists_its_own_results(tmp_path: Path) -> None:
     rows = list_results(tmp_path / "t.yaml", runs=runs)
     assert [row["folder"] for row in rows] == [str(same), str(old)]
     assert rows[0]["differs"] == [] and any("items: 2 against 1" in line for line in rows[1]["differs"])
+
+
+def test_a_tasks_results_are_looked_for_here_and_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home := tmp_path / "home").mkdir()
+    (here := tmp_path / "here").mkdir()
+    (home / "test.jsonl").write_text('{"prompt": "a", "completion": "x"}\n{"prompt": "b", "completion": "y"}\n')
+    (home / "t.yaml").write_text("data: test.jsonl\nkind: exact\n")
+    exact(home / "runs" / "beside", [True, False])
+    exact(here / "runs" / "here", [True, False])
+    for place, names in ((here, {"beside", "here"}), (home, {"beside"})):
+        monkeypatch.chdir(place)
+        rows = list_results(home / "t.yaml")
+        assert {Path(row["folder"]).name for row in rows} == names and len(rows) == len(names)
+    with pytest.raises(DataError, match=r"none \(no such folder\)[^,]*--runs FOLDER"):
+        list_results(home / "t.yaml", runs=Path("none"))
+    with pytest.raises(ConfigError, match="no such task"):
+        list_results(home / "u.yaml")
 
 
 def test_a_runs_own_result_compares_with_its_task(tmp_path: Path) -> None:

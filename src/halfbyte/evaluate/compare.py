@@ -99,8 +99,8 @@ def compare_several(
 
     `detect` is a difference (of shares: a share, so that 0.02 are two points): `needed` then says how many items would
     detect it. `across`, what is returned and what is raised are as with `compare_folders`; ConfigError where `detect`
-    is 0. `among`: the first one was picked by these very items, as one of so many pairs might have been, and the
-    p-values are corrected for all of them (see `bonferroni`).
+    is 0 or beyond what the metric can reach. `among`: the first one was picked by these very items, as one of so many
+    pairs might have been, and the p-values are corrected for all of them (see `bonferroni`).
     """
     if detect is not None and not (np.isfinite(detect) and detect != 0):
         raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}",
@@ -109,6 +109,8 @@ def compare_several(
     one = read_evaluation(folders[0])
     pairs = [_Pair.of(one, read_evaluation(folder), across) for folder in folders[1:]]
     chosen = [_metric(pair, metric) for pair in pairs]
+    for which, _ in chosen:
+        _check_reach(detect, which)
     asked = [(which, pair.a, pair.b) for pair, (which, _) in zip(pairs, chosen, strict=True)]
     made = paired_all(asked, seed=seed, together=among or len(pairs))
     frames = [_frame(pair, which, len(pairs), among, seed) for pair, (which, _) in zip(pairs, chosen, strict=True)]
@@ -121,6 +123,14 @@ def compare_several(
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
     return [ShownComparison(plain(frame)) for frame in frames]
+
+
+def _check_reach(detect: float | None, metric: Metric) -> None:
+    """Raises ConfigError for a difference that no two results can have."""
+    if detect is not None and metric.widest is not None and abs(detect) > metric.widest:
+        raise ConfigError(f"no two results differ so much in {metric.name}", where="--detect", found=f"{detect:g}",
+                          do=f"name a difference above 0 and up to {metric.widest:g}"
+                          + "; a percentage point is 0.01" * metric.in_percent)  # fmt: skip
 
 
 def _require_distinct(folders: Sequence[Path]) -> None:

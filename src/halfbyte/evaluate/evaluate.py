@@ -60,6 +60,7 @@ def evaluate_task(
     batch: int | str = "auto",
     progress: Progress | None = None,
     leaks: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Result:
     """Ask `model` every item of `task` (or `limit` of them) and write predictions.jsonl and result.json to `out`.
 
@@ -68,18 +69,19 @@ def evaluate_task(
     for what is wrong with the data (see `load_task_set`) or does not fit into the model's context, CheckpointError when
     the model computes NaN or its files were changed meanwhile, HalfbyteError when the disk refuses or a scoring
     function fails. Answers are kept in `out` until the result is written (see `journal`): interrupted, and also after
-    such a failure, the same call goes on without asking again.
+    such a failure, the same call goes on without asking again, and tells `say` so; `seconds` counts what the kept
+    answers took, too.
     """
     with MemoryMeter() as meter:
         began = time.perf_counter()
         tasks = load_task_set(task, seed=seed, limit=limit)
         model.net.eval()
-        journal = Journal(out, model)
+        journal = Journal(out, model, say)
         asked = _ask(task)(model, tasks, batch, progress, journal)
         model.check_files()
         _show_what_was_asked(model, tasks, asked.predictions)
         metrics, warnings = summarise(task.kind, asked.predictions, seed)
-        seconds = time.perf_counter() - began
+        seconds = journal.seconds + time.perf_counter() - began
     result = {
         **_frame(tasks, variant, seed),
         **described(model),

@@ -15,24 +15,31 @@ from halfbyte.errors import ConfigError
 from halfbyte.evaluate.results import Evaluation
 
 _HASHED = {
-    "data.ids": "the items' ids",
-    "data.groups": "the items' groups",
-    "data.system": "the items' system texts",
-    "data.prompts": "what the items ask",
-    "data.references": "the items' references",
-    "data.options": "the items' options",
-    "data": "the items; of a result from an earlier version: evaluate it again",
-    "columns": "the items' columns, which the scoring function sees",
-    "shots": "the examples before the prompts",
+    "data.ids": "the items' ids differ",
+    "data.groups": "the items' groups differ",
+    "data.system": "the items' system texts differ",
+    "data.prompts": "what the items ask differs",
+    "data.references": "the items' references differ",
+    "data.options": "the items' options differ",
+    "data": "the items differ, or one result is from an earlier version: evaluate it again",
+    "columns": "the items' columns, which the scoring function sees, differ",
+    "shots": "the examples before the prompts differ",
 }
+_COLUMNS = {name for name in _HASHED if name.startswith("data.")} | {"columns"}  # a hash over all items each
 _SHOWN = 3
 _LONGEST = 60  # characters of a value
-_HASH, _HASH_SHOWN = re.compile("[0-9a-f]{32,}"), 8
+_HASH = re.compile("[0-9a-f]{32,}")
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """A line for each field of the parts `a` and `b` that differs: its name, and both values."""
-    return [f"{name}: {_told(one)} against {_told(other)}" + _meaning(name) for name, one, other in _fields(a, b)]
+    """A line for each field of the parts `a` and `b` that differs: its name and both values, or what a hash is of.
+
+    Of another number of items every column has another hash, which says nothing more.
+    """
+    fields = _fields(a, b)
+    if a.get("items") != b.get("items"):
+        fields = (field for field in fields if field[0] not in _COLUMNS)
+    return [f"{name}: {_told(name, one, other)}" for name, one, other in fields]
 
 
 def require_same(one: Evaluation, other: Evaluation, across: Collection[str] = ()) -> None:
@@ -64,15 +71,15 @@ def _fields(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Ite
             yield f"{prefix}{key}", one, other
 
 
-def _told(value: Any) -> str:
-    if isinstance(value, str) and _HASH.fullmatch(value):
-        return f"{value[:_HASH_SHOWN]}…"
+def _told(name: str, one: Any, other: Any) -> str:
+    if name in _HASHED and any(isinstance(value, str) and _HASH.fullmatch(value) for value in (one, other)):
+        return _HASHED[name]
+    return f"{_short(one)} against {_short(other)}"
+
+
+def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _meaning(name: str) -> str:
-    return f" ({_HASHED[name]})" if name in _HASHED else ""
 
 
 def _items(one: Evaluation, other: Evaluation) -> Iterator[str]:

@@ -86,7 +86,7 @@ def generate(
     texts, ids, ended = [""] * len(prompts), [[0]] * len(prompts), [""] * len(prompts)
     began, decoded, decode_seconds, done = time.perf_counter(), 0, 0.0, 0
     how = [asdict(decoding), sorted(ends), settle]
-    kept = (journal or Journal()).section("generate", how, [list(prompt) for prompt in prompts])
+    kept = (journal or Journal()).section("generate", how, [list(prompt) for prompt in prompts], count=len(prompts))
 
     def ask(rows: Sequence[int]) -> list[tuple[list[int], str]]:
         nonlocal decoded, decode_seconds

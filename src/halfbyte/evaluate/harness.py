@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ def evaluate_harness_task(
     seed: int = 0,
     limit: int | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
     """Run `task` of `load_harness_tasks` on `model` and write predictions.jsonl and result.json to `out`.
 
@@ -83,7 +84,7 @@ def evaluate_harness_task(
             ):  # see results.declared
                 raise other_experiment(out)
 
-        journal = Journal(out, model)
+        journal = Journal(out, model, say)
         asked = HarnessModel(model, progress, journal, look)
         try:
             with quiet(), seeded():
@@ -96,7 +97,7 @@ def evaluate_harness_task(
         declared, whole = _metrics(task, samples)
         predictions = _predictions(task, samples, declared)
         metrics, warnings = summarise("harness", predictions, seed, declared) if declared else ({}, [])
-        seconds = time.perf_counter() - began
+        seconds = journal.seconds + time.perf_counter() - began
     values = found["results"][name]
     result = {
         "schema": SCHEMA,

@@ -1,10 +1,10 @@
 """Answers so far, kept until the evaluation is written: an interruption, even a kill, costs no more than a batch.
 
-`answers.jsonl` in the evaluation's folder has a line a batch: the key of what is asked, the batch's rows, and what the
-model gave for each. A line counts only under its own key, which is made of the model (checkpoint, size and time of
-writing of its weight files, format, adapter to the bit, compute, device, kernels, versions), the decoding, and every
-prompt to the token. How answers are judged is no part of it, so a scoring function that fails can be mended without the
-model answering again.
+`answers.jsonl` in the evaluation's folder has a line a batch: the key of what is asked, the batch's rows, what the
+model gave for each, and the seconds that it took. A line counts only under its own key, which is made of the model
+(checkpoint, size and time of writing of its weight files, format, adapter to the bit, compute, device, kernels,
+versions), the decoding, and every prompt to the token. How answers are judged is no part of it, so a scoring function
+that fails can be mended without the model answering again.
 
 Batches are cut from all items as if nothing were known, and a batch is taken whole or asked whole: what goes on has the
 shapes, and so the bits, of what was never interrupted.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,39 +27,50 @@ if TYPE_CHECKING:
 
 ANSWERS = "answers.jsonl"
 Rows = tuple[int, ...]
+Kept = dict[tuple[str, Rows], tuple[list[Any], float]]  # values and seconds
 
 
 class Journal:
-    """The file of one evaluation. Without a `folder` nothing is kept. `resumed`: answers that were there already."""
+    """The file of one evaluation. Without a `folder` nothing is kept. `resumed`: answers that were there already, which
+    took `seconds`; `say` is told of them before anything is asked."""
 
-    def __init__(self, folder: Path | None = None, model: Model | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, model: Model | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
         self.file = None if folder is None else folder / ANSWERS
-        self.resumed = 0
+        self.resumed, self.seconds = 0, 0.0
+        self._say = say
         self._model = model
         self._identity: Any = None
-        self._known: dict[tuple[str, Rows], list[Any]] | None = None
+        self._known: Kept | None = None
 
-    def section(self, *asked: Any) -> Section:
-        """The part that belongs to `asked`: plain data, all that the answers depend on beside the model."""
+    def section(self, *asked: Any, count: int) -> Section:
+        """The part that belongs to `asked`: plain data, all that the answers of `count` items depend on beside the
+        model."""
         if self.file is None:
             return Section(self, "")
         if self._known is None:
             self._known, self._identity = _read(self.file), identity(self._model) if self._model else None
         text = json.dumps([self._identity, asked], sort_keys=True, separators=(",", ":"))
-        return Section(self, hashlib.sha256(text.encode()).hexdigest()[:32])
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        there = sum(len(rows) for own, rows in self._known if own == key)
+        if there and self._say:
+            self._say(f"goes on: {there:,} of {count:,} items were answered already")
+        return Section(self, key)
 
     def known(self, key: str, rows: Rows, whole: Callable[[Any], bool]) -> list[Any] | None:
-        found = (self._known or {}).get((key, rows))
-        if found is not None and not all(map(whole, found)):
-            found = None
-        self.resumed += len(rows) if found is not None else 0
-        return found
+        values, seconds = (self._known or {}).get((key, rows), (None, 0.0))
+        if values is None or not all(map(whole, values)):
+            return None
+        self.resumed += len(rows)
+        self.seconds += seconds
+        return values
 
-    def add(self, key: str, rows: Rows, values: Sequence[Any]) -> None:
+    def add(self, key: str, rows: Rows, values: Sequence[Any], seconds: float) -> None:
         """Append a line; it is with the system before this returns. Raises HalfbyteError when the disk refuses."""
         if self.file is None:
             return
-        line = json.dumps({"key": key, "rows": rows, "values": values}, separators=(",", ":"))
+        line = json.dumps({"key": key, "rows": rows, "seconds": seconds, "values": values}, separators=(",", ":"))
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a+b") as stream:
@@ -85,8 +97,9 @@ class Section:
         known = self._journal.known(self._key, tuple(rows), whole)
         if known is not None:
             return known
+        began = time.perf_counter()
         values = ask()
-        self._journal.add(self._key, tuple(rows), values)
+        self._journal.add(self._key, tuple(rows), values, time.perf_counter() - began)
         return values
 
 
@@ -95,9 +108,9 @@ def _last_byte(stream: Any) -> bytes:
     return bytes(stream.read(1))
 
 
-def _read(file: Path) -> dict[tuple[str, Rows], list[Any]]:
+def _read(file: Path) -> Kept:
     """The whole lines; one that a kill tore is as good as none."""
-    known: dict[tuple[str, Rows], list[Any]] = {}
+    known: Kept = {}
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -109,7 +122,7 @@ def _read(file: Path) -> dict[tuple[str, Rows], list[Any]]:
             found = json.loads(line)
             rows, values = tuple(found["rows"]), found["values"]
             if len(rows) == len(values):
-                known[str(found["key"]), rows] = values
+                known[str(found["key"]), rows] = values, float(found["seconds"])
         except (ValueError, TypeError, KeyError):
             continue
     return known

@@ -84,7 +84,7 @@ def option_likelihoods(
     tokens = [len(choices) * (len(prompt) + max(map(len, choices))) for prompt, choices in pairs]
     done = 0
     everything = [[list(p), [list(o) for o in choices]] for p, choices in zip(prompts, options, strict=True)]
-    kept = (journal or Journal()).section("options", everything)
+    kept = (journal or Journal()).section("options", everything, count=len(prompts))
 
     def ask(group: Sequence[int]) -> list[list[tuple[float, bool]]]:
         scores = _score_options(model, [prompts[item] for item in group], [options[item] for item in group])
@@ -161,7 +161,8 @@ def learned_log_likelihoods(
     """
     found = [0.0] * len(ids)
     done = 0
-    kept = (journal or Journal()).section("learned", [list(row) for row in ids], [list(row) for row in learned])
+    asked = [[list(row) for row in rows] for rows in (ids, learned)]
+    kept = (journal or Journal()).section("learned", *asked, count=len(ids))
 
     def ask(group: Sequence[int]) -> list[float]:
         return _sums(model, [ids[item] for item in group], [learned[item] for item in group])

@@ -1,7 +1,8 @@
 """What has been scored on a task so far: a line for each result, those of one experiment together.
 
-`FOLDER` is searched for evaluations; a TASK.yaml stands for the results of that task below `runs/`. Only what is
-complete counts; nothing of a model is loaded, and predictions are not read.
+`FOLDER` is searched for evaluations; a TASK.yaml stands for the results of that task below `runs/`, here and beside it,
+where `evaluate` and `tune` put them. Only what is complete counts; nothing of a model is loaded, and predictions are
+not read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.config import TaskConfig, load_task
-from halfbyte.errors import DataError
+from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate.fingerprint import differing
 from halfbyte.evaluate.metrics import METRICS, metric_for
 from halfbyte.evaluate.results import RESULT, SCHEMA
@@ -23,28 +24,36 @@ _COPIED = ("task", "kind", "fingerprint", "variant", "model", "weights", "adapte
            "mapped_bytes", "seconds", "seed", "limit")  # fmt: skip
 
 
-def list_results(target: Path, *, runs: Path = Path("runs")) -> list[dict[str, Any]]:
-    """The results below `target`, a folder, or below `runs` those of the task in `target`, a TASK.yaml.
+def list_results(target: Path, *, runs: Path | None = None) -> list[dict[str, Any]]:
+    """The results below `target`, a folder, or below `runs` those of the task in `target`, a TASK.yaml; None: below
+    `runs/` in the current folder and beside the file.
 
     Each has `folder`, the keys of result.json that tell one from the other, `metric` {name, value, low, high, better}
     (the first of the kind; of `loss` bits a byte), and `differs`: what its experiment differs in from that of the first
     result of its task (of a TASK.yaml: from what the task is now), empty where it compares. Within a task those that
     compare come first, then by fingerprint, best first.
 
-    Raises DataError where there is none, ConfigError for a broken TASK.yaml.
+    Raises DataError where there is none, ConfigError for a TASK.yaml that is broken or not there.
     """
     if target.is_file():
         task = load_task(target, runs=False)
-        rows = [row for row in _found(runs) if row["task"] == task.name]
+        places = [runs] if runs is not None else [Path("runs"), target.parent / "runs"]
+        places = list({place.resolve(): place for place in reversed(places)}.values())[::-1]
+        rows = [row for place in places for row in _found(place) if row["task"] == task.name]
         wanted = [_parts_now(task, row) for row in rows]
-        where, nothing = runs, f"no result of the task '{task.name}'"
+        said = ", ".join(f"{place.resolve()} ({'none of this task' if place.is_dir() else 'no such folder'})"
+                         for place in places)  # fmt: skip
+        nothing, do = f"looked in {said}", "or say where its results are: --runs FOLDER"
+    elif not target.is_dir():
+        raise ConfigError("there is no such task and no such folder", where=target,
+                          do="name a TASK.yaml, or a folder with evaluations")  # fmt: skip
     else:
-        rows, where, nothing = list(_found(target)), target, "no result.json of an evaluation"
+        rows, nothing, do = list(_found(target)), "no result.json of an evaluation", "or name another folder"
         first: dict[str, dict[str, Any]] = {}
         wanted = [first.setdefault(str(row["task"]), row["fingerprint_parts"]) for row in rows]
     if not rows:
-        raise DataError("there is no result yet", where=where, found=nothing if where.is_dir() else "no such folder",
-                        do="halfbyte evaluate MODEL --task TASK.yaml")  # fmt: skip
+        raise DataError("there is no result yet", where=target, found=nothing,
+                        do=f"halfbyte evaluate MODEL --task TASK.yaml; {do}")  # fmt: skip
     for row, parts in zip(rows, wanted, strict=True):
         row["differs"] = differing(parts, row.pop("fingerprint_parts"))
     return sorted(rows, key=_place)

@@ -34,11 +34,17 @@ class Metric:
     unit: str = ""
     f1: bool = False
     percent: bool = False  # a share of something else than items
+    most: float | None = None  # the largest value, where it is known and not 100 %
 
     @property
     def in_percent(self) -> bool:
         """Whether it is shown in per cent, and its differences in percentage points."""
         return self.share or self.f1 or self.percent
+
+    @property
+    def widest(self) -> float | None:
+        """The largest difference that two results can have; None: it is not known."""
+        return 1.0 if self.in_percent else self.most
 
     @property
     def item_better(self) -> str:
@@ -135,8 +141,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {  # the first one of a kind decides it
         _UNANSWERED,
     ),
     "text": (
-        _mean("chrf", "chrF2 by sacrebleu, 0 to 100: character n-grams; the mean of the items'", "higher"),
-        _mean("rouge_l", "ROUGE-L F1, 0 to 1: the longest common subsequence of words", "higher"),
+        _mean("chrf", "chrF2 by sacrebleu, 0 to 100: character n-grams; the mean of the items'", "higher", most=100),
+        _mean("rouge_l", "ROUGE-L F1, 0 to 1: the longest common subsequence of words", "higher", most=1),
         _UNANSWERED,
     ),
     "python": (

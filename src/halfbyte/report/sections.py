@@ -228,9 +228,9 @@ def samples(story: Story) -> Row:
     chosen = [("Drawn by lot", drawn), *_changed(story), ("Worst", worst), ("Best", best)]
     moved = " then those that tuning changed most;" if story.base and story.tuned else ""
     rule = (
-        f"Up to {SAMPLES} items of each kind, and each item once: first some drawn by lot (the smallest SHA-256 of their "
-        f"ids, so nobody chose them);{moved} then the worst and the best by the {label(story.metric)} of {variant.name}. "
-        "Answers stand as the models gave them."
+        f"Up to {SAMPLES} items of each kind, and each item once: first some drawn by lot (the smallest SHA-256 of "
+        f"their ids, so nobody chose them);{moved} then the worst and best by the {label(story.metric)} of "
+        f"{variant.name}. Answers stand as the models gave them."
     )
     heads = [v.name for v in (story.base, story.tuned) if v]
     groups, seen = [], set()
