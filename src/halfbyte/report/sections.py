@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from halfbyte.evaluate.details import cut, lot, most_changed
+from halfbyte.plan.prose import duration
 from halfbyte.report import pictures
 from halfbyte.report.memory import compared_phases, exact_facts, phase_facts
 from halfbyte.report.read import Evidence, Prediction, Variant, as_number
@@ -94,7 +95,7 @@ def training(evidence: Evidence) -> Row:
     )
     facts += [("tokens seen", f"{tokens:,.0f}")] if tokens else []
     facts += [("of these learned", f"{learned:,.0f}")] if learned else []
-    facts += [("time of the steps", _duration(seconds))] if seconds else []
+    facts += [("time of the steps", duration(seconds))] if seconds else []
     facts += [("tokens a second", number_text(tokens / seconds))] if tokens and seconds else []
     validated = [step for step in steps if as_number(step.get("validation_loss")) is not None]
     if validated:
@@ -328,9 +329,3 @@ def _fact(value: object, key: str = "") -> str:
             else str(value)
         )
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
