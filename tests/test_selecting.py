@@ -146,10 +146,20 @@ def test_a_hub_model_is_scored_from_the_cache(models: Path, folder: Path, monkey
     assert found["candidates"][0]["licence"] == {"value": "mit", "source": "README.md, metadata"}
 
 
-def test_nothing_but_failures_is_a_failure(models: Path, folder: Path) -> None:
-    arguments = ["select", str(task_file(folder)), "--candidates", f"{models / 'broken'},./gone"]
-    assert main([*arguments, "--out", str(folder / "out")]) == 1
-    assert set(states(read(folder / "out")).values()) == {"failed"}
+def test_nothing_but_failures_is_a_failure_told_once_that_leaves_no_folder(
+    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["select", str(task_file(folder)), "--candidates", f"{models / 'broken'},./gone", "--json"]
+    assert main([*arguments, "--out", str(folder / "new" / "out")]) == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert set(states(found).values()) == {"failed"}
+    for candidate in found["candidates"]:
+        assert said.err.count(candidate["error"]["what"]) == 1
+    assert not (folder / "new").exists() and "page:" not in said.err
+    (folder / "there").mkdir()
+    assert main([*arguments, "--out", str(folder / "there")]) == 1
+    assert set(states(read(folder / "there")).values()) == {"failed"}  # what was there is left
 
 
 def test_where_all_fail_the_earlier_recommendation_stands(

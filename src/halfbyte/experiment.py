@@ -83,12 +83,14 @@ def tune(
     if not force:
         _refuse(config, LEAST_TOKENS, console)
     read = functools.cache(lambda: _checked_data(config, task, console))
+    begun = resume and (Path(config.out) / "run.yaml").is_file()
     config = prepare_folder(config, resume, lambda: read()[1])
     data, _, checked = read()
     if not force:
         _refuse(config, data.counts.longest, console)
     folder = Path(config.out)
-    what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute)
+    what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute,
+                  "settled when the run began" if begun else "as asked")  # fmt: skip
     ledger = Ledger(folder, console)
     ranks.wait()  # before anything is written, all have found the folder as it was
     model = _open(what, device, ledger, console, ranks)
@@ -120,6 +122,8 @@ def tune(
     console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
     if not outcome.finished:
         ledger.end(planner.plan, finished=False)
+        if outcome.stopped:  # the last line, where it is seen
+            console.print(f"go on with: halfbyte tune {folder / 'run.yaml'} --resume", markup=False, soft_wrap=True)
         return 130
     if task is not None:
         load_adapter(model.net, folder / "adapter", model.fingerprint)

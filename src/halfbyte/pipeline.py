@@ -29,6 +29,7 @@ class Target:
     adapter: Path | None
     run: Path | None  # the run's folder
     compute: str = "auto"
+    compute_from: str = "as asked"  # why it is that one, where it is not "auto"
 
 
 def run_folder(path: Path) -> Path:
@@ -71,12 +72,13 @@ def resolve(
     folder = run_folder(path)
     config = load_run(folder / "run.yaml")
     own = folder / "adapter"
-    weights, compute = weights or cast(Weights, config.weights), compute or config.compute
+    weights, why = weights or cast(Weights, config.weights), "as asked" if compute else "as the run was trained"
+    compute = compute or config.compute
     if base:
-        return Target(config.model, config.revision, weights, None, folder, compute)
+        return Target(config.model, config.revision, weights, None, folder, compute, why)
     if adapter is None and not (own / "adapter_config.json").is_file():
         raise CheckpointError("the run has no adapter yet", where=folder, do="finish it: halfbyte tune ... --resume")
-    return Target(config.model, config.revision, weights, adapter or own, folder, compute)
+    return Target(config.model, config.revision, weights, adapter or own, folder, compute, why)
 
 
 def calibrate_machine(console: Console) -> None:
@@ -356,7 +358,7 @@ def load(what: Target, device: str, console: Console) -> Any:
 
     explain_lost_pages(what.model)
     with bytes_bar(console) as progress:
-        return load_model(
+        model = load_model(
             what.model,
             revision=what.revision,
             weights=what.weights,
@@ -365,6 +367,9 @@ def load(what: Target, device: str, console: Console) -> Any:
             compute=what.compute,
             progress=progress,
         )
+    if what.compute != "auto" and model.dtype_reason == "as asked":
+        model.dtype_reason = what.compute_from
+    return model
 
 
 def evaluate(

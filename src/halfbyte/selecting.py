@@ -53,12 +53,14 @@ def select(options: argparse.Namespace, console: Console) -> int:
             _probe(selection, options.probe, options.probe_best or PROBED, console)
         _recommend(selection, options.probe)
         file = selection.write(finished=True)
-        page = selection.folder / PAGE if selection.kept else write_page(selection)
+        empty = selection.leave_nothing()
+        page = selection.folder / PAGE if selection.kept or empty else write_page(selection)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where it was", markup=False)
         raise
     print_selection(selection, console)
-    console.print(f"page: {page}; data: {file}", markup=False, soft_wrap=True)
+    if not empty:
+        console.print(f"page: {page}; data: {file}", markup=False, soft_wrap=True)
     if options.json:
         print(json.dumps(plain(selection.to_json(finished=True)), indent=2))
     return selection.exit_code
@@ -96,7 +98,8 @@ def _begin(options: argparse.Namespace) -> Selection:
     folder = options.out or Path("runs") / task.name / "select"
     earlier = _earlier(folder, task)
     look = Look(asked, tasks, tuning, find_device(options.device), options.device)
-    selection = Selection(folder, look, seed, options.limit, earlier)
+    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    selection = Selection(folder, look, seed, options.limit, earlier, made)
     if not (folder / FILE).exists():
         selection.write(finished=False)
     return selection
@@ -152,9 +155,8 @@ def _score(selection: Selection, found: Evidence, console: Console) -> None:
             if waiting:
                 _ask(selection, found, waiting, console)
         _fail(waiting, faults)
-    for variant in found.variants:
-        words = f": {variant.reason}" if variant.reason else ""
-        console.print(f"{variant.name}: {variant.status}{words}", markup=False, soft_wrap=True)
+    for variant in found.variants:  # the reasons stand at the end, once
+        console.print(f"{variant.name}: {variant.status}", markup=False, soft_wrap=True)
 
 
 def _fail(variants: list[Variant], faults: list[str]) -> None:

@@ -58,7 +58,9 @@ def tune(run_yaml: Path) -> int:
     return main(["tune", str(run_yaml), "--debug", *["--resume"] * there])
 
 
-def test_sigterm_in_every_phase(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_in_every_phase(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache, out = folder / "cache", folder / "out"
     monkeypatch.setenv("HALFBYTE_CACHE", str(cache))
     run_yaml = write_run(folder)
@@ -67,6 +69,8 @@ def test_sigterm_in_every_phase(folder: Path, monkeypatch: pytest.MonkeyPatch) -
             original = getattr(importlib.import_module(module), name)
             patched.setattr(f"{module}.{name}", signalled(original, 3 if phase == "training" else 1))
             assert tune(run_yaml) == 130, phase
+        last = capsys.readouterr().out.rstrip().rpartition("\n")[2]
+        assert phase != "training" or last == f"go on with: halfbyte tune {out / 'run.yaml'} --resume"
         found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
         assert not [file for file in found if "part" in file], phase
         assert any(file.startswith("cache/") for file in found) == (phase != "packing")

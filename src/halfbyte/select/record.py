@@ -25,6 +25,7 @@ class Selection:
     seed: int
     limit: int | None
     earlier: dict[str, Any] | None = None  # select.json of an earlier selection here that recommends something
+    made: tuple[Path, ...] = ()  # folders that were not there before, the innermost first
     evidence: list[Evidence] = field(default_factory=list)
     guess: dict[str, Any] | None = None  # result.json of always answering the training median
     base: Ranking | None = None
@@ -55,6 +56,18 @@ class Selection:
         if not self.kept:
             write_json(file, self.to_json(finished=finished))
         return file
+
+    def leave_nothing(self) -> bool:
+        """Where nothing came of any candidate, take away the folders that were made for this selection, unless one
+        holds more than select.json; whether that was done."""
+        if self.exit_code != 1 or self.folder not in self.made or len(list(self.folder.iterdir())) > 1:
+            return False
+        (self.folder / FILE).unlink()
+        for folder in self.made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        return True
 
     def to_json(self, *, finished: bool) -> dict[str, Any]:
         look, task = self.look, self.look.task_set

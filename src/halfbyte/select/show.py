@@ -27,7 +27,8 @@ def print_selection(selection: Selection, console: Console) -> None:
     prose(console, "tied: can't be told apart from the best; tuning takes: one item at once, with the weights", "dim")
     for one in selection.evidence:
         label = one.candidate.label
-        prose(console, f"{label}: {'; '.join(facts(one))}", bold=len(label))
+        if one.error is None or one.parameters is not None:  # else the reason below says it all
+            prose(console, f"{label}: {'; '.join(facts(one))}", bold=len(label))
     for name, reason, style in left_out(selection):
         prose(console, f"{name}: {reason}", style)
     for note in notes(selection):

@@ -62,6 +62,7 @@ class Outcome:
     optimiser_bytes: int | None = None
     before: int = 0  # steps that earlier sessions had made
     elsewhere: int = 0  # steps that were made on another kind of device, or before it was written down
+    stopped: bool = False  # by a signal
 
     def in_words(self) -> str:
         """How many steps were made, in how long, and in which sessions."""
@@ -141,7 +142,7 @@ def _train(
 ) -> Outcome:  # fmt: skip
     options, folder = config.tune, Path(config.out)
     plan = _loop_plan(data, config)
-    before, finished = state.progress.step, state.progress.step >= plan.steps
+    before, finished, stopped = state.progress.step, state.progress.step >= plan.steps, False
     give_back()
     with (
         stop_signals(say=ranks.leads) as stop,
@@ -162,12 +163,8 @@ def _train(
             else:
                 finished = True
         except Stopped:
-            console.print(
-                f"stopped after step {state.progress.step} of {plan.steps}; go on with: "
-                f"halfbyte tune {folder / 'run.yaml'} --resume",
-                markup=False,
-                soft_wrap=True,
-            )
+            stopped = True
+            console.print(f"stopped after step {state.progress.step} of {plan.steps}", markup=False)
         except HalfbyteError:
             _keep(records, console)
             raise
@@ -186,6 +183,7 @@ def _train(
         folder=folder,
         steps=state.progress.step,
         finished=finished,
+        stopped=stopped,
         best_loss=state.progress.best_loss,
         seconds=state.progress.seconds,
         gradient_bytes=state.progress.gradient_bytes,
