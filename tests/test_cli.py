@@ -239,6 +239,7 @@ def test_options_without_a_run_are_no_report(model: Path, folder: Path, capsys: 
         ({"device": "T4"}, "is for planning"),
         ({"model": "llama-3.1-8b"}, "write the hub id, meta-llama/Llama-3.1-8B"),
         ({"model": "nowhere/at/all"}, "nowhere"),
+        ({"model": "nope"}, "a hub id, which reads 'owner/name'"),
         ({"task": "broken.yaml"}, "no number"),
         ({"memory": "8"}, "needs its unit"),
         ({"task": "none.yaml"}, "none.yaml"),

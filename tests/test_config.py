@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halfbyte.config import AdapterConfig, RunConfig, load_run, load_task
+from halfbyte.config import AdapterConfig, RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import ConfigError
 from halfbyte.option_files import to_dict, write_yaml
 from halfbyte.options import check_option, describe, parse_bytes
@@ -129,6 +129,13 @@ def test_no_amount_of_memory(text: str) -> None:
 def test_every_option_has_a_meaning() -> None:
     rows = list(describe(RunConfig))
     assert len(rows) > 25 and all(text for _, _, _, text in rows)
+
+
+def test_an_option_of_a_few_words_names_them_all_once() -> None:
+    told = {key: text for key, _, _, text in [*describe(RunConfig), *describe(TaskConfig)]}
+    assert told["tune.schedule"].endswith("(cosine, linear, constant)")
+    assert told["weights"].endswith("(nf4, nf4-single, int8, bf16, fp32)") and told["kind"].count("exact") == 1
+    assert told["tune.optimiser"].count("adamw8bit") == 1  # its meaning explains each already
 
 
 @pytest.mark.parametrize("text", ["8", "0", "50"])

@@ -12,7 +12,7 @@ from rich.console import Console
 from halfbyte import durable
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import DataError, MissingDependency
-from halfbyte.pipeline import no_short_name
+from halfbyte.pipeline import require_model
 from halfbyte.progress import items_bar
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def prepare_check(config: RunConfig, task: TaskConfig | None) -> Prepared:
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.build import load_tokenizer
 
-    no_short_name(config.model)
+    require_model(config.model)
     checkpoint = open_checkpoint(config.model, config.revision)
     text = read_config(checkpoint).get_text_config()
     tokenizer = load_tokenizer(checkpoint, text.vocab_size)

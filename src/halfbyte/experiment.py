@@ -19,7 +19,7 @@ from halfbyte.errors import CheckpointError, ConfigError, DoesNotFit
 from halfbyte.formats import Weights
 from halfbyte.ledger import Ledger
 from halfbyte.option_files import write_yaml
-from halfbyte.pipeline import Target, evaluate, load, no_short_name, prepare, say_compute, with_training_median
+from halfbyte.pipeline import Target, evaluate, load, prepare, require_model, say_compute, with_training_median
 from halfbyte.run_plan import RunPlan
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def tune(
     from halfbyte.tune.run import run_training
 
     ranks = ranks or ALONE
-    no_short_name(config.model)
+    require_model(config.model)
     device = ranks.device(config.device)
     choose_device(device)
     require(config.tune.optimiser)

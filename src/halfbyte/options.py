@@ -29,8 +29,18 @@ T = TypeVar("T")
 Check = Callable[[Any], str | None]  # returns what is wrong, or None
 
 
+class OneOf:
+    """A check that also says what it allows."""
+
+    def __init__(self, choices: tuple[object, ...]) -> None:
+        self.choices = choices
+
+    def __call__(self, value: Any) -> str | None:
+        return None if value in self.choices else f"must be one of {', '.join(map(str, self.choices))}"
+
+
 def one_of(*choices: object) -> Check:
-    return lambda value: None if value in choices else f"must be one of {', '.join(map(str, choices))}"
+    return OneOf(choices)
 
 
 def between(low: float, high: float = float("inf"), *, above: bool = False) -> Check:
@@ -192,7 +202,9 @@ def describe_type(hint: Any) -> str:
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(key, default, unit, meaning) of every option, depth first: the table that --help and the documents show."""
+    """(key, default, unit, meaning) of every option, depth first: the table that --help and the documents show. The
+    meaning ends with the values that are allowed where these are a few words, unless it explains each ("off: never").
+    """
     hints = typing.get_type_hints(cls)
     for item in fields(cls):
         if is_dataclass(hints[item.name]):
@@ -203,8 +215,15 @@ def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]
             prefix + item.name,
             "null" if default is None else json.dumps(default),
             item.metadata["unit"],
-            item.metadata["help"],
+            item.metadata["help"] + _allowed(item.metadata),
         )
+
+
+def _allowed(metadata: Mapping[str, Any]) -> str:
+    check = metadata["check"]
+    choices = [str(choice) for choice in check.choices] if isinstance(check, OneOf) else []
+    told = all(f"{choice}: " in metadata["help"] for choice in choices)
+    return "" if told else f" ({', '.join(choices)})"
 
 
 def parse_bytes(text: str | int) -> int:

@@ -54,6 +54,16 @@ def no_short_name(model: str) -> None:
                           do=f"write the hub id, {entry.name}, or name a local folder")  # fmt: skip
 
 
+def require_model(model: str) -> None:
+    """Raises ConfigError or CheckpointError for the model of a run that is neither a folder nor a hub id, which names
+    its owner."""
+    from halfbyte.checkpoint.local import not_here
+
+    no_short_name(model)
+    if "/" not in model and not Path(model).expanduser().exists():
+        raise not_here(model)
+
+
 def resolve(
     target: str,
     adapter: Path | None,

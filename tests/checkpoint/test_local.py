@@ -11,6 +11,7 @@ from halfbyte.checkpoint.hub import NotOnHub
 from halfbyte.checkpoint.local import may_be_hub_id
 from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.errors import CheckpointError, ConfigError
+from halfbyte.pipeline import require_model
 from halfbyte.plan.inventory import take_inventory
 
 
@@ -33,7 +34,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("meta-llama/Llama-3.2-3B", True), ("gpt2", True), ("org/model", True),
         ("runs/dmo", False), ("./runs/dmo", False), ("../x", False), ("/nowhere", False), ("a/b/c", False),
         ("~/x", False), ("runs/", False), ("a\\b", False), ("other.yaml", False), ("google/gemma-2-2b", False),
-        ("runs/other.yml", False),
+        ("runs/other.yml", False), ("else/runs/x", False),
     ],
 )  # fmt: skip
 def test_what_may_be_a_hub_id(name: str, hub: bool, here: Path) -> None:
@@ -51,6 +52,20 @@ def test_a_mistyped_run_never_reaches_the_hub(here: Path, monkeypatch: pytest.Mo
     for path, found in (("./nowhere/x", "of that name, nor nowhere;"), ("./runs/demo/x", "of that name; ")):
         with pytest.raises(CheckpointError, match=found):
             open_checkpoint(path)
+
+
+def test_a_run_that_is_not_there_is_told_as_that(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not there are runs at all; and a word alone is no hub id of a run."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(source, "download", lambda *_: pytest.fail("the hub was asked"))
+    for there in (False, True):
+        with pytest.raises(CheckpointError, match="there is no such folder") as caught:
+            open_checkpoint("runs/none")
+        assert "start a run: halfbyte tune RUN.yaml" in str(caught.value)
+        (folder / "runs" / "demo" / "evaluations").mkdir(parents=True, exist_ok=there)
+    with pytest.raises(CheckpointError, match="can't be a hub id, which reads 'owner/name'") as caught:
+        require_model("nope")
+    assert "a model is a folder with config.json" in str(caught.value)
 
 
 def test_the_folder_of_an_owner_is_no_reason_not_to_ask(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +90,7 @@ def test_a_revision_asks_the_hub_even_beside_runs(here: Path, monkeypatch: pytes
     monkeypatch.setattr(source, "download", asked)
     monkeypatch.setattr(remote, "list_hub_model", asked)
     for ask in (open_checkpoint, take_inventory):
-        with pytest.raises((CheckpointError, ConfigError), match="google is a folder of runs") as caught:
+        with pytest.raises((CheckpointError, ConfigError), match="since runs lie in google") as caught:
             ask("google/gemma-9-2b")
         assert "If the hub's model of that name is meant, name its revision, too: main" in str(caught.value)
         with pytest.raises(NotOnHub if ask is open_checkpoint else CheckpointError, match="the hub was asked"):

@@ -1,7 +1,7 @@
 """Telling a folder that is not here from a model of the hub, so that a slip of the pen is not looked up. No torch.
 
-`runs/dmo` reads like a hub id. Where `runs` is a folder of runs it is taken as one of them, unless a revision is named:
-that only the hub has. Where it is a folder of something else (`meta-llama/` with one of that owner's models) the hub is
+`runs/dmo` reads like a hub id. It is taken as a run, as what lies beside runs is, unless a revision is named: that only
+the hub has. Where it is a folder of something else (`meta-llama/` with one of that owner's models) the hub is
 asked, and if that has no such model the error speaks of both.
 """
 
@@ -37,13 +37,18 @@ def _reads_like_hub_id(model: str) -> bool:
 def not_here(model: str) -> CheckpointError:
     """The error for `model`, which is neither a folder here nor a name that the hub is asked for."""
     parent, kind = Path(model).expanduser().parent, "file" if is_yaml(model) else "folder"
+    beside_runs = "/" in model and _holds_runs(parent)
     found = f"no {kind} of that name{_neighbours(model)}"
-    do = "check the path; a model is a folder with config.json and safetensors files, a run one with run.yaml"
-    do = "check the path" if is_yaml(model) else do
     if (near := _near(model)) is not None:
         do = f"did you mean '{near}'?"
-    if _reads_like_hub_id(model) and _holds_runs(parent):
-        found += f"; and it is taken for no hub id, since {parent} is a folder of runs"
+    elif beside_runs and kind == "folder":
+        do = "name one that is there, or start a run: halfbyte tune RUN.yaml."
+    else:
+        do = "check the path"
+        if kind == "folder":
+            do += "; a model is a folder with config.json and safetensors files, a run one with run.yaml"
+    if _reads_like_hub_id(model) and beside_runs:
+        found += f"; and it is taken for no hub id, since runs lie in {parent}"
         do += " If the hub's model of that name is meant, name its revision, too: main"
     elif not is_yaml(model):
         found += "; and it can't be a hub id, which reads 'owner/name'"
@@ -93,5 +98,7 @@ def _names(parent: Path, wanted: Callable[[Path], bool]) -> list[str]:
 
 
 def _holds_runs(parent: Path) -> bool:
-    """Whether a folder in `parent` is a run, or holds evaluations."""
-    return any((parent / name / mark).exists() for name in _folders(parent) for mark in ("run.yaml", "evaluations"))
+    """Whether `parent` is where runs go unless they say otherwise, or a folder in it is one, or holds evaluations."""
+    return parent.name == "runs" or any(
+        (parent / name / mark).exists() for name in _folders(parent) for mark in ("run.yaml", "evaluations")
+    )
