@@ -212,6 +212,7 @@ def _evaluate_once(
 ) -> dict[str, Any]:
     """Evaluate, unless the very result is there already (after an interruption); returns the result. `leaks`: see
     `evaluate_task`."""
+    from halfbyte.evaluate.evaluate import described
     from halfbyte.evaluate.results import stored_fingerprint
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.tasks import load_task_set
@@ -220,7 +221,9 @@ def _evaluate_once(
     result: dict[str, Any] = {}
     if stored_fingerprint(place) == load_task_set(task, seed=seed).fingerprint:
         result = json.loads((place / "result.json").read_text(encoding="utf-8"))
-    same = {"model": model.name, "weights": model.weights, "seed": seed, "variant": variant, "compute": model.compute}
+    said = described(model)  # by their fingerprints: other weights may lie at the same place by now
+    same = {key: said[key] for key in ("model", "weights", "compute", "fingerprints")}
+    same |= {"seed": seed, "variant": variant}
     if any(result.get(key) != value for key, value in same.items()) or result.get("leaks", []) != list(leaks):
         result = evaluate(model, task, place, variant, console, seed=seed, leaks=leaks)
     print_result(result, console)
