@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,3 +81,37 @@ def test_sigterm_in_every_phase(
         assert steps is None or (out / "checkpoints" / f"step-{steps:06d}").is_dir()
         assert not (out / "evaluations" / "tuned" / "result.json").exists()
     assert tune(run_yaml) == 0 and (out / "report.html").is_file()
+
+
+def test_only_one_process_trains_in_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_yaml, out = write_run(folder, task=None), folder / "out"
+    original, others = importlib.import_module("halfbyte.tune.loop").batch_loss, []
+
+    def met(*values: Any) -> Any:
+        if (out / "metrics.jsonl").read_bytes() and not others:  # after the first step
+            (out / ".mine.part").touch()
+            command = [sys.executable, "-m", "halfbyte", "tune", str(run_yaml), "--resume"]
+            others.append(subprocess.run(command, capture_output=True, text=True))
+            assert (out / ".mine.part").exists()
+        return original(*values)
+
+    monkeypatch.setattr("halfbyte.tune.loop.batch_loss", met)
+    assert tune(run_yaml) == 0
+    assert others[0].returncode == 2 and "another process trains in this folder" in others[0].stderr, others[0].stderr
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_run_that_was_begun_while_the_model_was_opened_is_not_written_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_yaml = write_run(folder, task=None)
+    original = importlib.import_module("halfbyte.experiment")._open
+
+    def slow(*values: Any) -> Any:
+        monkeypatch.setattr("halfbyte.experiment._open", original)
+        assert tune(run_yaml) == 0
+        return original(*values)
+
+    monkeypatch.setattr("halfbyte.experiment._open", slow)
+    assert tune(run_yaml) == 2 and "holds a run already" in capsys.readouterr().err
+    assert len((folder / "out" / "metrics.jsonl").read_text().splitlines()) == 3
