@@ -376,6 +376,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     for what in (command, f"{sys.executable} -m halfbyte plan llama-3.2-1b"):
         done = subprocess.run(["bash", "-c", f"{what} | head -n 1"], capture_output=True, text=True)
         assert "Traceback" not in done.stderr and len(done.stdout.splitlines()) == 1
+        nobody, output = os.pipe()
+        os.close(nobody)
+        done = subprocess.run(what.split(), stdout=output, stderr=subprocess.PIPE, text=True)
+        os.close(output)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_tasks_own_code_runs_only_with_its_flag(

@@ -100,9 +100,9 @@ def _refuse(changed: list[str], folder: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Make the run's folder, ready for a run that begins or goes on in it, and keep other processes from training there.
+    """Make the run's folder, ready for a run that begins or goes on in it, and let no other process train there.
 
-    Within a process it may be entered again. Where the file system knows no locks nothing is kept out.
+    Within a process it may be entered again. Where the file system knows no locks nobody is kept out.
     Raises ConfigError where another process trains there, and where the folder can't be made.
     """
     lock = FileLock(folder.absolute() / LOCK, is_singleton=True)
@@ -111,7 +111,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError("another process trains in this folder", where=folder,
-                          do="wait until it has ended, or stop it; for another run: --set out=...") from None  # fmt: skip
+                          do="wait until it has ended, or stop it; another run: --set out=...") from None  # fmt: skip
     except NotImplementedError:
         pass
     except OSError as error:
