@@ -18,8 +18,8 @@ class Stopped(Exception):
 
 
 def numbers() -> list[signal.Signals]:
-    """The signals that ask to stop: Ctrl-C, SIGTERM, and SIGHUP (a terminal was closed, a connection is lost), unless that
-    is ignored (`nohup`)."""
+    """The signals that ask to stop: Ctrl-C, SIGTERM, and SIGHUP (a terminal was closed, a connection is lost), unless
+    that is ignored (`nohup`)."""
     found = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
