@@ -171,7 +171,8 @@ def report(soak: Soak, runs: int, seconds: float, options: argparse.Namespace) -
 
     found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": options.seed, "runs": runs,
              "kills": soak.kills.total(), "where": dict(sorted(soak.kills.items())), "stops": dict(soak.stops),
-             "seconds": round(seconds), "write_ms": round(1000 * soak.write, 1), "faults": soak.faults, **environment()}  # fmt: skip
+             "seconds": round(seconds), "write_ms": round(1000 * soak.write, 1), "faults": soak.faults,
+             **environment()}  # fmt: skip
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=2) + "\n")

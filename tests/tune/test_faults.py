@@ -271,6 +271,20 @@ def test_a_flipped_bit_in_a_checkpoint_is_found_and_the_one_before_is_used(
     assert "going on from step-000003" in said and "broken-step-000004" in checkpoints(folder / "run")
 
 
+def test_an_adapter_that_is_written_over_costs_no_checkpoint(
+    source: Path, data_file: Path, whole: Path, folder: Path
+) -> None:
+    config, adapter = (
+        options(source, data_file, folder / "run"),
+        folder / "run" / "adapter" / "adapter_model.safetensors",
+    )
+    for until in (3, 4):  # stopped, and gone on with and stopped again
+        run(config, resume=until > 3, watch=lambda record, _, until=until: record.step < until)  # type: ignore[misc]
+        with adapter.open("r+b") as stream:  # in place, as `cp other adapter/` does
+            stream.write(bytes(adapter.stat().st_size))
+    assert goes_on_to(whole, config)
+
+
 def test_a_checkpoint_that_can_not_be_read_is_passed_over(
     source: Path, data_file: Path, whole: Path, folder: Path
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from halfbyte.model.adapter import WEIGHTS, save_adapter, save_config
 from halfbyte.model.build import Model
 from halfbyte.tune.folder import CHECKPOINTS, METRICS
 from halfbyte.tune.loop import StepRecord
-from halfbyte.tune.state import State, link_or_copy
+from halfbyte.tune.state import State
 
 ADAPTER, LAST = "adapter", "adapter-last"
 
@@ -152,8 +153,7 @@ def put_best(weights: Path, model: Model, config: RunConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / WEIGHTS
     part = durable.part_of(place)
-    part.unlink(missing_ok=True)
-    if not (place.exists() and place.samefile(weights)):  # a name is not renamed to another one of the same file
-        link_or_copy(weights, part)
-        durable.put(part, place)
+    part.unlink(missing_ok=True)  # of an earlier version's run that was killed: another name of a checkpoint's file
+    shutil.copyfile(weights, part)
+    durable.put(part, place)
     save_config(model.net, folder, config.adapter, config.model)
