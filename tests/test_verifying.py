@@ -46,7 +46,7 @@ def test_a_run_that_nobody_touched_agrees(made: Path, capsys: pytest.CaptureFixt
     sure += [f"evaluations/{name}: {what}" for name in ("base-nf4", "tuned") for what in (
         "fingerprint of its parts", "experiment: items, prompts, decoding", "scores of the answers", "metric mae",
         "details", "model", "tokenizer")]  # fmt: skip
-    sure += ["evaluations/tuned: adapter", "evaluations/median: metric mae"]
+    sure += ["checkpoints/step-000002: SHA256SUMS", "evaluations/tuned: adapter", "evaluations/median: metric mae"]
     assert [what for what in sure if rows[what]["state"] != "ok"] == []
     doubtful = {what for what, row in rows.items() if row["state"] != "ok"}
     assert {what.rpartition(": ")[2] for what in doubtful} <= {"scores of the answers", "git"}
@@ -119,6 +119,10 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "run.yaml that is none": (_text("run.yaml", "model:", "model: ]"), "run.yaml"),
     "the adapter": (_bytes("adapter/adapter_model.safetensors"), "adapter/adapter_model.safetensors"),
     "a step": (_text("metrics.jsonl", '"step": 2', '"step": 3'), "metrics.jsonl"),
+    "an infinite step": (_text("metrics.jsonl", '"step": 2', '"step": Infinity'), "metrics.jsonl"),
+    "a loss beyond a float": (_text("metrics.jsonl", '"loss": ', f'"loss": {10**400}, "was": '), "metrics.jsonl"),
+    "a line without end": (_text("metrics.jsonl", '"step": 2', '"step": ' + "[" * 100_000), "metrics.jsonl"),
+    "a checkpoint": (_bytes("checkpoints/step-000002/state.safetensors"), "checkpoints/step-000002"),
     "the verdict": (_text("comparison.json", '"verdict": "', '"verdict": "surely '), "comparison.json: verdict"),
     "the fingerprint": (
         _text("evaluations/base-nf4/result.json", '"items": 10', '"items": 11'),

@@ -33,6 +33,8 @@ from halfbyte.provenance import (
 DIFFERENT = 4  # exit code where something recorded is contradicted
 _STYLES = {OK: "green", DIFFERS: "bold red", UNCHECKED: "yellow", OTHER: "yellow"}
 _PLACES = {"a_folder", "b_folder"}  # of a comparison: a run may have been moved
+# What anybody's JSON may bring about: none, other types, an infinite step, an integer beyond a float, endless depth
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _CONTIGUOUS = "steps in order"
 
 
@@ -169,37 +171,44 @@ def _adapters(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _steps(folder: Path, config: RunConfig | None) -> Iterator[Finding]:
-    """metrics.jsonl: steps from 1 on without a gap, as far as the newest checkpoint, whose best loss it names."""
-    from halfbyte.tune.state import checkpoints
+    """metrics.jsonl: steps from 1 on without a gap, as far as the newest checkpoint, whose best loss it names; and
+    the digests that lie beside each checkpoint's files."""
+    from halfbyte.tune.state import check, checkpoints
 
+    there = checkpoints(folder / "checkpoints")
+    for place in there:
+        name = f"checkpoints/{place.name}"
+        try:
+            yield Finding.of(f"{name}: SHA256SUMS", *2 * (f"{len(check(place))} files as written",))
+        except (OSError, ValueError) as error:
+            yield _broken(name, " ".join(str(error).split()))
     file = folder / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         steps = [int(line["step"]) for line in lines]
         finite = all(math.isfinite(line["loss"]) for line in lines)
+        losses = {line["step"]: line["validation_loss"] for line in lines if line.get("validation_loss") is not None}
+        lowest = min(losses, key=losses.__getitem__, default=None)
     except FileNotFoundError:
         yield Finding.unchecked("metrics.jsonl", None, "the run has not come to its training")
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *_MALFORMED) as error:
         yield _broken("metrics.jsonl", f"a line is broken: {' '.join(str(error).split())}")
         return
     whole = steps == list(range(1, len(steps) + 1))
     gap = next((step for step, wanted in zip(steps, range(1, len(steps) + 1), strict=True) if step != wanted), None)
     yield Finding.of("metrics.jsonl", _CONTIGUOUS, _CONTIGUOUS if whole else f"step {gap} out of order")
     yield Finding.of("metrics.jsonl: losses", "finite", "finite" if finite else "not all finite")
-    there = checkpoints(folder / "checkpoints")
     if not there:
         yield Finding.unchecked("last checkpoint", None, "there is none")
         return
     try:
         progress = json.loads((there[-1] / "state.json").read_text(encoding="utf-8"))
         last, best, at = progress["step"], progress["best_loss"], progress["best_step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *_MALFORMED) as error:
         yield _broken(f"checkpoints/{there[-1].name}", " ".join(str(error).split()))
         return
     yield Finding.of("last step: checkpoint, metrics.jsonl", last, steps[-1] if steps else 0)
-    losses = {line["step"]: line["validation_loss"] for line in lines if line.get("validation_loss") is not None}
-    lowest = min(losses, key=losses.__getitem__, default=None)
     found = None if lowest is None else {"loss": losses[lowest], "step": lowest}
     yield Finding.of("best validation loss", None if at is None else {"loss": best, "step": at}, found)
 
@@ -228,7 +237,7 @@ def _comparison(file: Path, folder: Path) -> list[Finding]:
         new = json.loads(json.dumps(compare_folders(*sides, metric=metric, seed=int(old["seed"]))))
     except HalfbyteError as error:
         return [Finding.unchecked(name, None, error.what)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *_MALFORMED) as error:
         return [_broken(name, f"{type(error).__name__}: {' '.join(str(error).split())}")]
     keys = [key for key in dict.fromkeys([*old, *new]) if key not in _PLACES]
     other = [key for key in keys if old.get(key) != new.get(key)]

@@ -98,7 +98,7 @@ def test_a_killed_process_goes_on(tasks: dict[str, Path], tmp_path: Path) -> Non
     assert made.returncode == -signal.SIGKILL, made.stderr
     assert [path.name for path in out.iterdir()] == [ANSWERS]
     with (out / ANSWERS).open("a") as file:
-        file.write('{"key": "torn')
+        file.write(f'{{"key": {"[" * 100_000}\n{{"key": "torn')
     model, threads = plain_model(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -109,7 +109,7 @@ def _last_byte(stream: Any) -> bytes:
 
 
 def _read(file: Path) -> Kept:
-    """The whole lines; one that a kill tore is as good as none."""
+    """The whole lines; one that a kill tore, or that is none of ours, is as good as none."""
     known: Kept = {}
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
@@ -123,7 +123,7 @@ def _read(file: Path) -> Kept:
             rows, values = tuple(found["rows"]), found["values"]
             if len(rows) == len(values):
                 known[str(found["key"]), rows] = values, float(found["seconds"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
     return known
 
