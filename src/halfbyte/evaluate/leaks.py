@@ -1,25 +1,18 @@
-"""Whether a run is asked what it has learned from. `halfbyte check` looks closer, before a run; this is for a task that
-comes later."""
+"""What a run has learned from, beside the items that it is asked: `halfbyte check` of a task that comes later."""
 
 from __future__ import annotations
 
-from halfbyte.config import DataConfig
-from halfbyte.data.dataset import text_of
-from halfbyte.data.template import Example, iter_examples
+from halfbyte.config import RunConfig
+from halfbyte.data.check import leaks_of
+from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate.tasks import TaskSet
 
-LEAST = 0.01  # of the items: so many are worth a word
 
-
-def learned_from(tasks: TaskSet, data: DataConfig) -> list[str]:
-    """A sentence where the prompts of 1 % or more of the items, but for letter case and white space, stand in the data
-    that a run learns from. Raises DataError where these can't be read."""
-    if not data.train or not tasks.items:
-        return []
-    asked = {text_of(item.example) for item in tasks.items}
-    met = {text for one in iter_examples(data.train, data.template)
-           if isinstance(one, Example) and (text := text_of(one)) in asked}  # fmt: skip
-    count, total = sum(text_of(item.example) in met for item in tasks.items), len(tasks.items)
-    if count < LEAST * total:
-        return []
-    return [f"{count:,} of {total:,} items stand in the data that this run learned from: the score is no test"]
+def learned_from(tasks: TaskSet, config: RunConfig) -> list[str]:
+    """How the data of a run give items of a task away, in sentences, as `leaks_of` has them; where these data can't be
+    read (any more), that it is not known."""
+    try:
+        return leaks_of(config.data, config.seed, [item.example for item in tasks.items], tasks.task.group)
+    except HalfbyteError as error:
+        where = f" ({error.where})" if error.where else ""
+        return [f"whether the run learned these items is not known: {' '.join(error.what.split())}{where}"]
