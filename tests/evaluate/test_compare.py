@@ -290,6 +290,19 @@ def test_other_metrics_can_be_asked_for(tmp_path: Path) -> None:
         compare_folders(a, b, metric="rmsl")
 
 
+def test_what_gives_items_away_says_whose_data_do(tmp_path: Path) -> None:
+    def leaking(place: Path, *leaks: str) -> Path:
+        exact(place, [True, False] * 5)
+        file = place / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"leaks": list(leaks)}))
+        return place
+
+    base, tuned = leaking(tmp_path / "base"), leaking(tmp_path / "tuned", "x", "y")
+    assert compare_folders(base, tuned)["warnings"][:2] == ["tuned: x", "tuned: y"]
+    twin = leaking(tmp_path / "other" / "tuned", "y", "z")
+    assert compare_folders(tuned, twin)["warnings"][:3] == ["y", "the first result: x", "the second result: z"]
+
+
 def test_another_tokenizer_is_compared_in_bits_per_byte(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     nats = generator.uniform(5, 9, size=100)

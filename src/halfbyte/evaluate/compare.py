@@ -118,8 +118,7 @@ def compare_several(
     for pair, frame, paired, (row, found), (_, told) in zip(pairs, frames, made, judged, chosen, strict=True):
         frame |= row
         doubts = [_IDENTICAL.format(n=paired.n)] if pair.identical() else _doubts(found, paired)
-        leaks = dict.fromkeys(leak for side in (pair.one, pair.other) for leak in side.result.get("leaks", ()))
-        frame["warnings"] = [*leaks, *told, *few_units(paired.units, {"the difference": found.method}), *doubts]
+        frame["warnings"] = [*_leaks(pair), *told, *few_units(paired.units, {"the difference": found.method}), *doubts]
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
     return [ShownComparison(plain(frame)) for frame in frames]
@@ -207,6 +206,17 @@ def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
         if asked != "bits_per_byte":
             return chosen, [*told, f"the tokenizers differ, so {asked} does not compare; bits_per_byte does"]
     return chosen, told
+
+
+def _leaks(pair: _Pair) -> list[str]:
+    """What gives the items away, and whose data do where it is not both's."""
+    known = {side.result["variant"]: side.result.get("leaks", ()) for side in (pair.one, pair.other)}
+    if len(known) < 2:
+        known = {f"the {which} result": side.result.get("leaks", ())
+                 for which, side in (("first", pair.one), ("second", pair.other))}  # fmt: skip
+    one, other = known.values()
+    both = [leak for leak in one if leak in other]
+    return both + [f"{name}: {leak}" for name, leaks in known.items() for leak in leaks if leak not in both]
 
 
 def _doubts(found: Estimate, paired: Paired) -> list[str]:
