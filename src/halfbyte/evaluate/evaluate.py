@@ -262,11 +262,12 @@ def _ask(task: TaskConfig) -> Callable[[Model, TaskSet, int | str, Progress | No
     return _ask_generated if task.generates else {"choice": _ask_options, "loss": _ask_loss}[task.kind]
 
 
-def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> Result:
+def constant_folder(evaluation: Path, out: Path, *, told: Sequence[str] = (), variant: str = "median") -> Result:
     """Write to `out` what always answering the fallback (the training median) scores on the items of `evaluation`.
 
-    It has the schema of every evaluation, so `compare` takes it. Raises DataError as `read_evaluation` does, and
-    ConfigError for a task that is not of kind `number`.
+    It has the schema of every evaluation, so `compare` takes it. `told`: the warnings of the task itself. What gave
+    items away to the model that answered them is left out: a constant has learned no prompt. Raises DataError as
+    `read_evaluation` does, and ConfigError for a task that is not of kind `number`.
     """
     source: Evaluation = read_evaluation(evaluation)
     if source.kind != "number":
@@ -283,9 +284,10 @@ def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> 
     seed = int(source.result["seed"])
     metrics, warnings = summarise("number", predictions, seed)
     nothing = ("model", "weights", "adapter", "seconds", "tokens_per_second", "peak_bytes", "mapped_bytes")
-    own = {"variant": variant, "resumed": 0, "unanswered": 0.0, "metrics": metrics, "warnings": warnings}
+    own = {"variant": variant, "resumed": 0, "unanswered": 0.0, "metrics": metrics, "warnings": [*told, *warnings]}
     own["details"] = details("number", predictions, units_of(predictions), seed)
     nowhere = dict.fromkeys([*nothing, "cuda_peak_bytes", "device", "model_folder", "fingerprints"])
     result = source.result | nowhere | own | environment()
+    result.pop("leaks", None)
     write_evaluation(out, result, predictions)
     return result
