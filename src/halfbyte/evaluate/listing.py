@@ -21,7 +21,7 @@ from halfbyte.evaluate.results import RESULT, SCHEMA
 from halfbyte.evaluate.tasks import load_task_set
 
 _COPIED = ("task", "kind", "fingerprint", "variant", "model", "weights", "adapter", "items", "unanswered", "peak_bytes",
-           "mapped_bytes", "seconds", "seed", "limit")  # fmt: skip
+           "mapped_bytes", "seconds", "seed", "limit", "leaks")  # fmt: skip
 
 
 def list_results(target: Path, *, runs: Path | None = None) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class ShownResult(dict[str, Any]):
             for metric in [metric_named(self["kind"], name)]
         ]
         title = f"{self['task']}: {self['variant']}, {self['items']} items"
-        return table(title, ("metric", "value", f"{_percent(LEVEL)} interval", "n"), rows, self.get("warnings", ()))
+        return table(title, ("metric", "value", f"{_percent(LEVEL)} interval", "n"), rows, warnings_of(self))
 
 
 class ShownComparison(dict[str, Any]):
@@ -104,6 +104,9 @@ def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told:
     alike = Counter(row["variant"] for row in rows)
     cells = [_cells(row, metric, f"{row['variant']} in {row['folder']}" if alike[row["variant"]] > 1 else "")
              for row in rows]  # fmt: skip
+    if any(row["leaks"] for row in rows):
+        for row, line in zip(rows, cells, strict=True):
+            line["value"] += " *" if row["leaks"] else "  "
     columns = {"variant": Column("variant", name=True), "model": Column("model", name=True),
                "weights": Column("weights", left=True), "adapter": Column("adapter", left=True),
                "items": Column("items"), "value": Column(f"{name} {_ARROWS.get(better, '')}"),
@@ -116,6 +119,9 @@ def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told:
     shown = [key for key in columns if key not in common]
     made: list[Row] = [([row[key] for key in shown], "") for row in cells]
     console.print(shown_table([columns[key] for key in shown], made, console.width), soft_wrap=True)
+    for row, line in zip(rows, cells, strict=True):
+        for leak in row["leaks"] or ():
+            prose(console, f"* {line['variant']}: {leak}", "yellow")
     for line in first["differs"] if told else ():
         prose(console, f"another experiment, {line}", "yellow")
 
@@ -263,7 +269,10 @@ def _legend() -> str:
     return "↓ lower is better, ↑ higher is better"
 
 
+def warnings_of(found: Mapping[str, Any]) -> list[str]:
+    """All that a result or a comparison warns of, first what gives its items away."""
+    return [*(found.get("leaks") or ()), *(found.get("warnings") or ())]
+
+
 def _warnings(found: dict[str, Any]) -> list[Text]:
-    return [
-        Text(f"warning: {warning}", style="yellow") for warning in (*found.get("leaks", ()), *found.get("warnings", ()))
-    ]
+    return [Text(f"warning: {warning}", style="yellow") for warning in warnings_of(found)]
