@@ -26,6 +26,7 @@ class Selection:
     limit: int | None
     earlier: dict[str, Any] | None = None  # select.json of an earlier selection here that recommends something
     made: tuple[Path, ...] = ()  # folders that were not there before, the innermost first
+    leaks: list[str] = field(default_factory=list)  # how what a probe learns from gives items of the task away
     evidence: list[Evidence] = field(default_factory=list)
     guess: dict[str, Any] | None = None  # result.json of always answering the training median
     base: Ranking | None = None
@@ -88,6 +89,7 @@ class Selection:
             "tuning": {"source": tuning.source, "items": None if tuning.train is None else len(tuning.train),
                        "adapter": asdict(tuning.config.adapter), "tune": asdict(tuning.config.tune)},
             "candidates": [self._candidate(one) for one in self.evidence],
+            "leaks": self.leaks,
             "median": None if self.guess is None else self.guess["metrics"].get(metric.name),
             "ranking": _ranking(self.base),
             "probe_ranking": _ranking(self.probed),
