@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from halfbyte.cli import main
-from halfbyte.config import DataConfig, RunConfig, TaskConfig
+from halfbyte.config import DataConfig, RunConfig, TaskConfig, load_run, load_task
 from halfbyte.evaluate.leaks import learned_from
 from halfbyte.evaluate.tasks import load_task_set
 from tests.test_cli import task_files
@@ -47,6 +47,12 @@ def test_what_a_run_has_learned_from_is_said_wherever_it_is_scored(
     assert main(["compare", str(out / "evaluations" / "base-nf4"), str(out / "evaluations" / "tuned")]) == 0
     assert "1 of 13 test items stand in the" in " ".join(capsys.readouterr().out.split())
     assert main(["verify", str(out)]) == 0, capsys.readouterr().out
+    own = load_task(out / "task.yaml")
+    assert learned_from(load_task_set(own), load_run(out / "run.yaml")) == tuned["leaks"]  # of the data, once more
+    (tmp_path / "train.jsonl").rename(tmp_path / "away.jsonl")
+    assert main(["evaluate", str(out), "--task", str(out / "task.yaml")]) == 0
+    assert result(out / "evaluations" / "tuned")["leaks"] == tuned["leaks"]
+    (tmp_path / "away.jsonl").rename(tmp_path / "train.jsonl")
     assert main(["evaluate", str(out), "--task", str(tmp_path / "task.yaml")]) == 0
     assert result(out / "evaluations" / "tuned")["leaks"] == tuned["leaks"]
     assert main(["verify", str(out)]) == 0, capsys.readouterr().out
@@ -76,10 +82,12 @@ def test_what_a_run_has_learned_from_is_said_wherever_it_is_scored(
     assert "leaks" not in result(tmp_path / "lent")  # what another adapter learned from is not this run's data
 
 
-def learned(folder: Path, asked: list[dict[str, str]], train: list[dict[str, str]], **data: Any) -> list[str]:
+def learned(
+    folder: Path, asked: list[dict[str, str]], train: list[dict[str, str]], group: str | None = None, **data: Any
+) -> list[str]:
     for name, lines in (("test", asked), ("train", train)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tasks = load_task_set(TaskConfig(kind="loss", data=str(folder / "test.jsonl")))
+    tasks = load_task_set(TaskConfig(kind="loss", data=str(folder / "test.jsonl"), group=group))
     return learned_from(tasks, RunConfig(data=DataConfig(train=str(folder / "train.jsonl"), **data)))
 
 
@@ -102,6 +110,9 @@ def test_a_validation_file_and_near_copies_are_looked_at_and_items_of_neither_ar
     (said,) = learned(tmp_path, lines[:1], near, validation=0)
     assert "stand in the training data in nearly the same words" in said
     assert learned(tmp_path, lines[:1], other, validation=0) == []
+    asked, trained = ([line | {"g": "one"} for line in part] for part in (lines[:1], other))
+    (said,) = learned(tmp_path, asked, trained, group="g", validation=0)
+    assert said.startswith("1 of 1 test items are of groups that 1 training item is of, too")
 
 
 def test_references_of_several_numbers_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

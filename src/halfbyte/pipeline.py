@@ -162,7 +162,7 @@ def evaluate_model(
     tasks = load_task_set(task, seed=seed, limit=limit)
     check_judge(tasks)  # faults are cheap to find before the model is loaded
     own = what.run and what.adapter and what.adapter.resolve().is_relative_to(what.run.resolve())
-    leaks = learned_from(tasks, config) if own else []
+    leaks = learned_from(tasks, config, what.run) if own else []
     model = load(what, device, console)
     say_compute(model, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
