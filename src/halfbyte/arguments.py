@@ -25,8 +25,8 @@ class _Parser(argparse.ArgumentParser):
     """Its errors are ours, so that a wrong option looks like any other mistake. An option is written out: what begins
     one today may begin two tomorrow."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, allow_abbrev=False, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
