@@ -19,8 +19,9 @@ $(READY): constraints.txt pyproject.toml setup.py $(NATIVE)
 demo: $(READY)
 	$(BIN)/halfbyte demo
 
+# A process for each core (four at most: each takes 2 GB), file by file; plain `pytest PATH` runs in one, for some of them.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Some minutes: runs are killed 100 times and more, resumed, and compared with runs that were never stopped.
 soak: $(READY)

@@ -7,8 +7,9 @@
 Each repetition draws a test set whose truth is known and asks `evaluate/statistics.py` and `evaluate/differences.py`
 as `evaluate` and `compare` do. A row is one kind of figure on one kind of data: how often its 95 % interval holds the
 truth, how often it lies wholly below or above it, how often two models of equal skill are told apart (false alarms),
-and how often the user is warned. Where two models are of equal skill, the interval of their difference holds 0 exactly
-where there is no false alarm; so the coverage of a difference is that of one which is not 0.
+and how often the user is warned, or told that too few items show whether to be (noted). Where two models are of equal
+skill, the interval of their difference holds 0 exactly where there is no false alarm; so the coverage of a difference
+is that of one which is not 0.
 
 The bootstrap draws 1,999 resamples, the fewest that halfbyte ever draws. A hundred repetitions share their weights, so
 that all their resamples are one product of matrices; what is made of them is halfbyte's own code, one by one.
@@ -102,6 +103,7 @@ class Row:
     above: float | None
     false_alarms: float | None
     warned: float | None
+    noted: float | None
 
 
 @dataclass
@@ -114,13 +116,16 @@ class Count:
     above: int = 0
     alarms: int = 0
     warned: int = 0
+    noted: int = 0
 
     def add(self, found: Estimate, units: int) -> None:
         assert found.low is not None and found.high is not None
         self.repetitions += 1
         self.below += found.high < self.truth
         self.above += found.low > self.truth
-        self.warned += found.lopsided or units < ENOUGH_UNITS or found.method == "no spread"
+        warned = found.doubt == "lopsided" or units < ENOUGH_UNITS or found.method == "no spread"
+        self.warned += warned
+        self.noted += found.doubt == "uneven" and not warned
 
     def alarm(self, found: Estimate, test: Test) -> None:
         """`found` is of two models of equal skill."""
@@ -129,7 +134,7 @@ class Count:
     def row(self, distribution: str, figure: str, items: int, units: int, *, compared: bool) -> Row:
         n = self.repetitions
         return Row(distribution, figure, items, units, n, 1 - (self.below + self.above) / n, self.below / n,
-                   self.above / n, self.alarms / n if compared else None, self.warned / n)  # fmt: skip
+                   self.above / n, self.alarms / n if compared else None, self.warned / n, self.noted / n)  # fmt: skip
 
 
 def mean(values: Floats, groups: int | None = None) -> Ratio:
@@ -267,7 +272,7 @@ def of_several(name: str, n: int, repetitions: int) -> Iterator[Row]:
             alarms["with Holm's correction"] += any(one.detected for one in holm(family))
     for told, count in alarms.items():
         yield Row(name, f"any of {FAMILY} differences, {told}", n, n, repetitions, None, None, None,
-                  count / repetitions, None)  # fmt: skip
+                  count / repetitions, None, None)  # fmt: skip
 
 
 CASES: dict[str, Callable[[str, int, int], Iterator[Row]]] = {
@@ -310,8 +315,8 @@ def read(file: Path) -> list[Row]:
 
 
 def _row(cells: dict[str, str]) -> Row:
-    figures = ("coverage", "below", "above", "false_alarms", "warned")
-    known = {name: float(cells[name]) if cells[name] else None for name in figures}
+    figures = ("coverage", "below", "above", "false_alarms", "warned", "noted")
+    known = {name: float(cells[name]) if cells.get(name) else None for name in figures}
     return Row(cells["distribution"], cells["figure"], int(cells["items"]), int(cells["units"]),
                int(cells["repetitions"]), **known)  # fmt: skip
 
@@ -319,10 +324,10 @@ def _row(cells: dict[str, str]) -> Row:
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     head = ("data", "figure", "items", "groups", "interval covers", "too low", "too high", "false alarms", "warned",
-            "repetitions")  # fmt: skip
+            "noted", "repetitions")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        shares = [row.coverage, row.below, row.above, row.false_alarms, row.warned]
+        shares = [row.coverage, row.below, row.above, row.false_alarms, row.warned, row.noted]
         told = ["" if value is None else f"{100 * value:.1f} %" for value in shares]
         groups = str(row.units) if row.units != row.items else ""
         cells = [row.distribution, row.figure, f"{row.items:,}", groups, *told, f"{row.repetitions:,}"]

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # beside other work; read when torch is imported
 # Read when triton is imported, which other libraries do, too. With a card: TRITON_INTERPRET=0 pytest tests/kernels

@@ -89,6 +89,6 @@ def test_an_outcome() -> None:
     shown = Reader(made._repr_html_())
     rows = dict(row for row in shown.rows if len(row) == 2)
     assert shown.text.startswith("runs/<x>: finished") and "x" not in shown.tags
-    assert rows == {"optimiser steps": "7", "time": "3 s", "best validation loss": "1.25", "peak memory": "0.64 GB",
-                    "mapped": "5.40 MB"}  # fmt: skip
+    assert rows == {"optimiser steps": "7", "time": "3 s", "best validation loss": "1.25 nats a token",
+                    "peak memory": "0.64 GB", "mapped": "5.40 MB"}  # fmt: skip
     assert "not finished" in Outcome(Path("x"), 1, False, None, 1.0, None, None)._repr_html_()

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -270,14 +269,12 @@ def _probe_one(selection: Selection, found: Evidence, variant: Variant, probe: P
 def _recommend(selection: Selection, steps: int | None) -> None:
     from halfbyte.select.words import recommend
 
-    beaten, chance = None, None
+    beaten = None
     decisive = selection.probed or selection.base
     if decisive is not None and selection.look.kind == "number":
         beaten = _beside_guess(selection, decisive)
-    if selection.look.kind == "choice":
-        chance = fmean(1 / len(item.options) for item in selection.look.task_set.items)
     selection.recommendation = recommend(selection.evidence, selection.base, selection.probed, guess=selection.guess,
-                                         beaten=beaten, chance=chance, steps=steps,
+                                         beaten=beaten, chance=selection.look.task_set.chance_level, steps=steps,
                                          tuned=_tuned(selection))  # fmt: skip
 
 

@@ -138,6 +138,7 @@ def test_choice_is_the_likeliest_option(tmp_path: Path, nested: bool) -> None:
     assert result["metrics"]["accuracy"]["value"] == hits / 6
     assert {"macro_f1", "accuracy_per_byte"} <= set(result["metrics"])
     assert result["unanswered"] == 0
+    assert result["chance_level"] == pytest.approx(1 / 3)
 
 
 def test_loss_equals_transformers_own(tmp_path: Path) -> None:

@@ -81,12 +81,11 @@ def test_no_answer_of_a_packed_model_depends_on_batch_padding_or_order(compute: 
     assert len({len(prompt) for prompt in asked}) > 8  # padded
     decoding = DecodingConfig(max_new_tokens=10)
     alone = generate(model, asked, decoding, ends=ends, batch=1).ids
+    together = generate(model, asked, decoding, ends=ends, batch=16).ids
+    assert sum(a != b for a, b in zip(alone, together, strict=True)) <= allowed
     order = random.Random(0).sample(range(ITEMS), ITEMS)
-    for batch in (3, 16):
-        together = generate(model, asked, decoding, ends=ends, batch=batch).ids
-        shuffled = generate(model, [asked[item] for item in order], decoding, ends=ends, batch=batch).ids
-        assert sum(a != b for a, b in zip(alone, together, strict=True)) <= allowed
-        assert sum(alone[item] != new for item, new in zip(order, shuffled, strict=True)) <= allowed
+    shuffled = generate(model, [asked[item] for item in order], decoding, ends=ends, batch=3).ids
+    assert sum(alone[item] != new for item, new in zip(order, shuffled, strict=True)) <= allowed
 
 
 def test_a_near_tie_is_decided_by_the_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:

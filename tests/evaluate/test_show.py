@@ -39,7 +39,10 @@ def test_a_result_shows_every_metric_with_its_direction(tmp_path: Path) -> None:
     for name in ("mae ↓", "within ↑", "unanswered ↓", "33.3 %"):
         assert name in text
     assert "2.0 s, 33 tokens/s; peak memory 2.00 GB" in text and "lower is better" in text
-    assert "only 3 independent items" in text
+    assert "only 3 independent items" in text and "at random" not in text
+    assert "choosing at random scores 1.3 %; 2.0 s" in printed(
+        print_result, evaluation.result | more | {"chance_level": 1 / 77}
+    )
 
 
 @pytest.mark.parametrize("kind", [numbers, exact])
@@ -50,7 +53,7 @@ def test_a_comparison_says_its_verdict(tmp_path: Path, kind: object) -> None:
     else:
         a, b = kind(tmp_path / "a", [False] * 30 + [True] * 90), kind(tmp_path / "b", [True] * 120)
     text = printed(print_comparison, compare_folders(a, b))
-    assert "better" in text and "b against a" in text and "b less a" in text
+    assert "better" in text and "b against a" in text and "difference: b less a; " in text
     assert ("mae ↓" if kind is numbers else "exact_match ↑") in text
     assert ("119 items that both answered" in text) == (kind is numbers)
 

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from halfbyte.plan.ladder import plan_model
-from halfbyte.plan.show import duration, parallel_lines, render_answers, time_lines
+from halfbyte.plan.prose import duration
+from halfbyte.plan.show import parallel_lines, render_answers, time_lines
 
 
 def _shown(plan):
@@ -17,7 +18,7 @@ def _shown(plan):
 
 def test_durations():
     assert [duration(seconds) for seconds in (0.0012, 1.5, 119, 600, 9000, 200_000)] == [
-        "1.2 ms", "1.5 s", "119 s", "10 minutes", "2.5 hours", "2.31 days"
+        "1.2 ms", "1.5 s", "119 s", "10 min", "2.5 h", "2.31 days"
     ]  # fmt: skip
 
 

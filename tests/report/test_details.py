@@ -58,7 +58,7 @@ def test_calibration_of_base_and_tuned_model(tmp_path: Path) -> None:
 
 def test_what_changed_most_stands_among_the_samples(tmp_path: Path) -> None:
     text = page_of(write_run(tmp_path / "run", items=40)).text
-    assert "Improved most" in text and "improved or worsened most" in text
+    assert "Improved most" in text and "then those that tuning changed most" in text
 
 
 def test_broken_details_do_not_break_the_page(tmp_path: Path) -> None:

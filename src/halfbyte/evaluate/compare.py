@@ -24,9 +24,9 @@ from halfbyte.evaluate.results import (
     SCHEMA,
     Evaluation,
     Prediction,
+    doubt_warnings,
     few_units,
     flat_warning,
-    lopsided_warning,
     plain,
     read_evaluation,
     table_of,
@@ -219,7 +219,7 @@ def _doubts(found: Estimate, paired: Paired) -> list[str]:
                 " there is neither an interval nor a test"]  # fmt: skip
     if found.method == "no spread":
         return [flat_warning(["the difference"])]
-    return [lopsided_warning(["the difference"])] if found.lopsided and not metric.share else []
+    return [] if metric.share else doubt_warnings(paired.units, {"the difference": found.doubt})
 
 
 def _add_both_answered(

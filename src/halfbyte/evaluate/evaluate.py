@@ -135,6 +135,7 @@ def _frame(tasks: TaskSet, variant: str, seed: int) -> Result:
         "variant": variant,
         "fallback": tasks.fallback,
         "fallback_source": tasks.fallback_source,
+        "chance_level": tasks.chance_level,
         "configuration": asdict(tasks.task),
         "files": file_digests(task_files(tasks.task)),
     }

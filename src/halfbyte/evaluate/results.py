@@ -21,7 +21,7 @@ from halfbyte import durable
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 from halfbyte.evaluate.declared import Declared, metrics_for
 from halfbyte.evaluate.metrics import Metric, Table
-from halfbyte.evaluate.statistics import ENOUGH_UNITS, LEVEL, Estimate, estimate, share
+from halfbyte.evaluate.statistics import ENOUGH_UNITS, LEVEL, SURE_UNITS, Doubt, Estimate, estimate, share
 
 SCHEMA = 1
 PREDICTIONS, RESULT = "predictions.jsonl", "result.json"
@@ -78,11 +78,11 @@ def summarise(
     table, unit_of = table_of(predictions), units_of(predictions)
     units = int(unit_of.max()) + 1 if len(unit_of) else 0
     metrics: dict[str, Any] = {}
-    lopsided: list[str] = []
+    doubts: dict[str, Doubt] = {}
     for metric in metrics_for(kind, table, declared):
         found = measured(metric, table, unit_of, seed)
-        if found.lopsided and not metric.share and metric.name.removesuffix("_answered") not in lopsided:
-            lopsided.append(metric.name)
+        if not metric.share and found.doubt != doubts.get(metric.name.removesuffix("_answered")):
+            doubts[metric.name] = found.doubt
         metrics[metric.name] = {
             "value": found.value,
             "low": found.low,
@@ -93,7 +93,7 @@ def summarise(
             "method": found.method,
         }
     flat = [name for name, found in metrics.items() if found["method"] == "no spread"]
-    told = ([flat_warning(flat)] if flat else []) + ([lopsided_warning(lopsided)] if lopsided else [])
+    told = [*([flat_warning(flat)] if flat else []), *doubt_warnings(units, doubts)]
     return metrics, few_units(units, {name: found["method"] for name, found in metrics.items()}) + told
 
 
@@ -127,8 +127,19 @@ def flat_warning(names: Sequence[str]) -> str:
     return f"no spread in {', '.join(names)}: every resample gives the same, so the interval says nothing"
 
 
-def lopsided_warning(names: Sequence[str]) -> str:
-    return f"few items make up most of {', '.join(names)}: such an interval covers less than it says, as a rule"
+def doubt_warnings(units: int, doubts: Mapping[str, Doubt]) -> list[str]:
+    """What the spread of the items says of the intervals; `doubts` {name: that of its interval}. Of few units, which
+    `few_units` warns of, only what is worse."""
+    lopsided = [name for name, doubt in doubts.items() if doubt == "lopsided"]
+    uneven = [name for name, doubt in doubts.items() if doubt == "uneven" and units >= ENOUGH_UNITS]
+    told = []
+    if lopsided:
+        names = ", ".join(lopsided)
+        told.append(f"few items make up most of {names}: such an interval covers less than it says, as a rule")
+    if uneven:
+        names, few = ", ".join(uneven), f"with fewer than {SURE_UNITS} items"
+        told.append(f"large values shape {names}: {few} the interval may cover 92 % instead of 95 %")
+    return told
 
 
 def plain(value: Any) -> Any:

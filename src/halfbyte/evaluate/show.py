@@ -162,7 +162,9 @@ def render_result(result: dict[str, Any]) -> RenderableType:
         for key, text in (("peak_bytes", "peak memory"), ("mapped_bytes", "mapped"), ("cuda_peak_bytes", "on the GPU"))
         if result.get(key)
     )
-    last = "; ".join(part for part in (took, memory) if part)
+    chance = result.get("chance_level")
+    random = "" if chance is None else f"choosing at random scores {100 * chance:.1f} %"
+    last = "; ".join(part for part in (random, took, memory) if part)
     return Group(grid, Text(f"{last}; {_legend()}" if last else _legend()), *_warnings(result))
 
 
@@ -187,7 +189,8 @@ def render_comparison(comparison: dict[str, Any], known: Mapping[str, str] | Non
                 (row["verdict"], _COLOURS.get(row["verdict"], "bold")),
             )
         )
-    lines.append(Text(f"  difference: {comparison['sign']}; {detectable(comparison, metric)}", style="dim"))
+    sign = comparison["sign"].replace("b less a", f"{b} less {a}")
+    lines.append(Text(f"  difference: {sign}; {detectable(comparison, metric)}", style="dim"))
     return Group(*lines, *_warnings(comparison))
 
 

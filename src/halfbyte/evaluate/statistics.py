@@ -15,7 +15,7 @@ rejected as the engine: it copies the items of each resample and of each left-ou
 ratios, and answers nan where it is degenerate.
 
 What the intervals hold is measured (benchmarks/coverage.py, docs/statistics.md): below about 100 units, and where a few
-units make up most of a metric's spread (`Estimate.lopsided`), they cover less than they say; callers warn.
+units make up most of a metric's spread (`Estimate.doubt`), they cover less than they say; callers warn.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,14 @@ from halfbyte.evaluate.sums import Floats, Statistic
 
 LEVEL = 0.95
 ENOUGH_UNITS = 100  # fewer: warn
+SURE_UNITS = 300  # fewer do not tell an exponential tail, where intervals hold, from a lognormal one, where they don't
 _WORK = 20_000_000  # drawn weights of one bootstrap
 _KEPT = 2 * _WORK  # so many are kept for the next metric of the same units
 _IN_TAIL = 25  # resamples beyond each limit, at least; of one comparison there are 50
 _BATCH = 1_000_000  # drawn weights at once
 _PRODUCT = 100_000  # weights of one product: they stay in the cache, and no second thread is called for so little
 
+Doubt = Literal["", "uneven", "lopsided"]  # see `Resampled.doubt`
 Draw = Callable[[np.random.Generator, int, int], NDArray[np.uint8]]  # (generator, rows, units) -> [rows, units]
 
 
@@ -56,7 +59,7 @@ class Estimate:
     low: float | None
     high: float | None
     method: str  # "bca" | "percentile" | "wilson" | "agresti-min" | "no spread" | "none"
-    lopsided: bool = False  # few units make up so much of the spread that the interval can't be trusted
+    doubt: Doubt = ""
 
     @property
     def leaves_out_0(self) -> bool:
@@ -95,15 +98,19 @@ class Resampled:
         low, high = self._rank(far, 1), self._rank(far, -1)
         method = "percentile" if self._bias is None else "bca"
         return Estimate(self.value, float(self.drawn[low]), float(self.drawn[len(self.drawn) - 1 - high]), method,
-                        self.lopsided)  # fmt: skip
+                        self.doubt)  # fmt: skip
 
     @property
-    def lopsided(self) -> bool:
-        """Whether few units make up most of the spread: its kurtosis is larger than that of most exponential samples,
-        or lies far above what its skew explains, on the line of the gamma distributions (from the normal one, kurtosis
-        3, to the exponential, 9). Both bounds are set by simulation, see docs/statistics.md."""
+    def doubt(self) -> Doubt:
+        """Whether the interval can't be taken at its word, since few units make up most of the spread ("lopsided"): its
+        kurtosis is larger than that of most exponential samples, or lies far above what its skew explains, on the line
+        of the gamma distributions (from the normal one, kurtosis 3, to the exponential, 9). "uneven": as half of the
+        exponential samples are, and nearly all lognormal ones, of so few units that nothing tells which it is. The
+        bounds are set by simulation, see docs/statistics.md."""
         kurtosis, skew = self.units / self.effective, 6 * self.acceleration * math.sqrt(self.units)
-        return kurtosis > 6.6 * self.units**0.2 or kurtosis > 3 + 1.5 * skew**2 + 5
+        if kurtosis > 6.6 * self.units**0.2 or kurtosis > 3 + 1.5 * skew**2 + 5:
+            return "lopsided"
+        return "uneven" if kurtosis > 6 and self.units < SURE_UNITS else ""
 
     def p(self) -> float | None:
         """Two-sided p of "the true value is 0": 1 less the level whose interval ends there. None: no interval."""

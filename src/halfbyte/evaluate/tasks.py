@@ -62,6 +62,11 @@ class TaskSet:
     def fingerprint(self) -> str:
         return digest(self.parts)
 
+    @property
+    def chance_level(self) -> float | None:
+        """The accuracy of choosing an option at random; None of another kind than `choice`."""
+        return statistics.fmean(1 / len(item.options) for item in self.items) if self.task.kind == "choice" else None
+
     def asked(self, encoder: Encoder) -> list[Example]:
         """The items' examples with the task's shots before them: as earlier turns for a chat model, else as text."""
         return [_with_shots(item.example, self.shots, chat=encoder.chat is not None) for item in self.items]

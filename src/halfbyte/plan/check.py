@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from halfbyte.plan.measured import PLANNED_TIME, against, how_measured, read
-from halfbyte.plan.prose import prose
-from halfbyte.plan.show import duration
+from halfbyte.plan.prose import duration, prose
 from halfbyte.plan.stacked import Bar, render_bars
 from halfbyte.plan.weighing import gb
 

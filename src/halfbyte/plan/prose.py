@@ -31,6 +31,16 @@ def prose(console: Console, line: str, style: str = "", *, bold: int = 0) -> Non
     console.print(text, soft_wrap=True)
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds for people: three digits in the largest unit that there are two of."""
+    if seconds is None:
+        return "unknown"
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
 def listed(parts: Sequence[str], width: int) -> str:
     """`parts` with commas, in lines of at most `width`, which end between two parts."""
     text = ", ".join(part.replace(" ", _WHOLE) for part in parts)

@@ -11,7 +11,7 @@ from halfbyte.notebook import table
 from halfbyte.plan.budget import amount
 from halfbyte.plan.devices import machine_words
 from halfbyte.plan.machine import this_machine
-from halfbyte.plan.prose import prose
+from halfbyte.plan.prose import duration, prose
 
 
 def plan_html(plan: Mapping[str, Any]) -> str:
@@ -33,14 +33,6 @@ def render_answers(answers: Mapping[str, Any], console: Console) -> None:
     for lines in (time_lines(answers["time"], answers["settings"]), fit_lines(answers), parallel_lines(answers)):
         for number, line in enumerate(lines):
             prose(console, line, "" if number else "bold")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    for unit, size in (("days", 172_800), ("hours", 7200), ("minutes", 120), ("s", 1)):
-        if seconds >= size:
-            return f"{seconds / {'days': 86_400, 'hours': 3600, 'minutes': 60, 's': 1}[unit]:.3g} {unit}"
-    return f"{1e3 * seconds:.3g} ms"
 
 
 def time_lines(time: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from halfbyte.evaluate.details import cut, lot, most_changed
+from halfbyte.plan.prose import duration
 from halfbyte.report import pictures
 from halfbyte.report.memory import compared_phases, exact_facts, phase_facts
 from halfbyte.report.read import Evidence, Prediction, Variant, as_number
@@ -94,12 +95,13 @@ def training(evidence: Evidence) -> Row:
     )
     facts += [("tokens seen", f"{tokens:,.0f}")] if tokens else []
     facts += [("of these learned", f"{learned:,.0f}")] if learned else []
-    facts += [("time of the steps", _duration(seconds))] if seconds else []
+    facts += [("time of the steps", duration(seconds))] if seconds else []
     facts += [("tokens a second", number_text(tokens / seconds))] if tokens and seconds else []
     validated = [step for step in steps if as_number(step.get("validation_loss")) is not None]
     if validated:
         best = min(validated, key=lambda step: float(step["validation_loss"]))
-        facts.append(("lowest validation loss", f"{number_text(best['validation_loss'])} at step {best['step']:,}"))
+        lowest = f"{number_text(best['validation_loss'])} nats a token, at step {best['step']:,}"
+        facts.append(("lowest validation loss", lowest))
     return {
         "picture": {"svg": pictures.losses(steps), "title": "Loss and learning rate by optimiser step"},
         "facts": facts,
@@ -220,18 +222,16 @@ def samples(story: Story) -> Row:
     """Items before and after, by a fixed rule: the tuned model's best and worst, and some by lot."""
     variant = story.tuned or story.base
     if not variant or not story.metric or not variant.predictions:
-        return {"groups": [], "rule": "", "heads": []}
+        return {"title": "Answers", "groups": [], "rule": "", "heads": []}
     order = [p for _, p in ranked(variant, story.metric)] or variant.predictions
     drawn = sorted(order, key=lambda p: lot(p.id))[:SAMPLES]
     best, worst = order[:SAMPLES], order[::-1][:SAMPLES]
     chosen = [("Drawn by lot", drawn), *_changed(story), ("Worst", worst), ("Best", best)]
+    moved = " then those that tuning changed most;" if story.base and story.tuned else ""
     rule = (
-        f"The {SAMPLES} worst and best by the item's own {label(story.metric)} of {variant.name} (of equals, and for "
-    )
-    if story.base and story.tuned:
-        rule += f"the {SAMPLES} in which that improved or worsened most, and for "
-    rule += (
-        f"the {SAMPLES} drawn by lot: the smallest SHA-256 of the item's id). Answers stand as the models gave them."
+        f"Up to {SAMPLES} items of each kind, and each item once: first some drawn by lot (the smallest SHA-256 of "
+        f"their ids, so nobody chose them);{moved} then the worst and best by the {label(story.metric)} of "
+        f"{variant.name}. Answers stand as the models gave them."
     )
     heads = [v.name for v in (story.base, story.tuned) if v]
     groups, seen = [], set()
@@ -239,7 +239,13 @@ def samples(story: Story) -> Row:
         rows = [sample(story, p) for p in items if p.id not in seen]
         seen |= {p.id for p in items}
         groups.append({"name": name, "rows": rows})
-    return {"groups": [group for group in groups if group["rows"]], "rule": rule, "heads": heads}
+    who = "the models" if len(heads) > 1 else variant.name
+    return {
+        "title": f"What {who} answered, item by item",
+        "groups": [group for group in groups if group["rows"]],
+        "rule": rule,
+        "heads": heads,
+    }
 
 
 def _changed(story: Story) -> list[tuple[str, list[Prediction]]]:
@@ -323,9 +329,3 @@ def _fact(value: object, key: str = "") -> str:
             else str(value)
         )
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

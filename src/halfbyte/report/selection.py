@@ -12,6 +12,7 @@ from typing import Any
 from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.results import write_atomically
 from halfbyte.evaluate.show import figure, interval
+from halfbyte.plan.prose import duration
 from halfbyte.report import pictures
 from halfbyte.report.fill import fill
 from halfbyte.report.words import brief, label
@@ -86,7 +87,7 @@ def _row(selection: Selection, row: show.Row, metric: Metric) -> Row:
         "probe": _score(variant.probe, metric),
         "evaluate": show.size(plan.evaluate_bytes) if plan else "–",
         "tune": show.size(plan.tune_bytes) if plan else "–",
-        "time": show.duration(plan.seconds) if plan else "–",
+        "time": duration(plan.seconds) if plan else "–",
         "beyond": "–" if beyond is None else f"{100 * beyond:.1f} %",
         "verdict": show.verdict_of(selection, variant.name) or variant.status,
     }

@@ -71,7 +71,7 @@ def _headline(sweep: Mapping[str, Any]) -> tuple[str, str]:
     more = len(values) - len(named)
     told += f" and {more} more" if more else ""
     loss = number_text(best["validation_loss"], 4)
-    sentence = f"Best of {count} trial{'s' * (count != 1)}: {told} (validation loss {loss})."
+    sentence = f"Best of {count} trial{'s' * (count != 1)}: {told} (validation loss {loss} nats a token)."
     verdict = "open" if test is None else str(test["comparison"].get("verdict", ""))
     return verdict if verdict in ("better", "worse", "open") else "same", sentence
 

@@ -65,7 +65,7 @@ def against(name: str, key: str, where: Any, points: Sequence[Point]) -> str:
             axes.plot([x for x, _ in chosen], ys, marker, color=colour, markersize=size, clip_on=False,
                       markerfacecolor=colour if filled else "none", alpha=1 if state == "best" else 0.8)  # fmt: skip
     axes.set_ylim(low - margin, edge + margin)
-    _dress(axes, xlabel=key, ylabel="validation loss", grid="y")
+    _dress(axes, xlabel=key, ylabel="validation loss (nats a token)", grid="y")
     if choices is not None:
         axes.set(xticks=range(len(choices)), xlim=(-0.5, len(choices) - 0.5))
         axes.set_xticklabels([_short(choice) for choice in choices])

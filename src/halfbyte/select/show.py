@@ -10,7 +10,7 @@ from rich.console import Console
 
 from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.show import figure, interval
-from halfbyte.plan.prose import Column, prose, table
+from halfbyte.plan.prose import Column, duration, prose, table
 from halfbyte.plan.weighing import gb
 from halfbyte.select.evidence import Evidence, Probe, Variant
 from halfbyte.select.ranking import metric_for
@@ -130,13 +130,6 @@ def score_cells(tried: Variant | Probe | None, metric: Metric) -> tuple[str, str
 
 def size(value: int | None) -> str:
     return "unknown" if value is None else gb(value)
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def verdict_of(selection: Selection, name: str) -> str:

@@ -77,7 +77,7 @@ class Outcome:
 
         sizes = {"peak memory": self.peak_bytes, "mapped": self.mapped_bytes, "on the GPU": self.cuda_peak_bytes}
         rows = [("optimiser steps", self.steps), ("time", f"{self.seconds:.0f} s")]
-        rows += [] if self.best_loss is None else [("best validation loss", f"{self.best_loss:.4g}")]
+        rows += [] if self.best_loss is None else [("best validation loss", f"{self.best_loss:.4g} nats a token")]
         rows += [(name, amount(size)) for name, size in sizes.items() if size is not None]
         state = "finished" if self.finished else "not finished: go on with resume"
         return table(f"{self.folder}: {state}", (), rows)
