@@ -26,6 +26,7 @@ from halfbyte.evaluate.results import (
     read_evaluation,
     same_answer,
     summarise,
+    unanswered,
     units_of,
     write_evaluation,
 )
@@ -86,7 +87,7 @@ def evaluate_task(
         **_frame(tasks, variant, seed),
         **described(model),
         "items": len(asked.predictions),
-        "unanswered": _unanswered(asked.predictions),
+        "unanswered": unanswered(asked.predictions),
         "metrics": metrics,
         "details": details(task.kind, asked.predictions, units_of(asked.predictions), seed),
         "seconds": seconds,
@@ -147,10 +148,6 @@ def _show_what_was_asked(model: Model, tasks: TaskSet, predictions: list[Predict
     if tasks.shots or encoder.chat:
         for line, ids in zip(predictions, encoder.prompts(tasks.asked(encoder)), strict=True):
             line["prompt"] = model.tokenizer.decode(ids)
-
-
-def _unanswered(predictions: Sequence[Prediction]) -> float:
-    return sum(1.0 - float(line["scores"].get("answered", 1.0)) for line in predictions) / len(predictions)
 
 
 def _ask_generated(
