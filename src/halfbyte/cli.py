@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except HalfbyteError as error:
+        if options.debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return exit_code_of(error)
     except KeyboardInterrupt as error:

@@ -159,8 +159,9 @@ def _score(selection: Selection, found: Evidence, console: Console) -> None:
             if waiting:
                 _ask(selection, found, waiting, console)
         _fail(waiting, faults)
-    for variant in found.variants:  # the reasons stand at the end, once
-        console.print(f"{variant.name}: {variant.status}", markup=False, soft_wrap=True)
+    for variant in found.variants:  # why one does not fit stands at the end; what failed may have an end before that
+        why = f": {variant.reason}" if variant.status == "failed" else ""
+        console.print(f"{variant.name}: {variant.status}{why}", markup=False, soft_wrap=True)
 
 
 def _fail(variants: list[Variant], faults: list[str]) -> None:

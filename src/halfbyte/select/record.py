@@ -59,9 +59,10 @@ class Selection:
         return file
 
     def leave_nothing(self) -> bool:
-        """Where nothing came of any candidate, take away the folders that were made for this selection, unless one
-        holds more than select.json; whether that was done."""
-        if self.exit_code != 1 or self.folder not in self.made or len(list(self.folder.iterdir())) > 1:
+        """Where every candidate failed, take away the folders that were made for this selection, unless one holds more
+        than select.json; whether that was done."""
+        failed = all(variant.status == "failed" for variant in self.variants)
+        if not failed or self.folder not in self.made or len(list(self.folder.iterdir())) > 1:
             return False
         (self.folder / FILE).unlink()
         for folder in self.made:
