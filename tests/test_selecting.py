@@ -146,7 +146,7 @@ def test_a_hub_model_is_scored_from_the_cache(models: Path, folder: Path, monkey
     assert found["candidates"][0]["licence"] == {"value": "mit", "source": "README.md, metadata"}
 
 
-def test_nothing_but_failures_is_a_failure_told_once_that_leaves_no_folder(
+def test_nothing_but_failures_is_a_failure_that_leaves_no_folder(
     models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["select", str(task_file(folder)), "--candidates", f"{models / 'broken'},./gone", "--json"]
@@ -155,7 +155,7 @@ def test_nothing_but_failures_is_a_failure_told_once_that_leaves_no_folder(
     found = json.loads(said.out)
     assert set(states(found).values()) == {"failed"}
     for candidate in found["candidates"]:
-        assert said.err.count(candidate["error"]["what"]) == 1
+        assert said.err.count(candidate["error"]["what"]) == 2  # when it fails, and at the end
     assert not (folder / "new").exists() and "page:" not in said.err
     (folder / "there").mkdir()
     assert main([*arguments, "--out", str(folder / "there")]) == 1
