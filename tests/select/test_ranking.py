@@ -128,7 +128,7 @@ def test_shots_may_differ_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="examples before the prompts"):
         compare_folders(a.folder, b.folder)
     c = entry(tmp_path / "c", BAD, shots="4" * 64, data="others")
-    with pytest.raises(ConfigError, match="the items"):
+    with pytest.raises(ConfigError, match='data: "d" against "others"'):
         rank([a, c], "exact", seed=0)
 
 
