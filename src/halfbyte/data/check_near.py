@@ -7,7 +7,7 @@ Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, section 8) take for contaminated 
 training items rather than all of them together. Of a text of fewer than 8 such words, all of them in their order must
 be those of a training item.
 
-An n-gram is a 64-bit hash; the held-out items' are kept (20 bytes each), training items pass by and leave nothing. An
+An n-gram is a 64-bit hash; the held-out items' are kept (16 bytes each), training items pass by and leave nothing. An
 n-gram of more than 100 held-out items tells none of them from the others and is dropped. Those that stand in the same
 held-out items, such as the n-grams of one long passage, are one kind and are counted together.
 
