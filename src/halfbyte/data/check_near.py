@@ -98,7 +98,9 @@ class NearIndex:
         rare = counts <= COMMON
         self._grams = unique[rare]
         sign = np.random.default_rng(0).integers(2**64, size=held.texts, dtype=np.uint64)  # of each held-out item
-        signs = np.add.reduceat(sign[owner], first)[rare] if len(first) else sign[:0]  # of the items that have an n-gram
+        signs = (
+            np.add.reduceat(sign[owner], first)[rare] if len(first) else sign[:0]
+        )  # of the items that have an n-gram
         _, one, kind = np.unique(signs, return_index=True, return_inverse=True)
         self._kind = kind.astype(np.int32)
         self._first, self._counts = first[rare][one], counts[rare][one]  # where the items of a kind stand in `_owner`
