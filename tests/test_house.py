@@ -28,6 +28,7 @@ BASE = {
     "provenance",
     "safe_yaml",
     "targets",
+    "terminal",
 }
 
 

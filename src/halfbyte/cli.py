@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from halfbyte.arguments import make_parser
-from halfbyte.errors import HalfbyteError, exit_code_of
+from halfbyte.errors import HalfbyteError, exit_code_of, printable
 from halfbyte.memory import ran_out
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        print(f"error: {printable(_in_words(error))}", file=sys.stderr)
         return exit_code_of(error)
 
 

@@ -21,6 +21,7 @@ from halfbyte.config import TaskConfig, load_task
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 from halfbyte.formats import Weights
 from halfbyte.pipeline import Target, evaluate, load, with_training_median
+from halfbyte.terminal import terminal
 
 if TYPE_CHECKING:
     from halfbyte.select.evidence import Evidence, Probe, Variant
@@ -40,7 +41,7 @@ def select(options: argparse.Namespace, console: Console) -> int:
     from halfbyte.select.show import print_selection
 
     _check(options)
-    console = Console(stderr=True, highlight=False) if options.json else console
+    console = terminal(stderr=True, highlight=False) if options.json else console
     selection = _begin(options)
     for leak in selection.leaks:
         console.print(f"warning: {leak}", style="yellow", markup=False, soft_wrap=True)

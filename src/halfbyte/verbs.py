@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,9 +19,9 @@ Verb = Callable[[argparse.Namespace], int]
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+    from halfbyte.terminal import terminal
 
-    return Console(stderr=stderr, highlight=False)
+    return terminal(stderr=stderr, highlight=False)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -137,7 +137,8 @@ def generate(options: argparse.Namespace) -> int:
     from halfbyte import pipeline
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    print(pipeline.generate_text(options, prompt, _console(stderr=True)))
+    answer = pipeline.generate_text(options, prompt, _console(stderr=True))
+    print(printable(answer) if sys.stdout.isatty() else answer)
     return 0
 
 

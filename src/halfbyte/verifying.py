@@ -47,7 +47,7 @@ def verify(target: Path, as_json: bool, console: Console, *, whole: bool = False
     different = any(row.state == DIFFERS for row in rows)
     if as_json:
         agrees = {"schema": 1, "target": str(target), "kind": kind, "agrees": not different}
-        print(json.dumps(agrees | {"findings": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False))
+        print(json.dumps(agrees | {"findings": [asdict(row) for row in rows]}, indent=2))
     else:
         _show(rows, target, whole, console)
     return DIFFERENT if different else 0

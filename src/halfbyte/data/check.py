@@ -1,8 +1,9 @@
 """Checks of a run's data, made before a model is loaded: what would go wrong silently stops, or is named.
 
 Examples and items pass by a few thousand at a time; of each some bytes are kept (hashes, a length, its place), so
-memory does not grow with texts or tokens. Held-out items go first: their n-grams are what training items are held
-against.
+memory does not grow with the texts of training items. Held-out items go first: their n-grams are what training items
+are held against. Until the first of these comes, the held-out items' prompts are kept as text, which is less than the
+hashes of their words would be.
 
 `tune` shows its items to a `Check` while it encodes them; `check_run` reads and encodes them itself and keeps none.
 """

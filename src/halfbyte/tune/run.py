@@ -31,6 +31,7 @@ from halfbyte.memory import MemoryMeter, give_back, ran_out
 from halfbyte.model.build import Model
 from halfbyte.option_files import write_yaml
 from halfbyte.plan import measured
+from halfbyte.terminal import terminal
 from halfbyte.tune import origin
 from halfbyte.tune.folder import CHECKPOINTS, METRICS, cut_metrics, make_folder, refuse_other_inputs
 from halfbyte.tune.inputs import changed_making, inputs_of, made_with
@@ -101,7 +102,7 @@ def run_training(
     was stopped: all is saved and it can go on. Of several `ranks` the first one writes, and the outcome of the others
     has no memory. Raises TrainingError.
     """
-    console = console or Console(stderr=True)
+    console = console or terminal(stderr=True)
     folder = Path(config.out)
     inputs = inputs_of(model.fingerprint, model.path, data)
     if ranks.leads:
