@@ -14,8 +14,8 @@ from rich.console import Console
 from halfbyte.config import AdapterConfig, DataConfig, RunConfig, TaskConfig, TuneConfig, load_run, load_task
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.options import check_option, parse_bytes
+from halfbyte.output import Output
 from halfbyte.pipeline import run_folder
-from halfbyte.terminal import terminal
 
 if TYPE_CHECKING:
     from halfbyte.data.lengths import Asked
@@ -47,7 +47,7 @@ def plan(options: argparse.Namespace, console: Console) -> int:
             print(json.dumps(every[0] if len(every) == 1 else {"schema": 1, "sources": every}, indent=2))
         else:
             sources.render([one for one in asked if not isinstance(one, compare.Failed)], console)
-        return compare.say_errors(asked, terminal(stderr=True, highlight=False))
+        return compare.say_errors(asked, Output(stderr=True))
     if len(options.model) == 1:
         made = _plan_one(options, options.model[0])
         if options.json:
@@ -60,7 +60,7 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         print(json.dumps(compare.to_json(rows), indent=2))
     else:
         compare.render(rows, console)
-    return compare.say_errors(rows, terminal(stderr=True, highlight=False)) or compare.exit_code(rows)
+    return compare.say_errors(rows, Output(stderr=True)) or compare.exit_code(rows)
 
 
 def _list(options: argparse.Namespace, console: Console) -> None:

@@ -20,8 +20,8 @@ from rich.console import Console
 from halfbyte.config import TaskConfig, load_task
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 from halfbyte.formats import Weights
+from halfbyte.output import Output
 from halfbyte.pipeline import Target, evaluate, load, with_training_median
-from halfbyte.terminal import terminal
 
 if TYPE_CHECKING:
     from halfbyte.select.evidence import Evidence, Probe, Variant
@@ -41,7 +41,7 @@ def select(options: argparse.Namespace, console: Console) -> int:
     from halfbyte.select.show import print_selection
 
     _check(options)
-    console = terminal(stderr=True, highlight=False) if options.json else console
+    console = Output(works=True, stderr=True) if options.json else console
     selection = _begin(options)
     for leak in selection.leaks:
         console.print(f"warning: {leak}", style="yellow", markup=False, soft_wrap=True)

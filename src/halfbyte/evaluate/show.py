@@ -15,9 +15,9 @@ from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.several import names
 from halfbyte.evaluate.statistics import LEVEL
 from halfbyte.notebook import table
+from halfbyte.output import Output
 from halfbyte.plan.prose import Column, Row, prose
 from halfbyte.plan.prose import table as shown_table
-from halfbyte.terminal import terminal
 
 _ARROWS = {"lower": "↓", "higher": "↑"}  # which way is better
 _COLOURS = {"better": "bold green", "worse": "bold red"}
@@ -57,24 +57,24 @@ class ShownComparison(dict[str, Any]):
 
 def print_result(result: dict[str, Any], console: Console | None = None) -> None:
     """Print what result.json holds."""
-    (console or terminal()).print(render_result(result))
+    (console or Output()).print(render_result(result))
 
 
 def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
     """Print what comparison.json holds of one comparison."""
-    (console or terminal()).print(render_comparison(comparison))
+    (console or Output()).print(render_comparison(comparison))
 
 
 def print_comparisons(comparisons: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print those that `compare_several` made together."""
     known = names(comparisons)
     for comparison in comparisons:
-        (console or terminal()).print(render_comparison(comparison, known))
+        (console or Output()).print(render_comparison(comparison, known))
 
 
 def print_results(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print what `list_results` found: a table for each experiment, those of one task together."""
-    console = console or terminal()
+    console = console or Output()
     by_task: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         by_task.setdefault(row["task"], {}).setdefault(row["fingerprint"], []).append(row)
