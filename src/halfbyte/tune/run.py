@@ -184,9 +184,11 @@ def _train(
             traceback.clear_frames(error.__traceback__)  # they hold the activations
             _keep(records, console)
             raise _out_of_memory(state, config, error) from error
-        records.end()
+        unsaved = records.end(finished)
         if stopped:  # said once all is saved: a terminal that is gone can't be written to
             console.print(f"stopped after step {state.progress.step} of {plan.steps}", markup=False)
+        if unsaved:
+            console.print(unsaved, markup=False, soft_wrap=True)
         if finished and stop():  # asked while the last of it was written: nothing more is begun
             raise KeyboardInterrupt
     measured_by = meter if state.progress.step > before else None
