@@ -125,7 +125,8 @@ def tune(
             model, data, config, planner.plan_json, resume=resume, console=console, watch=watch, ranks=ranks
         )
         ledger.trained(outcome, model.net)
-        console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
+        where = f"; adapter in {folder / 'adapter'}" * (folder / "adapter").is_dir()
+        console.print(f"{outcome.in_words()}{where}", markup=False)
         if not outcome.finished:
             ledger.end(planner.plan, finished=False)
             if outcome.stopped:  # the last line, where it is seen

@@ -230,6 +230,22 @@ def test_a_model_file_that_is_replaced_during_the_run_ends_it(
     assert goes_on_to(whole, config)  # it has the same bytes
 
 
+def test_a_model_file_that_was_written_since_is_named_though_its_fingerprint_fits(
+    source: Path, data_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HALFBYTE_CACHE", str(folder / "cache"))
+    config, warning = (
+        options(source, data_file, folder / "run", max_steps=3),
+        "another size or time of writing: model.s",
+    )
+    run(config, watch=lambda *_: False)
+    run(config, resume=True, watch=lambda *_: False)
+    assert warning not in capsys.readouterr().err
+    os.utime(packed_file(), (1, 1))
+    assert run(config, resume=True)[0].finished
+    assert warning in capsys.readouterr().err
+
+
 def test_a_model_data_and_settings_that_changed_are_listed_in_one_error(
     source: Path, data_file: Path, folder: Path
 ) -> None:

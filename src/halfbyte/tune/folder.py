@@ -175,5 +175,5 @@ def cut_metrics(file: Path, step: int) -> None:
 def _stays(line: str, step: int) -> bool:
     try:
         return line.endswith("\n") and json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +59,10 @@ def changed_making(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """What of `made_with` is not what it was, a few words each."""
     names = [*now, *(name for name in before if name not in now)]
     return [f"{name} {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+
+def changed_files(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> list[str]:
+    """The names of files that are new, gone, or of another size or time of writing; of `Stamps.listed()`. None where an
+    earlier version wrote none down."""
+    changed = {tuple(line) for line in before} ^ {tuple(line) for line in now}
+    return sorted({str(line[0]) for line in changed}) if before else []

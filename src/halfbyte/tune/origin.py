@@ -74,7 +74,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """What an earlier session wrote; None where there is nothing that can be read."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -35,7 +35,7 @@ from halfbyte.output import Output, OutputLost
 from halfbyte.plan import measured
 from halfbyte.tune import origin
 from halfbyte.tune.folder import CHECKPOINTS, METRICS, alone_in, cut_metrics, refuse_other_inputs
-from halfbyte.tune.inputs import changed_making, inputs_of, made_with
+from halfbyte.tune.inputs import changed_files, changed_making, inputs_of, made_with
 from halfbyte.tune.loop import ALONE, Plan, StepRecord, train
 from halfbyte.tune.progress import show_progress
 from halfbyte.tune.ranks import Ranks
@@ -124,6 +124,7 @@ def _run(
     if resume and ranks.leads:
         _restore(state, model, config, making, console)
     state.progress.inputs, state.progress.made_with = inputs, making
+    state.progress.files = [list(line) for line in model.files.listed()]
     ranks.spread(state)
     if ranks.leads:
         try:
@@ -279,6 +280,10 @@ def _restore(state: State, model: Model, config: RunConfig, making: dict[str, An
     if others := changed_making(found.progress.made_with, making):
         said = "from here on the last bits may differ from those of a run that was never stopped, as this session "
         console.print(f"{said}computes with something else: {'; '.join(others)}", markup=False, soft_wrap=True)
+    if written := changed_files(found.progress.files, model.files.listed()):
+        said = "the model's files have the fingerprint that they had, which reads samples of them, but another size or "
+        said += f"time of writing: {', '.join(written)}; if they were more than copied, start another run"
+        console.print(said, markup=False, soft_wrap=True)
 
 
 def _refused(folder: Path, error: OSError) -> TrainingError:

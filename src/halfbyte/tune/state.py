@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Progress:
     exploding: int = 0  # steps up to now, in a row, whose loss is too high
     inputs: dict[str, str] = field(default_factory=dict)  # digests of what the run is made of (tune.inputs)
     made_with: dict[str, Any] = field(default_factory=dict)  # what may change the last bits (tune.inputs)
+    files: list[list[Any]] = field(default_factory=list)  # of the model: name, size and time of writing (ns) of each
+
+
+class NewerState(TrainingError):
+    """A state that holds more than this version knows of."""
 
 
 class State:
@@ -194,14 +199,15 @@ class Saved:
 def last_checkpoint(folder: Path) -> Saved | None:
     """The newest checkpoint that is whole. None where there is none at all.
 
-    Raises TrainingError when there are checkpoints and none is whole.
+    Raises TrainingError when there are checkpoints and none is whole;
+    NewerState for a whole one of a newer version.
     """
     broken: dict[Path, str] = {}
     for place in reversed(checkpoints(folder)):
         try:
-            best = place / BEST if BEST in _check(place) else None
+            best = place / BEST if BEST in check(place) else None
             return Saved(place, load_file(place / TENSORS), _progress(place), best, broken)
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
             broken[place] = str(error) or type(error).__name__
     if broken:
         raise TrainingError(
@@ -218,16 +224,23 @@ def last_inputs(folder: Path) -> dict[str, str] | None:
     for place in reversed(checkpoints(folder)):
         try:
             return _progress(place).inputs
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError, NewerState):
             continue
     return None
 
 
 def _progress(place: Path) -> Progress:
-    return Progress(**json.loads((place / PROGRESS).read_text(encoding="utf-8")))
+    found = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{PROGRESS} holds no object")
+    if unknown := sorted(found.keys() - {one.name for one in fields(Progress)}):
+        raise NewerState("the run was gone on with by a newer halfbyte", where=place / PROGRESS,
+                         found=f"this version does not know {', '.join(unknown)}",
+                         do="go on with that version, or a later one: pip install -U halfbyte")  # fmt: skip
+    return Progress(**found)
 
 
-def _check(place: Path) -> set[str]:
+def check(place: Path) -> set[str]:
     """The names of a checkpoint's files. Raises OSError, ValueError for one that is missing or is not as written."""
     lines = (place / SUMS).read_text(encoding="utf-8").splitlines()
     sums = {name: known for known, _, name in (line.partition("  ") for line in lines)}
