@@ -62,8 +62,12 @@ def reading(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError("a file of the checkpoint can't be read", where=error.filename or place,
-                              found=error.strerror or error, do="check that it is still there, and its disk") from None  # fmt: skip
+        raise CheckpointError(
+            "a file of the checkpoint can't be read",
+            where=error.filename or place,
+            found=error.strerror or error,
+            do="check that it is still there, and its disk",
+        ) from None
 
 
 def _put(folder: Path, out: Path, note: str) -> None:
