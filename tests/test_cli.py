@@ -271,6 +271,24 @@ def test_a_run_without_validation_on_the_reference_kernels(
     assert (folder / "out" / "comparison.json").is_file()
 
 
+def test_a_base_score_of_other_weights_at_the_same_place_is_not_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, run_yaml = tiny_checkpoint("llama", folder / "model"), task_files(folder, folder / "model")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("halfbyte.tune.run.run_training", killed)
+        assert main(["tune", str(run_yaml)]) == 130
+    tiny_checkpoint("llama", place, seed=1)
+    assert main(["tune", str(run_yaml), "--resume"]) == 0
+    base, tuned = (json.loads((folder / "out" / "evaluations" / name / "result.json").read_text())["fingerprints"]
+                   for name in ("base-nf4", "tuned"))  # fmt: skip
+    assert base["model"] == tuned["model"]
+
+
 def test_a_result_of_another_experiment_is_neither_reused_nor_overwritten(
     model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +302,13 @@ def test_a_result_of_another_experiment_is_neither_reused_nor_overwritten(
     assert main(["evaluate", str(folder / "out"), "--task", str(task), "--limit", "3"]) == 2
     assert "holds a result" in capsys.readouterr().err
     assert main(["evaluate", str(folder / "out"), "--task", str(task)]) == 0  # the very same: done again
+    capsys.readouterr()
+    before = (place / "result.json").read_bytes()
+    other = ["evaluate", str(model), "--task", str(task), "--weights", "int8", "--out", str(place)]
+    assert main(other) == 2 and "a result of another format" in capsys.readouterr().err
+    tuned = ["evaluate", str(model), "--task", str(task), "--adapter", str(folder / "out" / "adapter")]
+    assert main([*tuned, "--out", str(place)]) == 2 and "another adapter" in capsys.readouterr().err
+    assert (place / "result.json").read_bytes() == before
     assert main(["evaluate", str(model), "--task", str(task), "--out", str(folder)]) == 2
     assert "holds something else" in capsys.readouterr().err and not (folder / "result.json").exists()
     assert main(["compare", str(place), str(folder / "out" / "evaluations" / "tuned")]) == 0
@@ -358,6 +383,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     for what in (command, f"{sys.executable} -m halfbyte plan llama-3.2-1b"):
         done = subprocess.run(["bash", "-c", f"{what} | head -n 1"], capture_output=True, text=True)
         assert "Traceback" not in done.stderr and len(done.stdout.splitlines()) == 1
+        nobody, output = os.pipe()
+        os.close(nobody)
+        done = subprocess.run(what.split(), stdout=output, stderr=subprocess.PIPE, text=True)
+        os.close(output)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_tasks_own_code_runs_only_with_its_flag(

@@ -24,6 +24,7 @@ BASE = {
     "notebook",
     "option_files",
     "options",
+    "output",
     "progress",
     "provenance",
     "safe_yaml",

@@ -6,21 +6,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from halfbyte.arguments import make_parser
 from halfbyte.errors import HalfbyteError, exit_code_of, printable
 from halfbyte.memory import ran_out
+from halfbyte.tune.stop import numbers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 4 a record is contradicted
-    (`verify`), 130 stopped by Ctrl-C or SIGTERM."""
+    (`verify`), 130 stopped by Ctrl-C, SIGTERM or SIGHUP."""
     parser, options = make_parser(), argparse.Namespace(debug=False)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "off")  # no warnings at forks; Encoder knows this word
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # that time is missing to the thread that they wait for. Read when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        with _sigterm_as_ctrl_c():
+        with _signals_as_ctrl_c():
             options = parser.parse_args(arguments, options)
             if not hasattr(options, "handler"):
                 parser.print_help()
@@ -37,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except HalfbyteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if options.debug:
+            traceback.print_exc()
+        _say(f"error: {error}")
         return exit_code_of(error)
     except KeyboardInterrupt as error:
-        print("stopped; what was finished is kept, and nothing that is half written counts", file=sys.stderr)
+        _say("stopped; what was finished is kept, and nothing that is half written counts")
         return exit_code_of(error)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,26 +53,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        print(f"error: {printable(_in_words(error))}", file=sys.stderr)
+        _say(f"error: {printable(_in_words(error))}")
         return exit_code_of(error)
 
 
+def _say(text: str) -> None:
+    """On standard error, which may be gone, too."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM unwinds a verb as Ctrl-C does, so that it can clear up behind it."""
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind a verb as Ctrl-C does, so that it can clear up behind it."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in numbers() if number != signal.SIGINT}
     except ValueError:  # not in the main thread: whoever runs it handles signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _in_words(error: Exception) -> str:

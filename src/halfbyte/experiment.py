@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -64,7 +65,7 @@ def tune(
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.adapter import load_adapter
     from halfbyte.model.build import choose_device
-    from halfbyte.tune.folder import make_folder, prepare_folder
+    from halfbyte.tune.folder import alone_in, prepare_folder
     from halfbyte.tune.loop import ALONE
     from halfbyte.tune.optimiser import require
     from halfbyte.tune.run import run_training
@@ -93,48 +94,53 @@ def tune(
                   "settled when the run began" if begun else "as asked")  # fmt: skip
     ledger = Ledger(folder, console)
     ranks.wait()  # before anything is written, all have found the folder as it was
-    model = _open(what, device, ledger, console, ranks)
-    model.targeted(config.adapter)  # a target that matches nothing is an error at once
-    _say_choices(model, console)
-    config = dataclasses.replace(config, compute=model.compute)
-    console.print(data.describe(), markup=False)
-    console.print(first_example(data.train[0], model.tokenizer))
-    planner = RunPlan(model, data, force, console, ranks.count)
-    settled = config
-    config = ranks.from_first(lambda: planner.choose(settled))
-    if not ranks.leads:
-        outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, ranks=ranks)
-        return 0 if outcome.finished else 130
-    make_folder(folder)  # from here on the run is worth one
-    ledger.begin(model, with_task=task is not None)
-    write_check(checked, folder)
-    if task is not None:
-        task = with_training_median(task, config)
-        if not _same_file(config.task, folder / "task.yaml"):  # a resume may name the run's own copy
-            write_yaml(task, folder / "task.yaml")
-        planner.asked = largest_batch(model, task, config.seed)
-        result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
-        ledger.evaluated("evaluate_before", result)
-    outcome = run_training(
-        model, data, config, planner.plan_json, resume=resume, console=console, watch=watch, ranks=ranks
-    )
-    ledger.trained(outcome, model.net)
-    console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
-    if not outcome.finished:
-        ledger.end(planner.plan, finished=False)
-        if outcome.stopped:  # the last line, where it is seen
-            console.print(f"go on with: halfbyte tune {folder / 'run.yaml'} --resume", markup=False, soft_wrap=True)
-        return 130
-    if task is not None:
-        load_adapter(model.net, folder / "adapter", model.fingerprint)
-        model.recompute(0)
-        result = _prove(model, task, folder, f"base-{config.weights}", console, config.seed, checked.test_leaks())
-        ledger.evaluated("evaluate_after", result)
-    ledger.end(planner.plan, finished=True)
-    from halfbyte.report.page import report
+    with contextlib.ExitStack() as held:
+        if ranks.leads and resume:
+            held.enter_context(alone_in(folder))  # if another process trains there, that is said at once
+        model = _open(what, device, ledger, console, ranks)
+        model.targeted(config.adapter)  # a target that matches nothing is an error at once
+        _say_choices(model, console)
+        config = dataclasses.replace(config, compute=model.compute)
+        console.print(data.describe(), markup=False)
+        console.print(first_example(data.train[0], model.tokenizer))
+        planner = RunPlan(model, data, force, console, ranks.count)
+        settled = config
+        config = ranks.from_first(lambda: planner.choose(settled))
+        if not ranks.leads:
+            outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, ranks=ranks)
+            return 0 if outcome.finished else 130
+        held.enter_context(alone_in(folder))  # from here on the run is worth one
+        if not resume:
+            prepare_folder(config, resume)  # a run that was begun here meanwhile is not written over
+        ledger.begin(model, with_task=task is not None)
+        write_check(checked, folder)
+        if task is not None:
+            task = with_training_median(task, config)
+            if not _same_file(config.task, folder / "task.yaml"):  # a resume may name the run's own copy
+                write_yaml(task, folder / "task.yaml")
+            planner.asked = largest_batch(model, task, config.seed)
+            result = _evaluate_once(model, task, folder, f"base-{config.weights}", console, config.seed)
+            ledger.evaluated("evaluate_before", result)
+        outcome = run_training(
+            model, data, config, planner.plan_json, resume=resume, console=console, watch=watch, ranks=ranks
+        )
+        ledger.trained(outcome, model.net)
+        console.print(f"{outcome.in_words()}; adapter in {folder / 'adapter'}", markup=False)
+        if not outcome.finished:
+            ledger.end(planner.plan, finished=False)
+            if outcome.stopped:  # the last line, where it is seen
+                console.print(f"go on with: halfbyte tune {folder / 'run.yaml'} --resume", markup=False, soft_wrap=True)
+            return 130
+        if task is not None:
+            load_adapter(model.net, folder / "adapter", model.fingerprint)
+            model.recompute(0)
+            result = _prove(model, task, folder, f"base-{config.weights}", console, config.seed, checked.test_leaks())
+            ledger.evaluated("evaluate_after", result)
+        ledger.end(planner.plan, finished=True)
+        from halfbyte.report.page import report
 
-    console.print(f"report: {report(folder)}", markup=False)
-    return 0
+        console.print(f"report: {report(folder)}", markup=False)
+        return 0
 
 
 def _same_file(one: str | None, other: Path) -> bool:
@@ -212,6 +218,7 @@ def _evaluate_once(
 ) -> dict[str, Any]:
     """Evaluate, unless the very result is there already (after an interruption); returns the result. `leaks`: see
     `evaluate_task`."""
+    from halfbyte.evaluate.evaluate import described
     from halfbyte.evaluate.results import stored_fingerprint
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.tasks import load_task_set
@@ -220,7 +227,9 @@ def _evaluate_once(
     result: dict[str, Any] = {}
     if stored_fingerprint(place) == load_task_set(task, seed=seed).fingerprint:
         result = json.loads((place / "result.json").read_text(encoding="utf-8"))
-    same = {"model": model.name, "weights": model.weights, "seed": seed, "variant": variant, "compute": model.compute}
+    said = described(model)  # by their fingerprints: other weights may lie at the same place by now
+    same = {key: said[key] for key in ("model", "weights", "compute", "fingerprints")}
+    same |= {"seed": seed, "variant": variant}
     if any(result.get(key) != value for key, value in same.items()) or result.get("leaks", []) != list(leaks):
         result = evaluate(model, task, place, variant, console, seed=seed, leaks=leaks)
     print_result(result, console)
@@ -237,6 +246,7 @@ def _prove(
     from halfbyte.evaluate.compare import compare_folders
     from halfbyte.evaluate.evaluate import constant_folder
     from halfbyte.evaluate.show import print_comparison
+    from halfbyte.evaluate.tasks import load_task_set
 
     evaluations = folder / "evaluations"
     result = _evaluate_once(model, task, folder, "tuned", console, seed, leaks)
@@ -244,7 +254,8 @@ def _prove(
     durable.write_text(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     print_comparison(comparison, console)
     if task.kind == "number":
-        constant_folder(evaluations / "tuned", evaluations / "median")
+        told = load_task_set(task, seed=seed).warnings
+        constant_folder(evaluations / "tuned", evaluations / "median", told=told)
         against = compare_folders(evaluations / "median", evaluations / "tuned", seed=seed)
         (folder / "comparisons").mkdir(exist_ok=True)
         durable.write_text(folder / "comparisons" / "median-tuned.json", json.dumps(against, indent=2) + "\n")

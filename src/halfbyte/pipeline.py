@@ -145,8 +145,10 @@ def evaluate_model(
     scorer: str | None = None,
 ) -> None:
     """`halfbyte evaluate`."""
+    from halfbyte.evaluate.evaluate import described
     from halfbyte.evaluate.judge import check_judge
     from halfbyte.evaluate.leaks import learned_from
+    from halfbyte.evaluate.results import require_same_model
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.show_details import print_details
     from halfbyte.evaluate.tasks import load_task_set
@@ -161,14 +163,16 @@ def evaluate_model(
         task, seed = with_training_median(task, config), config.seed
     tasks = load_task_set(task, seed=seed, limit=limit)
     check_judge(tasks)  # faults are cheap to find before the model is loaded
-    leaks = learned_from(tasks, config.data) if what.run and what.adapter else []
+    own = what.run and what.adapter and what.adapter.resolve().is_relative_to(what.run.resolve())
+    leaks = learned_from(tasks, config, what.run) if own else []
     model = load(what, device, console)
     say_compute(model, console)
     name = variant or ("tuned" if what.adapter else f"base-{model.weights}")
     folder = out or (what.run or Path("runs") / task.name) / "evaluations" / name
     _require_same_experiment(folder, task, seed, limit)
     if (folder / "result.json").exists():
-        console.print(f"{folder} holds an earlier result of this experiment: it is replaced", markup=False)
+        require_same_model(folder, described(model), adapter=adapter is not None or what.run is None)
+        console.print(f"{folder} holds an earlier result of this experiment and model: it is replaced", markup=False)
     result = evaluate(model, task, folder, name, console, limit=limit, seed=seed, leaks=leaks)
     print_result(result, console)
     print_details(result, console)
@@ -192,8 +196,10 @@ def evaluate_harness(
     console: Console,
 ) -> None:
     """`halfbyte evaluate --harness`: a folder for each task of EleutherAI's harness, written as soon as it is done."""
+    from halfbyte.evaluate.evaluate import described
     from halfbyte.evaluate.harness import evaluate_harness_task
     from halfbyte.evaluate.harness_tasks import load_harness_tasks
+    from halfbyte.evaluate.results import require_same_model
     from halfbyte.evaluate.show import print_result
     from halfbyte.evaluate.show_details import print_details
     from halfbyte.memory import give_back
@@ -210,6 +216,7 @@ def evaluate_harness(
     for name, task in tasks.items():
         home = what.run / "harness" / name if what.run else Path("runs") / name / "evaluations"
         folder = out / name if out else home / variant
+        require_same_model(folder, described(model), adapter=adapter is not None or what.run is None)
         give_back()
         with items_bar(console, f"{name} {variant}") as progress:
             result = evaluate_harness_task(model, name, task, folder, variant=variant, seed=seed, limit=limit,

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 from halfbyte.errors import ConfigError, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from halfbyte.output import Output
 
 Verb = Callable[[argparse.Namespace], int]
 
 
-def _console(*, stderr: bool = False) -> Console:
-    from halfbyte.terminal import terminal
+def _console(*, works: bool = False, stderr: bool = False) -> Output:
+    """`works`: for a verb that does more than print."""
+    from halfbyte.output import Output
 
-    return terminal(stderr=stderr, highlight=False)
+    return Output(works=works, stderr=stderr)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -39,7 +40,7 @@ def check(options: argparse.Namespace) -> int:
 def pack(options: argparse.Namespace) -> int:
     from halfbyte import pipeline
 
-    pipeline.pack_model(options.model, options.out, options.weights or "nf4", options.revision, _console(),
+    pipeline.pack_model(options.model, options.out, options.weights or "nf4", options.revision, _console(works=True),
                         options.device)  # fmt: skip
     return 0
 
@@ -55,12 +56,14 @@ def evaluate(options: argparse.Namespace) -> int:
         if options.scorer is not None:
             raise ConfigError("--scorer belongs to --task", do="leave it out: the harness judges its own tasks")
         pipeline.evaluate_harness(options.model, options.harness, path=options.harness_path, shots=options.shots,
-                                  console=_console(), **common)  # fmt: skip
+                                  console=_console(works=True), **common)  # fmt: skip
     elif options.harness_path is not None or options.shots is not None:
         raise ConfigError("--harness-path and --shots belong to --harness", found="--task",
                           do="leave them out: a task has its own data and shots")  # fmt: skip
     else:
-        pipeline.evaluate_model(options.model, options.task, console=_console(), scorer=options.scorer, **common)
+        pipeline.evaluate_model(
+            options.model, options.task, console=_console(works=True), scorer=options.scorer, **common
+        )
     return 0
 
 
@@ -70,7 +73,7 @@ def tune(options: argparse.Namespace) -> int:
 
     config = load_run(options.run, options.set)
     return experiment.tune_by_ranks(
-        config, resume=options.resume, force=options.force, console=_console(), scorer=options.scorer
+        config, resume=options.resume, force=options.force, console=_console(works=True), scorer=options.scorer
     )
 
 
@@ -86,7 +89,7 @@ def sweep(options: argparse.Namespace) -> int:
         storage=options.storage,
         study_name=options.study,
         out=options.out,
-        console=_console(),
+        console=_console(works=True),
         scorer=options.scorer,
     )
 
@@ -116,7 +119,7 @@ def results(options: argparse.Namespace) -> int:
 def select(options: argparse.Namespace) -> int:
     from halfbyte import selecting
 
-    return selecting.select(options, _console())
+    return selecting.select(options, _console(works=True))
 
 
 def report(options: argparse.Namespace) -> int:
@@ -148,7 +151,7 @@ def doctor(options: argparse.Namespace) -> int:
     if options.calibrate:
         from halfbyte import pipeline
 
-        pipeline.calibrate_machine(_console())
+        pipeline.calibrate_machine(_console(works=True))
     findings = doctor()
     return render_doctor(findings, _console())
 
@@ -156,4 +159,4 @@ def doctor(options: argparse.Namespace) -> int:
 def demo(options: argparse.Namespace) -> int:
     from halfbyte import experiment
 
-    return experiment.demo(options.out, _console())
+    return experiment.demo(options.out, _console(works=True))

@@ -2,7 +2,8 @@
 
 An attempt ends at a random time, at a random time after a checkpoint began to be written, or after a micro-batch; where
 it was is read from what the process said until then. Some attempts are stopped by SIGTERM or SIGINT instead, and must
-exit with code 130 and leave a checkpoint of the last step. Exits with 1 when anything differs.
+exit with code 130 and leave a checkpoint of the last step. Each attempt must go on from the newest checkpoint that it
+found, by the steps that it makes. Exits with 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.soak.child import BEGINS, MICRO, TRAINED, TRAINS, WRITES, WRITTEN, Child
-from tests.soak.runs import MICRO_BATCHES, RUNS, differences, write_run
+from tests.soak.child import BEGINS, MICRO, TRAINED, UPDATE, WRITES, Child
+from tests.soak.runs import MICRO_BATCHES, RUNS, differences, gone_on, newest, write_run
 
 INSIDE, BETWEEN = "inside a checkpoint write", "between micro-batches"
 
@@ -33,8 +34,8 @@ class Soak:
         self.kills: Counter[str] = Counter()  # by where
         self.stops: Counter[str] = Counter()  # by signal
         self.faults: list[str] = []
-        self.start = 1.0  # seconds until training begins, as seen last
-        self.write = 0.005  # seconds of a checkpoint's write, as seen last
+        self.start = 1.0  # seconds until training begins, as seen of late
+        self.write = 0.005  # seconds of a checkpoint's write, as seen of late
 
     def run(self, name: str, seed: int, epochs: int, model: Path) -> None:
         """One run: once without a stop, once with many; their folders are compared."""
@@ -47,6 +48,8 @@ class Soak:
         if code != 0:
             raise SystemExit(f"the run that is not stopped ends with {code}: see {made[0].parent / 'log.txt'}")
         while (code := self._attempt(made[1], variables)) != 0:
+            if self.faults:
+                return
             if code not in (-signal.SIGKILL, 130):
                 self.faults.append(f"{name}-{seed}: an attempt ended with {code}: see {made[1].parent / 'log.txt'}")
                 return
@@ -59,8 +62,17 @@ class Soak:
         return Child(arguments, run_yaml.parent / "log.txt", variables)
 
     def _attempt(self, run_yaml: Path, variables: dict[str, str]) -> int:
-        """Start or resume the run and end it somewhere; its exit code."""
-        child, began = self._child(run_yaml, variables), time.monotonic()
+        """Start or resume the run and end it somewhere; its exit code. It must go on from its newest checkpoint."""
+        out = run_yaml.parent / "out"
+        before, child = newest(out), self._child(run_yaml, variables)
+        code = self._end(child, out)
+        self._learn(child)
+        self.faults += [f"{run_yaml.parent.parent.name}: {found}: see {run_yaml.parent / 'log.txt'}"
+                        for found in gone_on(out, before, child.seen.count(UPDATE))]  # fmt: skip
+        return code
+
+    def _end(self, child: Child, out: Path) -> int:
+        """End an attempt somewhere, or let it come to its end; its exit code."""
         way = self.random.choices(("time", "write", "micro", "term", "int"), (3, 3, 2, 1, 1))[0]
         reached = child.wait_for(BEGINS, 1)
         if way == "write":
@@ -74,17 +86,18 @@ class Soak:
         if not reached:
             return child.end()
         if way in ("term", "int"):
-            return self._stopped(child, run_yaml.parent / "out", signal.SIGTERM if way == "term" else signal.SIGINT)
-        self._learn(child, began)
+            return self._stopped(child, out, signal.SIGTERM if way == "term" else signal.SIGINT)
         code = child.kill()
         if code == -signal.SIGKILL:
             self.kills[child.where(MICRO_BATCHES)] += 1
         return code
 
-    def _learn(self, child: Child, began: float) -> None:
+    def _learn(self, child: Child) -> None:
         """How long it takes until training begins, and to write a checkpoint: the next attempts aim by that."""
-        if TRAINS in child.seen and WRITTEN not in child.seen:
-            self.start = 0.5 * self.start + 0.5 * (time.monotonic() - began)
+        if child.trains_after:
+            self.start = 0.5 * self.start + 0.5 * child.trains_after
+        for seconds in child.writes:
+            self.write = 0.5 * self.write + 0.5 * seconds
 
     def _stopped(self, child: Child, out: Path, number: signal.Signals) -> int:
         code = child.end(number)
@@ -158,11 +171,12 @@ def report(soak: Soak, runs: int, seconds: float, options: argparse.Namespace) -
 
     found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": options.seed, "runs": runs,
              "kills": soak.kills.total(), "where": dict(sorted(soak.kills.items())), "stops": dict(soak.stops),
-             "seconds": round(seconds), "faults": soak.faults, **environment()}  # fmt: skip
+             "seconds": round(seconds), "write_ms": round(1000 * soak.write, 1), "faults": soak.faults,
+             **environment()}  # fmt: skip
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps({key: found[key] for key in ("runs", "kills", "where", "stops", "seconds")}, indent=2))
+    print(json.dumps({key: found[key] for key in ("runs", "kills", "where", "stops", "seconds", "write_ms")}, indent=2))
     print(
         "\n".join(soak.faults) or "every run ended with the same adapter, state, metrics and predictions, bit for bit"
     )

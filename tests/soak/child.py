@@ -47,8 +47,18 @@ def _say_where(tell: Callable[[bytes], Any]) -> None:
         return total
 
     loop.batch_loss = told
+    save = State.save
+
+    def saved(self: State, folder: Path, best: Path | None = None) -> Path:
+        if (folder / f"step-{self.progress.step:06d}").exists():  # nothing is written
+            return save(self, folder, best)
+        tell(WRITES)
+        place = save(self, folder, best)
+        tell(WRITTEN)
+        return place
+
+    State.save = saved  # type: ignore[method-assign]
     _wrap(State, "update", None, UPDATE, tell)
-    _wrap(State, "save", lambda *_: WRITES, WRITTEN, tell)
     _wrap(run, "run_training", lambda *_, **__: TRAINS, TRAINED, tell)
 
 
@@ -57,6 +67,9 @@ class Child:
 
     def __init__(self, arguments: list[str], log: Path, variables: dict[str, str]) -> None:
         self.seen = b""
+        self.began, self.trains_after = time.monotonic(), 0.0  # seconds until its training began
+        self.writes: list[float] = []  # seconds from the begin of a checkpoint's write to its end
+        self._write_began: float | None = None
         self._reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -98,6 +111,16 @@ class Child:
             return False
         found = os.read(self._reader, 4096)
         self.seen += found
+        now, read_before = time.monotonic(), self._write_began
+        for byte in (found[i : i + 1] for i in range(len(found))):
+            if byte == TRAINS:
+                self.trains_after = now - self.began
+            elif byte == WRITES:
+                self._write_began = now
+            elif byte == WRITTEN and self._write_began is not None:
+                if self._write_began == read_before:  # not come in one with its begin
+                    self.writes.append(now - self._write_began)
+                self._write_began = None
         return bool(found)
 
     def end(self, number: int | None = None) -> int:

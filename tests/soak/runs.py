@@ -36,6 +36,24 @@ def write_run(folder: Path, model: Path, name: str, seed: int, epochs: int, task
     return folder / "run.yaml"
 
 
+def newest(out: Path) -> int:
+    """The step of a run's newest checkpoint; 0 where there is none."""
+    return max((int(path.name.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*")), default=0)
+
+
+def gone_on(out: Path, before: int, made: int) -> list[str]:
+    """What is wrong with an attempt at the run in `out` that made so many steps: `before` is the step of the newest
+    checkpoint that was there when it began, and it has to go on from there. It may have been killed before it could
+    write the line of its last step."""
+    found = []
+    if newest(out) < before:
+        found.append(f"the checkpoint of step {before} was lost: the newest is of step {newest(out)}")
+    lines = (out / "metrics.jsonl").read_bytes().count(b"\n") if made else before
+    if not before + max(0, made - 1) <= lines <= before + made:
+        found.append(f"it made {made} steps and came to step {lines}, so it did not go on from step {before}")
+    return found
+
+
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between the folders of two finished runs that should be the same, bit for bit."""
     found = [f"only one has {name}" for name in sorted(_files(one) ^ _files(other))]

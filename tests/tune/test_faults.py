@@ -271,6 +271,20 @@ def test_a_flipped_bit_in_a_checkpoint_is_found_and_the_one_before_is_used(
     assert "going on from step-000003" in said and "broken-step-000004" in checkpoints(folder / "run")
 
 
+def test_an_adapter_that_is_written_over_costs_no_checkpoint(
+    source: Path, data_file: Path, whole: Path, folder: Path
+) -> None:
+    config, adapter = (
+        options(source, data_file, folder / "run"),
+        folder / "run" / "adapter" / "adapter_model.safetensors",
+    )
+    for until in (3, 4):  # stopped, and gone on with and stopped again
+        run(config, resume=until > 3, watch=lambda record, _, until=until: record.step < until)  # type: ignore[misc]
+        with adapter.open("r+b") as stream:  # in place, as `cp other adapter/` does
+            stream.write(bytes(adapter.stat().st_size))
+    assert goes_on_to(whole, config)
+
+
 def test_a_checkpoint_that_can_not_be_read_is_passed_over(
     source: Path, data_file: Path, whole: Path, folder: Path
 ) -> None:
@@ -305,6 +319,27 @@ def test_a_truncated_shard_is_found_before_a_run_goes_on(
     os.truncate(shard, shard.stat().st_size - 100)
     with pytest.raises(CheckpointError, match=rf"{shard.name}(.|\n)*it is cut"):
         run(config, resume=True)
+
+
+def test_a_stop_while_the_loss_is_too_high_saves_nothing(
+    source: Path, data_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = options(source, data_file, folder / "run", max_steps=20, epochs=99, explosion=1e-9)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=0))
+    monkeypatch.setattr(loop, "MARGIN", 0.0)  # so every step after the first ten is an explosion
+
+    def watch(record: StepRecord, _: int) -> bool:
+        if record.step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    outcome, _ = run(config, watch=watch)
+    assert outcome.stopped and outcome.steps == 12 and checkpoints(folder / "run") == ["step-000009", "step-000010"]
+    assert "not saved: step-000010 is what counts" in capsys.readouterr().err
+    assert not (folder / "run" / "adapter-last").exists()
+    config = dataclasses.replace(config, tune=dataclasses.replace(config.tune, explosion=0.0))
+    assert run(config, resume=True)[0].finished
+    assert "going on from step-000010" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -378,9 +413,9 @@ def test_a_stop_while_the_last_of_a_run_is_written_begins_nothing_more(
 ) -> None:
     original = Records.end
 
-    def end(self: Records) -> None:
+    def end(self: Records, finished: bool) -> str:
         os.kill(os.getpid(), signal.SIGTERM)
-        original(self)
+        return original(self, finished)
 
     config = options(source, data_file, folder / "run")
     with monkeypatch.context() as patched:

@@ -122,6 +122,23 @@ def test_the_best_adapter_is_part_of_the_checkpoint_and_outlives_the_file_that_i
     assert torch.equal(load_file(found.best)["a"], torch.ones(3))
 
 
+def test_the_file_of_the_best_adapter_is_not_the_one_in_the_users_hands(folder: Path) -> None:
+    made, best = state(), folder / "best"
+    save_file({"a": torch.ones(3)}, best)
+    made.progress.best_step = 0
+    places = [made.save(folder / "checkpoints", best)]
+    step(made, 0)
+    places.append(made.save(folder / "checkpoints", best))
+    best.write_bytes(bytes(best.stat().st_size))  # in place, as `cp` does
+    found = last_checkpoint(folder / "checkpoints")
+    assert found is not None and found.place == places[-1] and not found.broken
+    one, other = (place / "best.safetensors" for place in places)
+    assert one.samefile(other)  # it takes no room twice
+    save_file({"a": torch.zeros(3)}, best)
+    made.progress.step, made.progress.best_step = 2, 2
+    assert torch.equal(load_file(made.save(folder / "checkpoints", best) / "best.safetensors")["a"], torch.zeros(3))
+
+
 def test_the_digests_are_those_of_sha256sum(folder: Path) -> None:
     place = state().save(folder)
     done = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=place, capture_output=True, text=True)

@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,15 +41,15 @@ def write_run(folder: Path, **changes: str | None) -> Path:
     return folder / "run.yaml"
 
 
-def signalled(original: Callable[..., Any], call: int) -> Callable[..., Any]:
-    """`original`, which is preceded by a SIGTERM at its so many-th call."""
+def signalled(original: Callable[..., Any], call: int, number: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:
+    """`original`, which is preceded by a signal at its so many-th call."""
     calls = 0
 
     def wrapped(*values: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(*values, **named)
 
     return wrapped
@@ -79,3 +81,87 @@ def test_sigterm_in_every_phase(
         assert steps is None or (out / "checkpoints" / f"step-{steps:06d}").is_dir()
         assert not (out / "evaluations" / "tuned" / "result.json").exists()
     assert tune(run_yaml) == 0 and (out / "report.html").is_file()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("phase", ["opening", "training", "ignored"])
+def test_a_closed_terminal_stops_a_run_as_sigterm_does(
+    phase: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgotten(*_: object) -> None:
+        raise AssertionError("nobody takes it")
+
+    run_yaml = write_run(folder, task=None, tune="{max_steps: 3, batch: 4, micro_batch: 2}")
+    module, name = PHASES["opening" if phase == "opening" else "training"]
+    original = getattr(importlib.import_module(module), name)
+    monkeypatch.setattr(f"{module}.{name}", signalled(original, 1 if phase == "opening" else 3, signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if phase == "ignored" else forgotten)
+    try:
+        assert tune(run_yaml) == (0 if phase == "ignored" else 130)
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if phase == "ignored" else forgotten)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (folder / "out" / "checkpoints" / "step-000001").is_dir() == (phase == "training")
+
+
+def test_only_one_process_trains_in_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_yaml, out = write_run(folder, task=None), folder / "out"
+    original, others = importlib.import_module("halfbyte.tune.loop").batch_loss, []
+
+    def met(*values: Any) -> Any:
+        if (out / "metrics.jsonl").read_bytes() and not others:  # after the first step
+            (out / ".mine.part").touch()
+            command = [sys.executable, "-m", "halfbyte", "tune", str(run_yaml), "--resume"]
+            others.append(subprocess.run(command, capture_output=True, text=True))
+            assert (out / ".mine.part").exists()
+        return original(*values)
+
+    monkeypatch.setattr("halfbyte.tune.loop.batch_loss", met)
+    assert tune(run_yaml) == 0
+    assert others[0].returncode == 2 and "another process trains in this folder" in others[0].stderr, others[0].stderr
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_run_that_was_begun_while_the_model_was_opened_is_not_written_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_yaml = write_run(folder, task=None)
+    original = importlib.import_module("halfbyte.experiment")._open
+
+    def slow(*values: Any) -> Any:
+        monkeypatch.setattr("halfbyte.experiment._open", original)
+        assert tune(run_yaml) == 0
+        return original(*values)
+
+    monkeypatch.setattr("halfbyte.experiment._open", slow)
+    assert tune(run_yaml) == 2 and "holds a run already" in capsys.readouterr().err
+    assert len((folder / "out" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+def test_an_output_that_nobody_reads_stops_the_run_with_a_checkpoint(both: bool, folder: Path) -> None:
+    run_yaml = write_run(folder, task=None, tune="{epochs: 400, batch: 4, micro_batch: 2}")
+    command, said = [sys.executable, "-m", "halfbyte", "tune", str(run_yaml)], subprocess.STDOUT if both else -1
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as child:
+        assert child.stdout is not None and any("step 1/" in line for line in child.stdout)
+        child.stdout.close()
+        assert child.wait() == 130
+        last = "" if both else child.stderr.read()  # type: ignore[union-attr]
+    (saved, *_) = sorted((folder / "out" / "checkpoints").iterdir(), reverse=True)
+    steps = len((folder / "out" / "metrics.jsonl").read_text().splitlines())
+    assert 1 < steps < 2000 and saved.name == f"step-{steps:06d}"
+    if not both:
+        assert "the output can't be written (the pipe is closed): stopping" in last
+        assert f"stopped after step {steps} of" in last and "Traceback" not in last
+        assert last.splitlines()[-1] == f"go on with: halfbyte tune {folder / 'out' / 'run.yaml'} --resume"
+
+
+def test_an_output_that_can_not_be_written_stops_an_evaluation(folder: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("Linux's file on a disk that is always full is not here")
+    write_run(folder)
+    command = [sys.executable, "-m", "halfbyte", "evaluate", str(folder / "tiny"), "--task", str(folder / "task.yaml")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, "--out", str(folder / "e")], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 130 and "(No space left on device): stopping" in done.stderr, done.stderr
+    assert "what was finished is kept" in done.stderr and "Traceback" not in done.stderr

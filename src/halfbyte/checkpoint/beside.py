@@ -62,12 +62,8 @@ def reading(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(
-            "a file of the checkpoint can't be read",
-            where=error.filename or place,
-            found=error.strerror or error,
-            do="check that it is still there, and its disk",
-        ) from None
+        raise CheckpointError("a file of the checkpoint can't be read", where=error.filename or place,
+                              found=error.strerror or error, do="check the file and its disk") from None  # fmt: skip
 
 
 def _put(folder: Path, out: Path, note: str) -> None:

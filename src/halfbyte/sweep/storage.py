@@ -55,7 +55,6 @@ def _driver_url(url: str) -> str:
 
 def import_optuna() -> Any:
     try:
-        import filelock  # noqa: F401
         import optuna
     except ImportError:
         raise MissingDependency("a sweep needs Optuna", do="pip install 'halfbyte[sweep]'") from None

@@ -1,12 +1,16 @@
-"""The folder of a run: whether a run may begin in it or go on in it."""
+"""The folder of a run: whether a run may begin in it or go on in it, and that only one process trains there."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from halfbyte import durable
 from halfbyte.config import RunConfig
@@ -19,6 +23,8 @@ from halfbyte.tune.inputs import changed_inputs
 from halfbyte.tune.state import last_checkpoint, last_inputs
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+LOCK = ".lock"  # locked by the process that trains here; the file stays, the lock goes with the process
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # what a file system says that has none
 _ELSEWHERE = "choose another: --set out=..."
 # What a run leaves that was killed before it trained
 _BEFORE = {"evaluations", measured.FILE, check_report.FILE, "task.yaml"}
@@ -92,15 +98,44 @@ def _refuse(changed: list[str], folder: Path) -> None:
         )
 
 
-def make_folder(folder: Path) -> None:
-    """Make the run's folder, ready for a run that begins or goes on in it. Raises ConfigError."""
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the run's folder, ready for a run that begins or goes on in it, and let no other process train there.
+
+    Within a process it may be entered again. Where the file system knows no locks nobody is kept out.
+    Raises ConfigError where another process trains there, and where the folder can't be made.
+    """
+    lock = FileLock(folder.absolute() / LOCK, is_singleton=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError("another process trains in this folder", where=folder,
+                          do="wait until it has ended, or stop it; another run: --set out=...") from None  # fmt: skip
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise _not_made(folder, error) from None
+    try:
+        _clear(folder)
+        yield
+    finally:
+        if lock.is_locked:
+            lock.release()
+
+
+def _not_made(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError("the run's folder can't be made", where=folder, found=str(error), do=_ELSEWHERE)
+
+
+def _clear(folder: Path) -> None:
+    try:
         (folder / measured.PART).unlink(missing_ok=True)  # of a run that was killed while it wrote
         for left in folder.glob(f".*{durable.PART}"):
             left.unlink()
     except OSError as error:
-        raise ConfigError("the run's folder can't be made", where=folder, found=str(error), do=_ELSEWHERE) from None
+        raise _not_made(folder, error) from None
 
 
 def _spare_others(folder: Path, task: str | None) -> None:
@@ -111,7 +146,7 @@ def _spare_others(folder: Path, task: str | None) -> None:
         raise ConfigError("the run would write its own copy of the task over this file", where=mine,
                           do="move it out of the run's folder, or choose another folder: --set out=...")  # fmt: skip
     parts = {durable.part_of(folder / name).name for name in (*_BEFORE, "run.yaml")}
-    allowed = {"evaluations", measured.PART} | parts | (_BEFORE if ours else set())
+    allowed = {"evaluations", LOCK, measured.PART} | parts | (_BEFORE if ours else set())
     found = sorted(path.name for path in folder.iterdir() if path.name not in allowed) if folder.is_dir() else []
     if found or (folder.exists() and not folder.is_dir()):
         raise ConfigError("the run's folder holds something else", where=folder, found=", ".join(found[:8]) or "a file",

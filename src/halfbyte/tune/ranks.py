@@ -33,7 +33,7 @@ from torch import Tensor
 
 from halfbyte.errors import ConfigError, HalfbyteError, TrainingError, exit_code_of
 from halfbyte.memory import ran_out
-from halfbyte.tune.stop import Stopped
+from halfbyte.tune.stop import Stopped, numbers
 
 if TYPE_CHECKING:
     from halfbyte.tune.state import State
@@ -234,7 +234,7 @@ class Joined(Ranks):
             self._dist.destroy_process_group(control if failed else None)
 
     def _wait_for_others(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers():
             signal.signal(number, signal.SIG_IGN)
         until = time.monotonic() + LEAVE
         with contextlib.suppress(RuntimeError):

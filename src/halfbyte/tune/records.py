@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from halfbyte.model.adapter import WEIGHTS, save_adapter, save_config
 from halfbyte.model.build import Model
 from halfbyte.tune.folder import CHECKPOINTS, METRICS
 from halfbyte.tune.loop import StepRecord
-from halfbyte.tune.state import State, link_or_copy
+from halfbyte.tune.state import State, checkpoints
 
 ADAPTER, LAST = "adapter", "adapter-last"
 
@@ -106,12 +107,19 @@ class Records:
             return False
         return all(bool(torch.isfinite(p.detach()).all()) for p in state.parameters.values())
 
-    def end(self) -> None:
-        """Save the state and the last adapter; it is the best one where no validation has said otherwise."""
+    def end(self, finished: bool) -> str:
+        """Save the state and the last adapter; it is the best one where no validation has said otherwise.
+
+        Of a run that was stopped while the state is in doubt nothing is saved. What there is to say of that, or "".
+        """
+        if not finished and not self._good():
+            kept = checkpoints(self.folder / CHECKPOINTS)[-1].name
+            return f"the loss is too high to go on from here, so this is not saved: {kept} is what counts"
         self.checkpoint()
         self._save_adapter(LAST)
         if self.state.progress.best_step is None:
             self._save_adapter(ADAPTER)
+        return ""
 
     def _save_adapter(self, name: str) -> None:
         folder, config = self.folder / name, self.config
@@ -142,8 +150,8 @@ class NoRecords(Records):
     def checkpoint_if_due(self) -> None:
         pass
 
-    def end(self) -> None:
-        pass
+    def end(self, finished: bool) -> str:
+        return ""
 
 
 def put_best(weights: Path, model: Model, config: RunConfig) -> None:
@@ -152,8 +160,7 @@ def put_best(weights: Path, model: Model, config: RunConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / WEIGHTS
     part = durable.part_of(place)
-    part.unlink(missing_ok=True)
-    if not (place.exists() and place.samefile(weights)):  # a name is not renamed to another one of the same file
-        link_or_copy(weights, part)
-        durable.put(part, place)
+    part.unlink(missing_ok=True)  # of an earlier version's run that was killed: another name of a checkpoint's file
+    shutil.copyfile(weights, part)
+    durable.put(part, place)
     save_config(model.net, folder, config.adapter, config.model)

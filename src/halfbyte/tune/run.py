@@ -17,6 +17,7 @@ import json
 import shutil
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ from halfbyte.errors import HalfbyteError, TrainingError
 from halfbyte.memory import MemoryMeter, give_back, ran_out
 from halfbyte.model.build import Model
 from halfbyte.option_files import write_yaml
+from halfbyte.output import Output, OutputLost
 from halfbyte.plan import measured
-from halfbyte.terminal import terminal
 from halfbyte.tune import origin
-from halfbyte.tune.folder import CHECKPOINTS, METRICS, cut_metrics, make_folder, refuse_other_inputs
+from halfbyte.tune.folder import CHECKPOINTS, METRICS, alone_in, cut_metrics, refuse_other_inputs
 from halfbyte.tune.inputs import changed_making, inputs_of, made_with
 from halfbyte.tune.loop import ALONE, Plan, StepRecord, train
 from halfbyte.tune.progress import show_progress
@@ -100,15 +101,21 @@ def run_training(
     Micro-batch and recomputation must be settled; `plan_json` gives what the run will need. A model without an adapter
     gets a fresh one. `watch` sees each record once its line is written; when it says so the run ends there, as one that
     was stopped: all is saved and it can go on. Of several `ranks` the first one writes, and the outcome of the others
-    has no memory. Raises TrainingError.
+    has no memory. Raises TrainingError, and ConfigError where another process trains in the folder.
     """
-    console = console or terminal(stderr=True)
+    console = console or Output(works=True, stderr=True)
+    with alone_in(Path(config.out)) if ranks.leads else nullcontext():
+        return _run(model, data, config, plan_json, resume, console, watch, ranks)
+
+
+def _run(
+    model: Model, data: TrainingData, config: RunConfig, plan_json: Callable[[RunConfig], dict[str, Any]],
+    resume: bool, console: Console, watch: Watch | None, ranks: Ranks,
+) -> Outcome:  # fmt: skip
     folder = Path(config.out)
     inputs = inputs_of(model.fingerprint, model.path, data)
-    if ranks.leads:
-        make_folder(folder)
-        if resume:
-            refuse_other_inputs(folder, inputs)
+    if ranks.leads and resume:
+        refuse_other_inputs(folder, inputs)
     if model.adapter is None:
         model.add_adapter(config.adapter, config.seed)
     model.recompute(int(config.tune.recompute))
@@ -155,7 +162,10 @@ def _train(
         try:
             for record in train(model, data.train, data.validation, state, options, plan, stop, ranks):
                 records.add(record, meter)
-                show(record, meter.peak_bytes)
+                try:
+                    show(record, meter.peak_bytes)
+                except OutputLost:  # nobody will see how far it came, but it stops as for a signal
+                    stop.asked = True
                 if record.step < plan.steps:
                     records.checkpoint_if_due()
                     if watch is not None and not watch(record, plan.steps):
@@ -165,7 +175,6 @@ def _train(
                 finished = True
         except Stopped:
             stopped = True
-            console.print(f"stopped after step {state.progress.step} of {plan.steps}", markup=False)
         except HalfbyteError:
             _keep(records, console)
             raise
@@ -175,7 +184,11 @@ def _train(
             traceback.clear_frames(error.__traceback__)  # they hold the activations
             _keep(records, console)
             raise _out_of_memory(state, config, error) from error
-        records.end()
+        unsaved = records.end(finished)
+        if stopped:  # said once all is saved: a terminal that is gone can't be written to
+            console.print(f"stopped after step {state.progress.step} of {plan.steps}", markup=False)
+        if unsaved:
+            console.print(unsaved, markup=False, soft_wrap=True)
         if finished and stop():  # asked while the last of it was written: nothing more is begun
             raise KeyboardInterrupt
     measured_by = meter if state.progress.step > before else None

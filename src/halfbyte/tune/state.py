@@ -13,6 +13,7 @@ fit never counts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -61,6 +62,7 @@ class State:
         self.optimiser = optimiser.make(self.parameters.values(), options)
         self._keys = optimiser.KEYS[options.optimiser]
         self.progress = Progress()
+        self._best_kept: tuple[int | None, Path] | None = None  # the step of the best adapter that the last one holds
         self.between_steps = True  # False while the optimiser is at work: what is there then is no state
 
     def reserve(self) -> None:
@@ -129,6 +131,7 @@ class State:
         assert self.between_steps
         place = folder / f"step-{self.progress.step:06d}"
         if place.exists():
+            self._note_best(place)
             return place
         part = durable.part_of(place)
         try:
@@ -139,7 +142,7 @@ class State:
             save_file(self.tensors(), part / TENSORS)
             (part / PROGRESS).write_text(json.dumps(asdict(self.progress), indent=2) + "\n", encoding="utf-8")
             if best is not None:
-                link_or_copy(best, part / BEST)
+                self._keep_best(best, part / BEST)
             sums = "".join(f"{read_digest(file)}  {file.name}\n" for file in sorted(part.iterdir()))
             (part / SUMS).write_text(sums, encoding="utf-8")
             for file in part.iterdir():
@@ -153,17 +156,22 @@ class State:
                 found=str(error),
                 do="free some disk space and go on with --resume; an earlier checkpoint, if there is one, is whole",
             ) from error
+        self._note_best(place)
         for old in checkpoints(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return place
 
+    def _note_best(self, place: Path) -> None:
+        self._best_kept = (self.progress.best_step, place / BEST)
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file that is never written in place; a copy where the file system has no such names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    def _keep_best(self, best: Path, target: Path) -> None:
+        """A second name of the file in the last checkpoint, where the best is still that and the file system has such
+        names; else a copy of `best`: that file is the user's, who may write to it."""
+        if self._best_kept is not None and self._best_kept[0] == self.progress.best_step:
+            with contextlib.suppress(OSError):
+                os.link(self._best_kept[1], target)
+                return
+        shutil.copyfile(best, target)
 
 
 def checkpoints(folder: Path) -> list[Path]:

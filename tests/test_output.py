@@ -23,7 +23,7 @@ from halfbyte.data.show import first_example
 from halfbyte.data.template import to_example
 from halfbyte.errors import DataError, printable
 from halfbyte.evaluate.show_details import render_details
-from halfbyte.terminal import terminal
+from halfbyte.output import Output
 from tests.tiny import tiny_checkpoint, tiny_tokenizer
 
 EVIL = "\x1b]0;owned\x07 a\x1b[31m\x9b2J\u202eb"
@@ -33,7 +33,7 @@ PACKAGE = Path(halfbyte.__file__).parent
 
 def printed(what: object, **options: object) -> str:
     file = io.StringIO()
-    terminal(file=file, width=200, **options).print(what)
+    Output(file=file, width=200, **options).print(what)
     return file.getvalue()
 
 
@@ -57,7 +57,7 @@ def test_colours_and_progress_are_rich_s_own() -> None:
     said = printed(Text(EVIL, style="red"), force_terminal=True, color_system="standard", no_color=False)
     assert said.startswith("\x1b[31m") and said.count("\x1b") == 2
     file = io.StringIO()
-    with Progress(console=terminal(file=file, force_terminal=True, color_system="standard", _environ={})) as bar:
+    with Progress(console=Output(file=file, force_terminal=True, color_system="standard", _environ={})) as bar:
         bar.add_task("work", total=1)
         bar.console.print(Text(EVIL))
     assert "\x1b[2K" in file.getvalue() and "\x1b[31m\x9b" not in file.getvalue() and "\\x1b[31m" in file.getvalue()
@@ -104,8 +104,8 @@ def test_an_answer_is_spelt_out_on_a_terminal_and_as_it_is_in_a_pipe(
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_no_other_console_is_made(file: Path) -> None:
     """But one that prints nothing."""
-    if file.name == "terminal.py":
+    if file.name == "output.py":
         return
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console":
-            assert [word.arg for word in node.keywords] == ["quiet"], f"line {node.lineno}: use terminal()"
+            assert [word.arg for word in node.keywords] == ["quiet"], f"line {node.lineno}: use Output()"
