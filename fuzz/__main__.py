@@ -11,6 +11,7 @@ import argparse
 import datetime
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from fuzz import build, check, corpora, results
 
 FINDINGS = build.BUILD / "findings"
 # of an input, in seconds; `check.SECONDS`, of processor time, is the stricter one, but can't end what never ends
+# somebody stopped it: libFuzzer says 72, the system and shells name the signal
+_STOPPED = {72, *(code for number in (signal.SIGTERM, signal.SIGINT) for code in (-number, 128 + number))}
 _OPTIONS = ["-timeout=20", "-rss_limit_mb=1000", "-max_len=4096", "-print_final_stats=1", "-verbosity=1"]
 
 
@@ -47,7 +50,7 @@ def command(name: str) -> list[str]:
 
 def fuzz(name: str, options: argparse.Namespace) -> int:
     """One entry point; returns how many findings it made (it stops at the first)."""
-    folder, before = build.BUILD / "corpora" / name, set(_findings(name))
+    folder, before = build.BUILD / "corpora" / name, set(_files(name))
     corpora.unpack([*corpora.load(name), *(check.seeds(name) if name in check.NAMES else [])], folder)
     runs = max(0, options.total - results.since_finding(name)) if options.total else options.runs
     if options.total and not runs:
@@ -61,22 +64,28 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
             cwd=build.HERE.parent, stdout=stream, stderr=subprocess.STDOUT,
         )  # fmt: skip
     said = log.read_text(encoding="utf-8", errors="replace")
-    found = sorted(set(_findings(name)) - before)
+    found = findings(done.returncode, sorted(file.name for file in set(_files(name)) - before))
     count = re.findall(r"(?:Done |executed_units:\s+|^#)(\d+)", said, re.MULTILINE)
     reached = re.findall(r"cov: (\d+)", said)
     result = {"name": name, "date": datetime.date.today().isoformat(), "inputs": max(map(int, count), default=0),
               "seconds": round(time.monotonic() - started), "edges": int(reached[-1]) if reached else 0,
-              "findings": [file.name for file in found]}  # fmt: skip
+              "findings": found}  # fmt: skip
     print(json.dumps(result), flush=True)
     results.add(result)
-    if done.returncode:
+    if found:
         print("\n".join(said.splitlines()[-60:]), flush=True)
     elif options.keep:
         _keep(name, folder)
-    return int(done.returncode != 0)
+    return len(found)
 
 
-def _findings(name: str) -> list[Path]:
+def findings(code: int, inputs: list[str]) -> list[str]:
+    """What a fuzzer found that ended with the exit code `code` and wrote `inputs`: where there are none, how it ended,
+    unless that was well, or because somebody stopped it."""
+    return inputs or ([f"exit {code}"] if code and code not in _STOPPED else [])
+
+
+def _files(name: str) -> list[Path]:
     FINDINGS.mkdir(parents=True, exist_ok=True)
     return list(FINDINGS.glob(f"{name}-*"))
 

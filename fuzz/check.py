@@ -7,6 +7,7 @@ import importlib
 import shutil
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from halfbyte.errors import HalfbyteError
 SECONDS = 1.0  # of processor time that an input may take
 LONGEST = 12_000  # characters of an error
 NAMES = sorted(file.stem for file in (Path(__file__).parent / "targets").glob("[a-z]*.py"))
+_ODD = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # no letter, mark or space
 _MEMORY = Path("/dev/shm")
 
 
@@ -50,8 +52,8 @@ def folder() -> Path:
 
 def _check_message(text: str) -> None:
     text.encode("utf-8")
-    if not text.replace("\n", "").isprintable():
-        odd = {letter for letter in text if not letter.isprintable() and letter != "\n"}
+    odd = {letter for letter in text if unicodedata.category(letter) in _ODD and letter not in "\n\t\u200c\u200d"}
+    if odd:
         raise AssertionError(f"an error with characters that can't be printed: {odd!r} in {text!r}")
     if len(text) > LONGEST:
         raise AssertionError(f"an error of {len(text)} characters")

@@ -302,6 +302,13 @@ def test_a_result_of_another_experiment_is_neither_reused_nor_overwritten(
     assert main(["evaluate", str(folder / "out"), "--task", str(task), "--limit", "3"]) == 2
     assert "holds a result" in capsys.readouterr().err
     assert main(["evaluate", str(folder / "out"), "--task", str(task)]) == 0  # the very same: done again
+    capsys.readouterr()
+    before = (place / "result.json").read_bytes()
+    other = ["evaluate", str(model), "--task", str(task), "--weights", "int8", "--out", str(place)]
+    assert main(other) == 2 and "a result of another format" in capsys.readouterr().err
+    tuned = ["evaluate", str(model), "--task", str(task), "--adapter", str(folder / "out" / "adapter")]
+    assert main([*tuned, "--out", str(place)]) == 2 and "another adapter" in capsys.readouterr().err
+    assert (place / "result.json").read_bytes() == before
     assert main(["evaluate", str(model), "--task", str(task), "--out", str(folder)]) == 2
     assert "holds something else" in capsys.readouterr().err and not (folder / "result.json").exists()
     assert main(["compare", str(place), str(folder / "out" / "evaluations" / "tuned")]) == 0

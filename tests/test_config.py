@@ -144,9 +144,19 @@ def test_a_bare_number_that_can_only_have_lost_its_unit_is_refused(text):
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("text", ["8000000000", "'8000000000'", "8e9", "8GB", "8_000_000_000"])
+@pytest.mark.parametrize("text", ["8000000000", "'8000000000'", "8e9", "8GB"])
 def test_memory_is_the_same_as_a_number_and_as_text(text: str, folder: Path) -> None:
     assert parse_bytes(load_run(write(folder, f"model: a/b\nmemory: {text}\n")).memory) == 8 * 10**9
+
+
+def test_words_that_yaml_1_2_takes_for_texts_are_told_as_texts(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(write(folder, "model: a/b\nadapter: {rslora: yes}\nseed: 1:30\ntune: {batch: 1_000}\n"))
+    for said in ("'adapter.rslora' must be true or false, not 'yes'", "'seed' must be a whole number, not '1:30'",
+                 "'tune.batch' must be a whole number, not '1_000'"):  # fmt: skip
+        assert said in str(caught.value)
+    task = load_task(write(folder, "data: a.jsonl\nkind: choice\noptions: [yes, no, 1]\n"))
+    assert task.options == ["yes", "no", "1"]
 
 
 def test_a_fault_of_set_is_blamed_on_it_and_one_of_the_file_on_the_file(folder: Path) -> None:

@@ -29,6 +29,7 @@ BASE = {
     "provenance",
     "safe_yaml",
     "targets",
+    "terminal",
 }
 
 

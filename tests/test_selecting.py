@@ -146,7 +146,7 @@ def test_a_hub_model_is_scored_from_the_cache(models: Path, folder: Path, monkey
     assert found["candidates"][0]["licence"] == {"value": "mit", "source": "README.md, metadata"}
 
 
-def test_nothing_but_failures_is_a_failure_told_once_that_leaves_no_folder(
+def test_nothing_but_failures_is_a_failure_that_leaves_no_folder(
     models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["select", str(task_file(folder)), "--candidates", f"{models / 'broken'},./gone", "--json"]
@@ -155,7 +155,7 @@ def test_nothing_but_failures_is_a_failure_told_once_that_leaves_no_folder(
     found = json.loads(said.out)
     assert set(states(found).values()) == {"failed"}
     for candidate in found["candidates"]:
-        assert said.err.count(candidate["error"]["what"]) == 1
+        assert said.err.count(candidate["error"]["what"]) == 2  # when it fails, and at the end
     assert not (folder / "new").exists() and "page:" not in said.err
     (folder / "there").mkdir()
     assert main([*arguments, "--out", str(folder / "there")]) == 1
@@ -287,6 +287,39 @@ def test_a_probe_is_of_all_that_it_learns_from(folder: Path, models: Path, asked
 
     assert [probed(lines, lines[:2]), probed(lines, lines[:2]), probed(lines, lines[2:4])] == [1, 1, 2]
     assert probed([line | {"s": "be long"} for line in lines], lines[2:4]) == 3
+
+
+def test_a_probe_that_learned_the_test_set_is_told(
+    folder: Path, models: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, out = task_file(folder), folder / "out"
+    shutil.copy(folder / "test.jsonl", folder / "train.jsonl")
+    arguments = ["select", str(task), "--candidates", str(models / "one"), "--probe", "1", "--out", str(out)]
+    arguments += ["--run", str(run_file(folder, models / "one"))]
+    assert main(arguments) == 0
+    said, found = " ".join(capsys.readouterr().out.split()), read(out)
+    assert found["leaks"][0].endswith("of 12 test items stand in the training data, too: what the tuned model scores on"
+                                      " them is memory")  # fmt: skip
+    assert f"warning: {found['leaks'][0]}" in said
+    assert any("learned from gives items away" in one for one in found["recommendation"]["reasons"])
+    (probe,) = [
+        v["probe"]["evaluation"]["folder"] for one in found["candidates"] for v in one["variants"] if v["probe"]
+    ]
+    file = out / probe / "result.json"
+    result = json.loads(file.read_text())
+    assert result["leaks"] == found["leaks"]
+    assert "leaks" not in json.loads((out / "evaluations" / "median" / "result.json").read_text())
+    count = len(asked)
+    assert main(arguments) == 0 and len(asked) == count  # all is there
+    file.write_text(json.dumps({key: value for key, value in result.items() if key != "leaks"}))
+    assert main(arguments) == 0 and len(asked) == count + 1  # a result that does not say it is none
+
+
+def test_without_a_leak_a_probe_says_nothing_of_one(folder: Path, models: Path) -> None:
+    arguments = ["select", str(task_file(folder)), "--candidates", str(models / "one"), "--probe", "1"]
+    arguments += ["--run", str(run_file(folder, models / "one")), "--out", str(folder / "out")]
+    assert main(arguments) == 0 and read(folder / "out")["leaks"] == []
+    assert not any("gives items away" in one for one in read(folder / "out")["recommendation"]["reasons"])
 
 
 def test_what_a_library_raises_stops_only_its_candidate(

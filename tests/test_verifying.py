@@ -87,6 +87,11 @@ def _metric(run: Path) -> None:
     file.write_text(json.dumps(result))
 
 
+def _unanswered(run: Path) -> None:
+    file = run / "evaluations" / "tuned" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"unanswered": 0.125}))
+
+
 def _answer(run: Path) -> None:
     file = run / "evaluations" / "tuned" / "predictions.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -113,6 +118,7 @@ def _text(name: str, old: str, new: str) -> Callable[[Path], None]:
 
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a metric's interval": (_metric, "evaluations/tuned: metric mae"),
+    "the share without an answer": (_unanswered, "evaluations/tuned: unanswered"),
     "an answer": (_answer, "evaluations/tuned: scores of the answers"),
     "an option": (_text("run.yaml", "learning_rate: 0.0002", "learning_rate: 0.0003"), "configuration"),
     "an option that is gone": (_text("run.yaml", "  clip: 1.0\n", ""), "run.yaml: every option"),
@@ -146,7 +152,7 @@ def test_what_was_changed_is_found(
             file.write_text(file.read_text().replace(str(made), str(folder)))
     record = json.loads((folder / "out" / "environment.json").read_text())
     record["fingerprints"]["configuration"] = None  # its paths are others now
-    if change == "an option":
+    if change.startswith("an option"):
         config = build(RunConfig, read_yaml(folder / "out" / "run.yaml"), "run.yaml")
         record["fingerprints"]["configuration"] = digest(to_dict(config))
     (folder / "out" / "environment.json").write_text(json.dumps(record, indent=2))
@@ -198,5 +204,8 @@ def test_an_option_that_a_later_version_has_contradicts_no_run_of_before(
     file.write_text("".join(line for line in file.read_text().splitlines(True) if "optimiser:" not in line))
     rows = states(run, capsys)
     assert rows["configuration"]["state"] == "ok"
-    row = rows["run.yaml: every option"]
-    assert row["state"] == "other now" and row["note"] == "newer than the run: tune.optimiser"
+    for recorded in (told["fingerprints"]["configuration"], None):  # None: of a version before there was this digest
+        told["fingerprints"]["configuration"] = recorded
+        (run / "environment.json").write_text(json.dumps(told))
+        row = states(run, capsys)["run.yaml: every option"]
+        assert row["state"] == "other now" and row["note"] == "newer than the run: tune.optimiser"

@@ -12,6 +12,7 @@ SEEDS = [text.encode() for text in (
     "---\nlicense: [a, b]\n---\n", "---\nlicense: &a [*a]\n---\n", "\n" * 3000 + "licens", "# " * 2000,
     "---\na: 2001-99-99\n---\n",
     "---\n" + "[" * 2000 + "\n---\n", "---\nlicense: !!python/name:os.system\n---\n",
+    "---\nlicense: " + "1:" * 180 + "1.5\n---\n", "---\nlicense: " + "1:" * 95_000 + "1\n---\n",
     "---\na: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\nlicense: *c\n---\n",
 )]  # fmt: skip
 

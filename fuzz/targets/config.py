@@ -24,7 +24,8 @@ MIXED = {**DENSE, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 
          "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "head_dim": 16,
          "global_head_dim": 16, "first_k_dense_replace": 1, "num_experts_per_tok": 2}  # fmt: skip
 SEEDS = [json.dumps(config).encode() for config in (
-    DENSE, {**DENSE, "dtype": "float16", "torch_dtype": None}, {"text_config": DENSE}, {"model_type": 3}, [], {},
+    DENSE, {**DENSE, "dtype": "float16", "torch_dtype": None}, {"text_config": DENSE}, [], {},
+    {"model_type": 3}, {"model_type": {"a": []}},
     {**DENSE, "num_hidden_layers": 96}, {**DENSE, "hidden_size": 2**31}, {**DENSE, "auto_map": {"AutoConfig": "x.y"}},
     {**DENSE, "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}},
     {**DENSE, "quantization_config": {"quant_method": "gptq", "bits": 4}},

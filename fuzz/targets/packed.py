@@ -17,6 +17,7 @@ from halfbyte.kernels import dequantise
 from tests.checkpoint.hostile import tensor, whole
 
 NAME = "model.layers.0.mlp.up_proj.weight"
+USUAL = bytes(index * 37 & 127 for index in range(128))
 FORMATS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8")
 TABLES = {suffix: torch.tensor(code).numpy().tobytes()
           for suffix, code in ((".quant_map", NF4_CODE), (".nested_quant_map", DYNAMIC_CODE))}  # fmt: skip
@@ -50,11 +51,8 @@ def run(data: bytes) -> None:
             count *= size
         suffix = next((end for end in TABLES if name.endswith(end)), None)
         value = bytes(taken) if change == 3 else b""
-        value = (
-            (value * (count // max(1, len(value)) + 1))[:count]
-            if value
-            else bytes(index * 37 & 127 for index in range(count))
-        )
+        value = value or USUAL
+        value = (value * (count // len(value) + 1))[:count]
         if name.endswith(bnb.STATE):
             state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [rows, columns]}
             nested = {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.25}

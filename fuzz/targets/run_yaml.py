@@ -15,6 +15,7 @@ SEEDS = [text.encode() for text in (
     "seed: " + "9" * 5000,
     "<<: {model: m}\n", "seed: " + "9" * 400 + "\n", "model: \"\\ud800\"\n", "\0", "[" * 2000, "model: m\nseed: .inf\n",
     "- a\n", "model: !!binary eA==\n", "1: 2\nnull: 3\n", "model: m\ntune: 3\nadapter: null\n", "seed: 1:2:3\n",
+    "model: m\nseed: " + "1:" * 180 + "1.5\n", "model: " + "1:" * 95_000 + "1\n", "model: !!map [a]\n",
     "model: !!set {a, b}\n", "model: m\nadapter: {alpha: 1e999}\n",
 )]  # fmt: skip
 

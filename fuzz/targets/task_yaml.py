@@ -14,7 +14,7 @@ SEEDS = [text.encode() for text in (
     "name: ../../x\ndata: y.jsonl\n", "data: x\ndecoding: {max_new_tokens: 4, stop: ['\\n', 3, null]}\nshots: 2\n",
     "data: x\nkind: json\ndecoding: 3\n", "data: x\noptions: &a [*a]\n", "data: x\nshots: 1" + "0" * 400 + "\n",
     "data: x\nkind: [a]\n", "data: x\nkind: {a: b}\n", "data: x\ntemplate: {prompt: '{a}', 3: b, c: 4}\n",
-    "data: ~x/y\n",
+    "data: ~x/y\n", "data: x\nshots: " + "1:" * 180 + "1.5\n", "data: x\noptions: [" + "1:" * 95_000 + "1]\n",
     "data: 'a\\0b'\n", "data: \"a\\0b.jsonl\"\n",
 )]  # fmt: skip
 

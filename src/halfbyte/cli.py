@@ -11,11 +11,12 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from halfbyte.arguments import make_parser
-from halfbyte.errors import HalfbyteError, exit_code_of
+from halfbyte.errors import HalfbyteError, exit_code_of, printable
 from halfbyte.memory import ran_out
 from halfbyte.tune.stop import numbers
 
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except HalfbyteError as error:
+        if options.debug:
+            traceback.print_exc()
         _say(f"error: {error}")
         return exit_code_of(error)
     except KeyboardInterrupt as error:
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        _say(f"error: {_in_words(error)}")
+        _say(f"error: {printable(_in_words(error))}")
         return exit_code_of(error)
 
 

@@ -7,17 +7,27 @@ command line prints it without a traceback and exits with `exit_code`; Python ca
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 _LONGEST = 10_000  # characters of a message
+_KEPT = "\n\t\u200c\u200d"  # the last two join letters in Persian, Hindi and emoji
 
 
-def _printable(text: str) -> str:
-    """What an error quotes may come from a stranger's file: nothing of it moves the cursor or floods the screen."""
-    text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+def printable(text: str) -> str:
+    """`text`, which may come from a stranger's file, with what could move the cursor or turn the text around spelt out
+    (`\\x1b`). Line ends, tabs and spaces of every width stay."""
     if text.replace("\n", "").isprintable():
         return text
-    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+    return "".join(letter if _is_plain(letter) else ascii(letter)[1:-1] for letter in text)
+
+
+def _is_plain(letter: str) -> bool:
+    return letter.isprintable() or letter in _KEPT or unicodedata.category(letter) == "Zs"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 class HalfbyteError(Exception):
@@ -29,7 +39,7 @@ class HalfbyteError(Exception):
         self.what, self.where, self.found, self.do = what, where, found, do
         lines = [what]
         lines += [f"  {name}: {text}" for name, text in (("where", where), ("found", found), ("do", do)) if text]
-        super().__init__(_printable("\n".join(lines)))
+        super().__init__(printable(_shortened("\n".join(lines))))
 
 
 class ConfigError(HalfbyteError):

@@ -247,6 +247,7 @@ def _prove(
     from halfbyte.evaluate.compare import compare_folders
     from halfbyte.evaluate.evaluate import constant_folder
     from halfbyte.evaluate.show import print_comparison
+    from halfbyte.evaluate.tasks import load_task_set
 
     evaluations = folder / "evaluations"
     result = _evaluate_once(model, task, folder, "tuned", console, seed, leaks)
@@ -254,7 +255,8 @@ def _prove(
     durable.write_text(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     print_comparison(comparison, console)
     if task.kind == "number":
-        constant_folder(evaluations / "tuned", evaluations / "median")
+        told = load_task_set(task, seed=seed).warnings
+        constant_folder(evaluations / "tuned", evaluations / "median", told=told)
         against = compare_folders(evaluations / "median", evaluations / "tuned", seed=seed)
         (folder / "comparisons").mkdir(exist_ok=True)
         durable.write_text(folder / "comparisons" / "median-tuned.json", json.dumps(against, indent=2) + "\n")

@@ -35,7 +35,16 @@ def give_back() -> None:
         pool.pool.clear()
     if (products := sys.modules.get("halfbyte.kernels.product.reference")) is not None:
         products.clear_all()
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's; other systems do without
+    trim()
+
+
+def trim() -> None:
+    """Return the holes of glibc's heap to the system; on other systems nothing happens.
+
+    What a step of a small model makes lies in the heap, in blocks below what `hold_little` has mapped, and each step
+    leaves other holes: without this the demo's training peaked at 551 MB in its first step and at 621 in its 25th, with
+    it at 571 from the fourth on. It takes some milliseconds a step."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -12,11 +12,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from halfbyte import durable
 from halfbyte.errors import ConfigError
-from halfbyte.safe_yaml import parse_yaml
+from halfbyte.safe_yaml import dump_yaml, parse_yaml, read_text
 
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml"}
 
@@ -24,7 +22,7 @@ _DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".ya
 def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML file's mapping; an empty file is an empty mapping."""
     try:
-        values = parse_yaml(file.read_text(encoding="utf-8"))
+        values = parse_yaml(read_text(file))
     except FileNotFoundError:
         raise ConfigError("there is no such file", where=file, do="check the path") from None
     except IsADirectoryError:
@@ -35,9 +33,6 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError("the file is no valid YAML", where=file, found=str(error),
                           do="write 'key: value' lines; put text with ': ' or '#' in quotes") from None  # fmt: skip
-    except RecursionError:
-        raise ConfigError("the file is no valid YAML", where=file, found="it is nested too deep",
-                          do="write 'key: value' lines") from None  # fmt: skip
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -121,4 +116,4 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_yaml(config: Any, file: Path) -> None:
     """Write a configuration, whole or not at all. Raises OSError."""
-    durable.write_text(file, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    durable.write_text(file, dump_yaml(to_dict(config)))

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from halfbyte.config import AdapterConfig, DataConfig, RunConfig, TuneConfig, load_run, load_task
+from halfbyte.config import AdapterConfig, DataConfig, RunConfig, TaskConfig, TuneConfig, load_run, load_task
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.options import check_option, parse_bytes
+from halfbyte.output import Output
 from halfbyte.pipeline import run_folder
 
 if TYPE_CHECKING:
+    from halfbyte.data.lengths import Asked
     from halfbyte.plan.ladder import Plan
 
 
@@ -45,7 +47,7 @@ def plan(options: argparse.Namespace, console: Console) -> int:
             print(json.dumps(every[0] if len(every) == 1 else {"schema": 1, "sources": every}, indent=2))
         else:
             sources.render([one for one in asked if not isinstance(one, compare.Failed)], console)
-        return compare.say_errors(asked, Console(stderr=True, highlight=False))
+        return compare.say_errors(asked, Output(stderr=True))
     if len(options.model) == 1:
         made = _plan_one(options, options.model[0])
         if options.json:
@@ -58,7 +60,7 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         print(json.dumps(compare.to_json(rows), indent=2))
     else:
         compare.render(rows, console)
-    return compare.say_errors(rows, Console(stderr=True, highlight=False)) or compare.exit_code(rows)
+    return compare.say_errors(rows, Output(stderr=True)) or compare.exit_code(rows)
 
 
 def _list(options: argparse.Namespace, console: Console) -> None:
@@ -167,11 +169,12 @@ def _check_options(options: argparse.Namespace) -> None:
 def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any], list[str]]:
     """What the files of a run say of it, as `plan_model` takes it, and the reasons for it: `sequence`, unless it is
     given; `learned`, tokens of an item whose loss counts, at most; `length`, how long the run is; `step_items`; of its
-    task `items` and `evaluation_sequence`.
+    task `items`, `evaluation_sequence` and `scored`.
 
     What is not here or can't be read is left out: `tune` says better what is wrong with it.
     """
-    from halfbyte.data.lengths import task_lengths, training_lengths
+    from halfbyte.data.lengths import training_lengths
+    from halfbyte.plan.answering import Scored
     from halfbyte.plan.time import Length
 
     options, folder = config.tune, _tokenizer_folder(config)
@@ -188,12 +191,21 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
                              options.max_steps, options.validate_every)  # fmt: skip
     try:
         task = load_task(Path(config.task), runs=False) if config.task else None
-        asked = task_lengths(task, folder) if task is not None and _is_local(task.data) else None
+        asked = _asked(task, folder) if task is not None and _is_local(task.data) else None
     except HalfbyteError:
         asked = None
     if asked is not None:
         found |= {"items": asked.items, "evaluation_sequence": asked.longest or config.data.max_tokens}
+        found["scored"] = None if asked.scored is None else Scored(asked.scored.options, asked.scored.own)
     return found, [f"sequence: {'as asked' if sequence else data.reason}"]
+
+
+def _asked(task: TaskConfig, folder: Path | None) -> Asked | None:
+    """What the run's task asks. Raises HalfbyteError for a task that can't be asked."""
+    from halfbyte.data.lengths import task_lengths
+    from halfbyte.evaluate.options import rendered_options
+
+    return task_lengths(task, folder, lambda example: rendered_options(example, task)[0])
 
 
 def _is_local(source: str | None) -> bool:

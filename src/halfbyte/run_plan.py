@@ -11,6 +11,7 @@ from halfbyte.config import RunConfig
 from halfbyte.errors import ConfigError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights, moment_bytes
 from halfbyte.options import parse_bytes
+from halfbyte.plan.answering import Scored
 
 
 class RunPlan:
@@ -22,7 +23,8 @@ class RunPlan:
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
         self.chosen = ""
-        self.asked: tuple[int, int] | None = None  # answers at once, and tokens of each; None: as the plan supposes
+        # items at once, tokens of each, and what is scored; None: as the plan supposes
+        self.asked: tuple[int, int, Scored | None] | None = None
 
     def choose(self, config: RunConfig) -> RunConfig:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
@@ -54,7 +56,7 @@ class RunPlan:
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""
         from halfbyte.model.adapter import quant_linears
-        from halfbyte.plan.activations import runtime_bytes
+        from halfbyte.plan.activations import running_bytes
         from halfbyte.plan.budget import spoken_for
         from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
@@ -64,7 +66,7 @@ class RunPlan:
         sizes = self.model.adapter_sizes(config.adapter)
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
-        there = CONTEXT_BYTES + mapped if on_card else runtime_bytes(shape, inventory.tokenizer_bytes)
+        there = CONTEXT_BYTES + mapped if on_card else running_bytes(shape, inventory.tokenizer_bytes)
         fixed = spoken_for(
             shape, matrices, packed=weights in QUANTISED, dtype_bytes=int(self.model.dtype.itemsize),
             adapter_parameters=sum(sizes), optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),
@@ -122,7 +124,7 @@ class RunPlan:
 
         asked: dict[str, Any] = {}
         if self.asked is not None:
-            asked["evaluation_batch"], asked["evaluation_sequence"] = self.asked
+            asked["evaluation_batch"], asked["evaluation_sequence"], asked["scored"] = self.asked
         return plan_model(
             str(self.model.path),
             rank=config.adapter.rank,

@@ -43,6 +43,8 @@ def select(options: argparse.Namespace, console: Console) -> int:
     _check(options)
     console = Output(works=True, stderr=True) if options.json else console
     selection = _begin(options)
+    for leak in selection.leaks:
+        console.print(f"warning: {leak}", style="yellow", markup=False, soft_wrap=True)
     try:
         for candidate in selection.look.asked.candidates:
             found = look_at(candidate, selection.look)
@@ -80,6 +82,7 @@ def _check(options: argparse.Namespace) -> None:
 def _begin(options: argparse.Namespace) -> Selection:
     """Everything that can be wrong with the request is found here, before any model is looked at."""
     from halfbyte.evaluate.judge import check_judge
+    from halfbyte.evaluate.leaks import learned_from
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.build import choose_device
     from halfbyte.plan.devices import find_device
@@ -100,7 +103,8 @@ def _begin(options: argparse.Namespace) -> Selection:
     earlier = _earlier(folder, task)
     look = Look(asked, tasks, tuning, find_device(options.device), options.device)
     made = tuple(path for path in (folder, *folder.parents) if not path.exists())
-    selection = Selection(folder, look, seed, options.limit, earlier, made)
+    leaks = learned_from(look.task_set, tuning.config) if options.probe is not None else []
+    selection = Selection(folder, look, seed, options.limit, earlier, made, leaks)
     if not (folder / FILE).exists():
         selection.write(finished=False)
     return selection
@@ -156,8 +160,9 @@ def _score(selection: Selection, found: Evidence, console: Console) -> None:
             if waiting:
                 _ask(selection, found, waiting, console)
         _fail(waiting, faults)
-    for variant in found.variants:  # the reasons stand at the end, once
-        console.print(f"{variant.name}: {variant.status}", markup=False, soft_wrap=True)
+    for variant in found.variants:  # why one does not fit stands at the end; what failed may have an end before that
+        why = f": {variant.reason}" if variant.status == "failed" else ""
+        console.print(f"{variant.name}: {variant.status}{why}", markup=False, soft_wrap=True)
 
 
 def _fail(variants: list[Variant], faults: list[str]) -> None:
@@ -253,7 +258,8 @@ def _probe_one(selection: Selection, found: Evidence, variant: Variant, probe: P
     name = f"{variant.name}-probe-{digest([settings, tuning.digest])[:8]}"
     tasks, run = look.tasks[min(look.tasks)], selection.folder / "probes" / name
     probe.folder = selection.folder / "evaluations" / f"{name}-{tasks.fingerprint[:8]}"
-    probe.result = _stored(probe.folder, {"fingerprint": tasks.fingerprint, "seed": selection.seed, "variant": name})
+    probe.result = _stored(probe.folder, {"fingerprint": tasks.fingerprint, "seed": selection.seed, "variant": name,
+                                          "leaks": selection.leaks or None})  # fmt: skip
     if probe.result is None:
         console.rule(f"probe: {variant.name}, {probe.steps} steps")
         config = dataclasses.replace(config, out=str(run))
@@ -263,7 +269,7 @@ def _probe_one(selection: Selection, found: Evidence, variant: Variant, probe: P
         what = Target(model.model, model.revision, weights, run / "adapter", None, config.compute)
         net = load(what, look.place, console)
         probe.result = evaluate(net, tasks.task, probe.folder, name, console, limit=selection.limit,
-                                seed=selection.seed)  # fmt: skip
+                                seed=selection.seed, leaks=selection.leaks)  # fmt: skip
     probe.status = "scored"
 
 
@@ -276,7 +282,7 @@ def _recommend(selection: Selection, steps: int | None) -> None:
         beaten = _beside_guess(selection, decisive)
     selection.recommendation = recommend(selection.evidence, selection.base, selection.probed, guess=selection.guess,
                                          beaten=beaten, chance=selection.look.task_set.chance_level, steps=steps,
-                                         tuned=_tuned(selection))  # fmt: skip
+                                         tuned=_tuned(selection), leaks=selection.leaks)  # fmt: skip
 
 
 def _tuned(selection: Selection) -> dict[str, Any] | None:
@@ -300,7 +306,7 @@ def _beside_guess(selection: Selection, ranking: Ranking) -> bool:
     from halfbyte.evaluate.evaluate import constant_folder
 
     place = selection.folder / "evaluations" / "median"
-    selection.guess = constant_folder(ranking.best.folder, place)
+    selection.guess = constant_folder(ranking.best.folder, place, told=selection.look.task_set.warnings)
     (found,) = compare_several([place, ranking.chosen.folder], metric=ranking.metric.name, seed=selection.seed,
                                across=("shots",), among=ranking.among)  # fmt: skip
     return bool(found["verdict"] == "better")

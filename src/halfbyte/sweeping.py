@@ -16,6 +16,7 @@ from rich.console import Console
 from halfbyte.config import RunConfig, load_run, load_task
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.option_files import flat, to_dict
+from halfbyte.output import Output
 from halfbyte.sweep.space import Space, load_space
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def _score(
         asked = _same_test(config, study, scorer)  # its files may have changed while trials ran
         with log_file.open("a", encoding="utf-8") as lines:
             run = dataclasses.replace(space.apply(config, best.values), out=str(folder))
-            log = Console(file=lines, width=120, highlight=False)
+            log = Output(file=lines, width=120)
             code = experiment.tune(run, resume=True, force=True, console=log, scorer=scorer)
         if code != 0:
             return _Scored(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from halfbyte.output import Output
@@ -46,7 +46,7 @@ def pack(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from halfbyte import pipeline
+    from halfbyte import evaluating
 
     common = {
         name: getattr(options, name)
@@ -55,13 +55,13 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.harness is not None:
         if options.scorer is not None:
             raise ConfigError("--scorer belongs to --task", do="leave it out: the harness judges its own tasks")
-        pipeline.evaluate_harness(options.model, options.harness, path=options.harness_path, shots=options.shots,
-                                  console=_console(works=True), **common)  # fmt: skip
+        evaluating.evaluate_harness(options.model, options.harness, path=options.harness_path, shots=options.shots,
+                                    console=_console(works=True), **common)  # fmt: skip
     elif options.harness_path is not None or options.shots is not None:
         raise ConfigError("--harness-path and --shots belong to --harness", found="--task",
                           do="leave them out: a task has its own data and shots")  # fmt: skip
     else:
-        pipeline.evaluate_model(
+        evaluating.evaluate_model(
             options.model, options.task, console=_console(works=True), scorer=options.scorer, **common
         )
     return 0
@@ -140,7 +140,8 @@ def generate(options: argparse.Namespace) -> int:
     from halfbyte import pipeline
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    print(pipeline.generate_text(options, prompt, _console(stderr=True)))
+    answer = pipeline.generate_text(options, prompt, _console(stderr=True))
+    print(printable(answer) if sys.stdout.isatty() else answer)
     return 0
 
 

@@ -49,7 +49,7 @@ def verify(target: Path, as_json: bool, console: Console, *, whole: bool = False
     different = any(row.state == DIFFERS for row in rows)
     if as_json:
         agrees = {"schema": 1, "target": str(target), "kind": kind, "agrees": not different}
-        print(json.dumps(agrees | {"findings": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False))
+        print(json.dumps(agrees | {"findings": [asdict(row) for row in rows]}, indent=2))
     else:
         _show(rows, target, whole, console)
     return DIFFERENT if different else 0
@@ -108,7 +108,7 @@ def _configuration(folder: Path, recorded: Mapping[str, Any]) -> tuple[RunConfig
         return None, [_broken("run.yaml", " ".join(str(error).split()))]
     missing = sorted(known.keys() - flat(values).keys() - {key for key in known if key.startswith("data.template")})
     old, new = _prints(recorded).get("configuration"), digest(_of_these(to_dict(config), values))
-    newer = old == new  # the file is as it was written: by a version that did not have these options
+    newer = old in (None, new)  # the file is as it was written, or nobody knows: by a version without these options
     rows = [Finding.of("run.yaml: every option", f"{len(known)} options", f"{len(known) - len(missing)} options",
                        f"{'newer than the run' if newer else 'missing'}: {', '.join(missing)}",
                        otherwise=OTHER if newer else DIFFERS)]  # fmt: skip

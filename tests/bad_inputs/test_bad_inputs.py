@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+from stat import S_ISDIR
 
 import pytest
 
@@ -24,9 +27,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stamps(*folders: Path) -> dict[Path, tuple[int, int]]:
-    """Size and time of every file."""
-    files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
-    return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    """Size and time of every file, and which folders there are."""
+    paths = {path: path.lstat() for folder in folders for path in folder.rglob("*")}
+    return {path: (0, 0) if S_ISDIR(seen.st_mode) else (seen.st_size, seen.st_mtime_ns) for path, seen in paths.items()}
+
+
+def prepared(case: Case, made: Path, folder: Path) -> tuple[dict[str, Path], dict[Path, tuple[int, int]]]:
+    """The bad input in `folder`: what stands for the names in the command, and what is there before it."""
+    task_files(folder, made / "model")
+    case.make(Place(folder, made))
+    places = {"folder": folder, "made": made, "model": made / "model", "run": made / "out"}
+    return places, stamps(folder, made)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -34,11 +45,8 @@ def test_a_bad_input_is_one_clear_error(
     name: str, made: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case: Case = CASES[name]
-    task_files(folder, made / "model")
-    case.make(Place(folder, made))
+    places, before = prepared(case, made, folder)
     monkeypatch.chdir(folder)
-    places = {"folder": folder, "made": made, "model": made / "model", "run": made / "out"}
-    before = stamps(folder, made)
     capsys.readouterr()
     code = main([part.format(**places) for part in shlex.split(case.command)])
     said = capsys.readouterr().err
@@ -48,8 +56,25 @@ def test_a_bad_input_is_one_clear_error(
     assert case.said in message, said
     assert "\n  do: " in message and ("\n  where: " in message or "\n  found: " in message), said
     assert "Traceback" not in said and "--debug" not in said and len(message) < 3000, said
-    after = stamps(folder, made)
-    assert {file: stamp for file, stamp in before.items() if after.get(file) != stamp} == {}
+    assert stamps(folder, made) == before  # nothing is changed, nothing new
+
+
+@pytest.mark.parametrize("name", ["models-17", "data-08", "run-08", "command-01"])
+def test_a_bad_input_ends_a_process_as_well(name: str, made: Path, folder: Path) -> None:
+    case: Case = CASES[name]
+    places, before = prepared(case, made, folder)
+    command = [sys.executable, "-m", "halfbyte", *(part.format(**places) for part in shlex.split(case.command))]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == case.code, done.stderr
+    assert done.stderr.startswith("error: ") and case.said in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "error: " not in done.stdout
+    assert stamps(folder, made) == before
+
+
+def test_what_a_case_wants_to_be_said_fits_no_other_failure() -> None:
+    """No echo of the command line, and no word or number that any message could hold."""
+    weak = {name for name, case in CASES.items() if len(case.said) < 9 or case.said in case.command}
+    assert weak == set()
 
 
 def test_no_case_stands_twice() -> None:

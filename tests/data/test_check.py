@@ -1,14 +1,17 @@
 """What the check of a run's data finds, each thing on data that have it and on data that don't."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data import check as check_module
 from halfbyte.data.check import Check, check_run
+from halfbyte.data.check_texts import TextCheck
 from halfbyte.data.dataset import load_training, split
 from halfbyte.data.encode import Encoder
+from halfbyte.data.records import Record
 from halfbyte.data.template import Example, iter_examples, load_examples
 from halfbyte.errors import ConfigError, DataError
 from tests.data import templates
@@ -282,6 +285,14 @@ def test_odd_letters_and_special_tokens_are_named(folder):
     report = checked(folder, train)
     assert levels(report) == {"special_token": "warning", "nul": "warning", "mojibake": "warning"}
     assert of(report, "special_token").count == 1 and "user" in of(report, "special_token").examples[0].found
+
+
+def test_a_tokenizer_without_long_special_tokens_finds_none():
+    tokenizer = SimpleNamespace(bos_token=None, eos_token="\n", added_tokens_decoder={}, all_special_tokens=["\n"])
+    check = TextCheck(SimpleNamespace(tokenizer=tokenizer, chat=None))
+    for prompt in ("", "\n", "a"):
+        check.add(Example(prompt, "b", None, Record({}, "a.jsonl:1")), test=False)
+    assert {finding.kind for finding in check.findings()} == {"empty_prompt"}
 
 
 def test_conversations_that_go_on_and_prompts_that_end_with_a_space(folder):

@@ -10,6 +10,7 @@ import pytest
 from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.dataset import load_training
 from halfbyte.data.lengths import task_lengths, training_lengths
+from halfbyte.data.template import Example
 from tests.tiny import tiny_tokenizer
 
 
@@ -56,11 +57,18 @@ def test_messages_without_a_template_are_bounded_too(tmp_path: Path, model: Path
     assert "can't be used" in found.reason and found.learned < found.longest < 50
 
 
+def no_options(example: Example) -> tuple[str, ...]:
+    raise AssertionError("there are none")
+
+
 def test_a_task_is_asked_with_its_longest_prompt(data: str, model: Path) -> None:
     task = TaskConfig(data=data)
-    asked = task_lengths(task, model)
+    asked = task_lengths(task, model, no_options)
     assert asked is not None and asked.items == 90 and asked.longest is not None
-    shots, bound = task_lengths(TaskConfig(data=data, shots=2), model), task_lengths(task, None)
+    shots, bound = task_lengths(TaskConfig(data=data, shots=2), model, no_options), task_lengths(task, None, no_options)
     assert shots is not None and shots.longest is None
     assert bound is not None and bound.longest is not None and asked.longest < bound.longest < 1024
-    assert task_lengths(TaskConfig(data=data, kind="loss"), model) is None
+    texts = task_lengths(TaskConfig(data=data, kind="loss"), model, no_options)
+    assert texts is not None and texts.scored is not None and texts.scored.options == 0
+    assert texts.longest == training_lengths(DataConfig(train=data), model, 0).longest
+    assert task_lengths(TaskConfig(data=data, kind="loss"), None, no_options) is None

@@ -134,7 +134,7 @@ def test_a_gain_in_format_alone_is_called_that(tmp_path: Path) -> None:
     assert found["verdict"] == "better"
     assert found["both_answered"]["n"] == 100
     assert found["both_answered"]["verdict"] == "no detectable difference"
-    assert any("a matter of format" in warning for warning in found["warnings"])
+    assert any("more than a matter of format is not shown" in warning for warning in found["warnings"])
     nobody = numbers(tmp_path / "c", [None] * 200, truth)
     assert compare_folders(nobody, b)["both_answered"] is None
     only = compare_folders(nobody, b, metric="mae_answered")
@@ -250,7 +250,7 @@ def test_what_the_items_could_have_shown(tmp_path: Path) -> None:
     assert grouped["needed"]["items"] > 2.5 * found["needed"]["items"]
     with pytest.raises(ConfigError, match="other than 0"):
         compare_several([a, b], detect=0)
-    with pytest.raises(ConfigError, match=r"up to 1; a percentage point is 0\.01"):
+    with pytest.raises(ConfigError, match=r"between -1 and 1, not 0; a percentage point is 0\.01"):
         compare_several([a, b], metric="within", detect=-2)
     assert compare_several([a, b], detect=2)[0]["needed"]["items"] > 1  # of an error in dollars
 
@@ -268,7 +268,11 @@ def test_a_difference_that_few_items_make_is_not_trusted(tmp_path: Path) -> None
     assert found["verdict"] == "no detectable difference"
     assert any("few items make up most of the difference" in warning for warning in found["warnings"])
     told = json.loads((a / "result.json").read_text())["warnings"]
-    assert told[-1].startswith("few items make up most of mae, rmsle:")  # a share is never made of few items
+    assert told[-1].startswith("few items make up most of mae, rmsle:")  # a share of single items never is
+    groups = [f"g{k % 200}" if k < 200 else f"g{k % 3}" for k in range(500)]  # three of 200 hold 100 items each
+    hits = [k % 2 == 0 if k < 200 else k % 3 == 0 for k in range(500)]
+    large = json.loads((exact(tmp_path / "c", hits, groups=groups) / "result.json").read_text())
+    assert any(warning.startswith("few items make up most of exact_match") for warning in large["warnings"])
 
 
 def test_none_or_all_of_a_grouped_share_is_not_certain(tmp_path: Path) -> None:
@@ -288,6 +292,19 @@ def test_other_metrics_can_be_asked_for(tmp_path: Path) -> None:
         assert (found["metric"], found["better"], found["verdict"]) == (metric, better, "better")
     with pytest.raises(ConfigError, match=r"(?s)no such metric.*did you mean 'rmsle'"):
         compare_folders(a, b, metric="rmsl")
+
+
+def test_what_gives_items_away_says_whose_data_do(tmp_path: Path) -> None:
+    def leaking(place: Path, *leaks: str) -> Path:
+        exact(place, [True, False] * 5)
+        file = place / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"leaks": list(leaks)}))
+        return place
+
+    base, tuned = leaking(tmp_path / "base"), leaking(tmp_path / "tuned", "x", "y")
+    assert compare_folders(base, tuned)["warnings"][:2] == ["tuned: x", "tuned: y"]
+    twin = leaking(tmp_path / "other" / "tuned", "y", "z")
+    assert compare_folders(tuned, twin)["warnings"][:3] == ["y", "the first result: x", "the second result: z"]
 
 
 def test_another_tokenizer_is_compared_in_bits_per_byte(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_what_is_there_is_not_asked_again_and_the_result_is_the_same(
     (tmp_path / "out" / ANSWERS).write_text("".join(slow))
     said: list[str] = []
     result = evaluate_task(plain_model(), task, tmp_path / "out", variant="x", batch=4, say=said.append)
-    assert said == [f"goes on: {result['resumed']} of 18 items were answered already"]
+    assert said == [f"goes on: {result['resumed']} of 18 answers are there already"]
     assert 2000 < result["seconds"] < 2100 and whole["seconds"] < 1000
     assert there == 2 and before > needed and len(forwards) == 2 * needed  # each batch once
     assert 0 < result["resumed"] < 18 and whole["resumed"] == 0
@@ -176,6 +176,14 @@ def test_a_line_counts_only_whole(tmp_path: Path) -> None:
     assert asked(0, 1, 2) == [0.0, 1.0, "new"]
     assert Journal(tmp_path).section("b", count=1).batch([0], lambda: ["other"], plain) == ["other"]
     assert Journal().section("a", count=1).batch([0], lambda: ["nothing is kept"], plain) == ["nothing is kept"]
+    said: list[str] = []
+    section.batch([0, 1], lambda: ["cut", "otherwise"], plain)
+    Journal(tmp_path, say=said.append).section("a", count=3)
+    assert said == ["goes on: 3 of 3 answers are there already"]
+    lines = [json.loads(line) for line in text.splitlines()]
+    (tmp_path / ANSWERS).write_text("".join(json.dumps({k: line[k] for k in ("key", "rows", "values")}) + "\n"
+                                            for line in lines))  # fmt: skip
+    assert asked(0) == [0.0]  # as a version before wrote it
     (tmp_path / "file").write_text("")
     with pytest.raises(HalfbyteError, match="can't be"):
         Journal(tmp_path / "file").section("a", count=1).batch([0], lambda: [1], plain)

@@ -5,6 +5,7 @@ import torch
 
 from halfbyte.evaluate import likelihood
 from halfbyte.evaluate.likelihood import learned_log_likelihoods, option_likelihoods, option_log_likelihoods
+from halfbyte.plan import answering
 from tests.evaluate.models import plain_model
 
 
@@ -35,7 +36,7 @@ def test_options_equal_a_naive_computation(family: str, budget: int | None, monk
 
 def test_many_options_share_one_prompt_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = plain_model()
-    monkeypatch.setattr(likelihood, "_LOGITS", 320 * 7)  # positions through the head seven at a time
+    monkeypatch.setitem(answering._LOGITS, "cpu", 320 * 7)  # positions through the head seven at a time
     options = [[100 + k, *range(200, 200 + k % 5)] for k in range(77)]
     for budget in (60, 100000):
         monkeypatch.setattr(likelihood, "token_budget", lambda model, budget=budget: budget)

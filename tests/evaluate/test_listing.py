@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from halfbyte.config import load_task
 from halfbyte.errors import ConfigError, DataError
+from halfbyte.evaluate import listing
 from halfbyte.evaluate.listing import list_results
 from halfbyte.evaluate.scores import loss_scores
 from halfbyte.evaluate.show import print_results
@@ -107,21 +109,31 @@ def test_a_tasks_results_are_looked_for_here_and_beside_it(tmp_path: Path, monke
         monkeypatch.chdir(place)
         rows = list_results(home / "t.yaml")
         assert {Path(row["folder"]).name for row in rows} == names and len(rows) == len(names)
+    (within := home / "runs" / "task").mkdir()
+    (within / "test.jsonl").write_bytes((home / "test.jsonl").read_bytes())
+    (within / "t.yaml").write_bytes((home / "t.yaml").read_bytes())
+    exact(within / "runs" / "inner", [True, False])  # beside the task, and below runs/ here
+    assert sorted(Path(row["folder"]).name for row in list_results(within / "t.yaml")) == ["beside", "inner"]
+    with pytest.raises(ConfigError, match="--runs"):
+        list_results(home / "runs", runs=Path("none"))
     with pytest.raises(DataError, match=r"none \(no such folder\)[^,]*--runs FOLDER"):
         list_results(home / "t.yaml", runs=Path("none"))
     with pytest.raises(ConfigError, match="no such task"):
         list_results(home / "u.yaml")
 
 
-def test_a_runs_own_result_compares_with_its_task(tmp_path: Path) -> None:
+def test_a_runs_own_result_compares_with_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run scores with its own seed, and its training median as the fallback, where the task names none."""
     (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "1"}\n{"prompt": "b", "completion": "2"}\n')
     (tmp_path / "t.yaml").write_text("data: test.jsonl\nkind: number\n")
     place = exact(tmp_path / "runs" / "r", [True, False])
     tasks = load_task_set(dataclasses.replace(load_task(tmp_path / "t.yaml"), fallback=7.5), seed=3)
     edit(place, task="t", seed=3, fingerprint=tasks.fingerprint, fingerprint_parts=tasks.parts)
-    (row,) = list_results(tmp_path / "t.yaml", runs=tmp_path / "runs")
-    assert row["differs"] == []
+    shutil.copytree(place, tmp_path / "runs" / "again")
+    loads: list[object] = []
+    monkeypatch.setattr(listing, "load_task_set", lambda *a, **o: (loads.append(a), load_task_set(*a, **o))[1])
+    rows = list_results(tmp_path / "t.yaml", runs=tmp_path / "runs")
+    assert [row["differs"] for row in rows] == [[], []] and len(loads) == 1
 
 
 def test_nothing_yet_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -122,13 +122,13 @@ def test_beside_the_median_the_choice_counts(tmp_path: Path) -> None:
 
 
 def test_shots_may_differ_and_nothing_else(tmp_path: Path) -> None:
-    a, b = entry(tmp_path / "a", GOOD), entry(tmp_path / "b", BAD, shots="four")
+    a, b = entry(tmp_path / "a", GOOD), entry(tmp_path / "b", BAD, shots="4" * 64)
     found = rank([a, b], "exact", seed=0)
     assert found is not None and found.against[0].verdict == "worse"
     with pytest.raises(ConfigError, match="examples before the prompts"):
         compare_folders(a.folder, b.folder)
-    c = entry(tmp_path / "c", BAD, shots="four", data="others")
-    with pytest.raises(ConfigError, match="the items"):
+    c = entry(tmp_path / "c", BAD, shots="4" * 64, data="others")
+    with pytest.raises(ConfigError, match='data: "d" against "others"'):
         rank([a, c], "exact", seed=0)
 
 

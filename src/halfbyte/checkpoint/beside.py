@@ -1,4 +1,7 @@
-"""A folder that is there completely or not at all: made beside its place under another name, then renamed."""
+"""A folder that is there completely or not at all: made beside its place under another name, then renamed.
+
+All of it is on disk before the rename, which after a power cut could otherwise be there before the bytes of its files.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from halfbyte import durable
 from halfbyte.errors import CheckpointError
 
 
@@ -19,7 +23,8 @@ def made_beside(out: Path, need: int, note: str) -> Iterator[Path]:
     """A folder that takes the place of `out` when all went well, and of which nothing stays otherwise.
 
     `need` bytes must be free. Where another process was faster, an `out` that holds the file `note` is as good.
-    Raises CheckpointError for a disk that is full or can't be written.
+    Raises CheckpointError for a disk that is full or can't be written, which any OSError of the body is taken for: what
+    it reads, it reads within `reading`.
     """
     mark = f".{out.name}.{socket.gethostname()}-"
     folder = out.parent / f"{mark}{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
@@ -36,6 +41,8 @@ def made_beside(out: Path, need: int, note: str) -> Iterator[Path]:
             )
         folder.mkdir()
         yield folder
+        for file in folder.iterdir():
+            durable.flush(file)
         _put(folder, out, note)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -49,12 +56,22 @@ def made_beside(out: Path, need: int, note: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """What can't be read of a source is not blamed on the disk that is written to. Raises CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError("a file of the checkpoint can't be read", where=error.filename or place,
+                              found=error.strerror or error, do="check the file and its disk") from None  # fmt: skip
+
+
 def _put(folder: Path, out: Path, note: str) -> None:
     """Rename `folder` to `out`. Another process may have been faster; what it made is as good."""
     try:
         if out.is_dir() and not any(out.iterdir()):
             out.rmdir()
-        folder.rename(out)
+        durable.put(folder, out)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (out / note).is_file():
             raise

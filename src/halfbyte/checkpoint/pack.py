@@ -28,7 +28,7 @@ from torch import Tensor
 
 from halfbyte import kernels
 from halfbyte.checkpoint import bnb
-from halfbyte.checkpoint.beside import made_beside
+from halfbyte.checkpoint.beside import made_beside, reading
 from halfbyte.checkpoint.card import Card
 from halfbyte.checkpoint.jobs import Job, Left, packed_nbytes, plan_jobs
 from halfbyte.checkpoint.mapped import Mapped, read
@@ -101,7 +101,8 @@ def pack(
             left=left,
             peak_bytes=meter.peak_bytes,
         )
-        note = {"layout": _LAYOUT, "fingerprint": checkpoint.fingerprint, "model": checkpoint.name}
+        with reading(checkpoint.path):
+            note = {"layout": _LAYOUT, "fingerprint": checkpoint.fingerprint, "model": checkpoint.name}
         _write_json(folder / NOTE, note | {"report": asdict(report)})
     return report
 
@@ -272,7 +273,9 @@ def _copy_others(source: Path, folder: Path) -> None:
         for file in source.glob(pattern):
             new = file.name not in (CONFIG, INDEX, NOTE) and not (folder / file.name).exists()
             if new and file.is_file() and _stays_inside(file):
-                shutil.copyfile(file, folder / file.name)
+                with reading(file):
+                    content = file.read_bytes()
+                (folder / file.name).write_bytes(content)
 
 
 def _stays_inside(file: Path) -> bool:

@@ -1,8 +1,9 @@
 """Checks of a run's data, made before a model is loaded: what would go wrong silently stops, or is named.
 
 Examples and items pass by a few thousand at a time; of each some bytes are kept (hashes, a length, its place), so
-memory does not grow with texts or tokens. Held-out items go first: their n-grams are what training items are held
-against.
+memory does not grow with the texts of training items. Held-out items go first: their n-grams are what training items
+are held against. Until the first of these comes, the held-out items' prompts are kept as text, which is less than the
+hashes of their words would be.
 
 `tune` shows its items to a `Check` while it encodes them; `check_run` reads and encodes them itself and keeps none.
 """
@@ -20,10 +21,9 @@ import numpy.typing as npt
 from halfbyte.config import DataConfig, TaskConfig
 from halfbyte.data.check_answers import LabelCheck, NumberCheck
 from halfbyte.data.check_items import ItemCheck, pad_finding
-from halfbyte.data.check_leaks import GroupCheck, exact_findings, near_finding
-from halfbyte.data.check_near import Hashed, NearIndex
-from halfbyte.data.check_report import ERROR, NOTE, WARNING, Finding, Report
-from halfbyte.data.check_sets import Keys, contradictory, repeated, shared
+from halfbyte.data.check_leaks import TEST, TRAIN, VALIDATION, Leaks
+from halfbyte.data.check_report import ERROR, NOTE, WARNING, Finding, Report, told_leaks
+from halfbyte.data.check_sets import contradictory, repeated
 from halfbyte.data.check_tally import Tally
 from halfbyte.data.check_texts import TextCheck
 from halfbyte.data.dataset import CHUNK, Ranks, group_of
@@ -32,7 +32,6 @@ from halfbyte.data.sides import value_of
 from halfbyte.data.template import Example, iter_examples
 from halfbyte.errors import ConfigError, DataError, HalfbyteError
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 _LEVELS = (ERROR, WARNING, NOTE)
 _DIGITS = re.compile(r"\d+")
@@ -61,36 +60,27 @@ class Check:
     ) -> None:
         self.encoder = encoder
         self._items = {side: ItemCheck(encoder, data, context, vocabulary) for side in (TRAIN, VALIDATION)}
-        self._keys = {side: Keys() for side in _NAMES}
         self._texts = TextCheck(encoder)
-        group = group_of(data) if data.validation else None  # without validation there is nothing to keep together
-        self._groups = {} if group is None else {VALIDATION: GroupCheck(VALIDATION, group)}
-        if task is not None and task.group is not None:
-            self._groups[TEST] = GroupCheck(TEST, task.group)
         self._labels = None if task is not None and task.kind == "number" else LabelCheck(options)
         self._numbers = {side: NumberCheck() for side in (TRAIN, TEST)} if self._labels is None else {}
         self._faults: dict[str, tuple[HalfbyteError, Tally]] = {}  # the first of those that say the same
-        self._held = {TEST: [_compared(example) for example in asked], VALIDATION: list[str]()}
-        self._near: dict[str, NearIndex] | None = None
-        self._twins: dict[str, dict[int, tuple[str, float]]] = {TEST: {}, VALIDATION: {}}
+        group = group_of(data) if data.validation else None  # without validation there is nothing to keep together
+        columns = {VALIDATION: group, TEST: task.group if task is not None else None}
+        self._leaks = Leaks(asked, {side: column for side, column in columns.items() if column is not None}, self.fault)
+        self._keys = self._leaks.keys
         for example in asked:
             self._see(TEST, example)
-            self._see_group(TEST, example)
 
     def add(self, side: str, examples: Sequence[Example], items: Sequence[Item | DataError]) -> None:
         """See examples of "train" or "validation" beside their items; all of validation comes before train."""
         for example, item in zip(examples, items, strict=True):
+            self._leaks.see(side, example)
             self._see(side, example)
-            self._see_group(side, example)
             if isinstance(item, DataError):
                 self.fault(item)
             else:
                 self._items[side].add(item)
-        if side == VALIDATION:
-            assert self._near is None, "validation comes before train"
-            self._held[VALIDATION] += map(_compared, examples)
-        else:
-            self._hold_against(examples)
+        self._leaks.hold(side, examples)
 
     def fault(self, error: HalfbyteError) -> None:
         """Note a record, or a test set, that can't be used."""
@@ -115,35 +105,12 @@ class Check:
         )
 
     def _see(self, side: str, example: Example) -> None:
-        self._keys[side].add(example)
         self._texts.add(example, test=side == TEST)
         if example.completion is not None:
             if side in self._numbers:
                 self._numbers[side].add(example.completion, example.record.origin)
             if side == TRAIN and self._labels is not None:
                 self._labels.add(example.completion, example.record.origin)
-
-    def _see_group(self, side: str, example: Example) -> None:
-        for held, groups in self._groups.items():
-            try:
-                if side == held:
-                    groups.hold_out(example, len(self._keys[side]) - 1)
-                elif side == TRAIN:
-                    groups.train_on(example)
-            except DataError as error:
-                self.fault(error)
-
-    def _hold_against(self, examples: Sequence[Example]) -> None:
-        """Look for near twins of held-out items; the nearest one is kept."""
-        if self._near is None:
-            self._near = {side: NearIndex(Hashed.of(texts)) for side, texts in self._held.items() if texts}
-            self._held = {}
-        texts = Hashed.of([_compared(example) for example in examples] if self._near else [])
-        for side, index in self._near.items():
-            twins = self._twins[side]
-            for place, number, share in index.matches(texts):
-                if number not in twins or share > twins[number][1]:
-                    twins[number] = (examples[place].record.origin, share)
 
     def _fault_findings(self) -> Iterator[Finding]:
         total = sum(map(len, self._keys.values())) + sum(tally.count for _, tally in self._faults.values())
@@ -169,25 +136,7 @@ class Check:
             text = f"{test.count:,} of {len(self._keys[TEST]):,} test items repeat an earlier one: they count twice"
             yield Finding("test_duplicates", WARNING, test.count, len(self._keys[TEST]), text, "leave the copies out",
                           test.places)  # fmt: skip
-        for held, other in ((TEST, TRAIN), (VALIDATION, TRAIN), (TEST, VALIDATION)):
-            yield from self._leaks(held, other)
-        for held, groups in self._groups.items():
-            yield from groups.findings(self._keys[held])
-
-    def _leaks(self, held: str, other: str) -> Iterator[Finding]:
-        keys, against = self._keys[held], self._keys[other]
-        if not len(keys) or not len(against):
-            return
-        same, which = shared(keys, against)
-        yield from exact_findings(held, other, same, len(keys))
-        if other == TRAIN:
-            twins = {number: twin for number, twin in self._twins[held].items() if not which[number]}
-            yield from near_finding(held, twins, keys)
-
-
-def _compared(example: Example) -> str:
-    """The text that is held against others: what is asked; where nothing is, the answer."""
-    return example.prompt if example.prompt.strip() else example.completion or ""
+        yield from self._leaks.findings()
 
 
 def check_run(data: DataConfig, seed: int, check: Check, progress: Progress = lambda done, total: None) -> Report:
@@ -196,20 +145,7 @@ def check_run(data: DataConfig, seed: int, check: Check, progress: Progress = la
     Where validation is a share of train the file is read three times: which items are held out is known only when all
     prompts are. Raises ConfigError where no training data is named, and DataError for a file that can't be read.
     """
-    if not data.train:
-        raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
-    total = None
-    if isinstance(data.validation, str):
-        sides = {VALIDATION: _usable(data.validation, data, check.fault, "validation"),
-                 TRAIN: _usable(data.train, data, check.fault)}  # fmt: skip
-    elif not data.validation:
-        sides = {TRAIN: _usable(data.train, data, check.fault)}
-    else:
-        used, held = _split(data.train, data, seed, check.fault, progress)
-        total = int(used.sum())
-        sides = {
-            side: _usable(data.train, data, only=flags) for side, flags in ((VALIDATION, held), (TRAIN, used & ~held))
-        }
+    sides, total = _sides(data, seed, check.fault, progress)
     done = 0
     for side, examples in sides.items():
         for part, items in _encoded(examples, check.encoder, data):
@@ -217,6 +153,39 @@ def check_run(data: DataConfig, seed: int, check: Check, progress: Progress = la
             done += len(part)
             progress(done, total)
     return check.report()
+
+
+def leaks_of(data: DataConfig, seed: int, asked: Sequence[Example], group: str | None = None) -> list[str]:
+    """A sentence for each way in which the data that a run learns from give away 1 % or more of the items `asked`, as a
+    check of the run with this test set has it, but without a tokenizer. `group`: the column of the items' groups.
+
+    Raises ConfigError where no training data is named, and DataError for a file that can't be read."""
+    leaks = Leaks(asked, {} if group is None else {TEST: group})
+    for side, examples in _sides(data, seed)[0].items():
+        while part := list(islice(examples, CHUNK)):
+            for example in part:
+                leaks.see(side, example)
+            leaks.hold(side, part)
+    return told_leaks(leaks.findings())
+
+
+def _sides(
+    data: DataConfig,
+    seed: int,
+    fault: Callable[[DataError], None] = lambda error: None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[dict[str, Iterator[Example]], int | None]:
+    """The examples that a run validates on, if any, and then those that it trains on; how many, where that is known."""
+    if not data.train:
+        raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
+    if isinstance(data.validation, str):
+        return {VALIDATION: _usable(data.validation, data, fault, "validation"),
+                TRAIN: _usable(data.train, data, fault)}, None  # fmt: skip
+    if not data.validation:
+        return {TRAIN: _usable(data.train, data, fault)}, None
+    used, held = _split(data.train, data, seed, fault, progress)
+    flags = {VALIDATION: held, TRAIN: used & ~held}
+    return {side: _usable(data.train, data, only=only) for side, only in flags.items()}, int(used.sum())
 
 
 def _split(

@@ -2,17 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from halfbyte.data.check_near import SHARE, WORDS
+from halfbyte.data.check_near import SHARE, WORDS, Hashed, NearIndex
 from halfbyte.data.check_report import NOTE, WARNING, Finding
-from halfbyte.data.check_sets import Keys, Same
+from halfbyte.data.check_sets import Keys, Same, shared
 from halfbyte.data.check_tally import Tally, at_half
 from halfbyte.data.sides import value_of
 from halfbyte.data.template import Example
+from halfbyte.errors import DataError
 
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SCORE = {"test": "what the tuned model scores on them is memory", "validation": "their loss says nothing of new items"}
 _TAKE = "take them out of the {} data"
+
+
+class Leaks:
+    """Sides beside each other. `asked`: the test set; `groups`: of a held-out side the column that holds its groups;
+    `fault` is told of an example without its group. All of validation comes before train."""
+
+    def __init__(
+        self, asked: Sequence[Example], groups: Mapping[str, str], fault: Callable[[DataError], None] = lambda _: None
+    ) -> None:
+        self.keys = {side: Keys() for side in (TRAIN, VALIDATION, TEST)}
+        self._fault = fault
+        self._groups = {side: GroupCheck(side, column) for side, column in groups.items()}
+        self._held = {TEST: [_compared(example) for example in asked], VALIDATION: list[str]()}
+        self._near: dict[str, NearIndex] | None = None
+        self._twins: dict[str, dict[int, tuple[str, float]]] = {TEST: {}, VALIDATION: {}}
+        for example in asked:
+            self.see(TEST, example)
+
+    def see(self, side: str, example: Example) -> None:
+        self.keys[side].add(example)
+        for held, groups in self._groups.items():
+            try:
+                if side == held:
+                    groups.hold_out(example, len(self.keys[side]) - 1)
+                elif side == TRAIN:
+                    groups.train_on(example)
+            except DataError as error:
+                self._fault(error)
+
+    def hold(self, side: str, examples: Sequence[Example]) -> None:
+        """Keep the words of validation; of train look for near twins of held-out items: the nearest one is kept."""
+        if side == VALIDATION:
+            assert self._near is None, "validation comes before train"
+            self._held[VALIDATION] += map(_compared, examples)
+            return
+        if self._near is None:
+            self._near = {held: NearIndex(Hashed.of(texts)) for held, texts in self._held.items() if texts}
+            self._held = {}
+        texts = Hashed.of([_compared(example) for example in examples] if self._near else [])
+        for held, index in self._near.items():
+            twins = self._twins[held]
+            for place, number, share in index.matches(texts):
+                if number not in twins or share > twins[number][1]:
+                    twins[number] = (examples[place].record.origin, share)
+
+    def findings(self) -> Iterator[Finding]:
+        for held, other in ((TEST, TRAIN), (VALIDATION, TRAIN), (TEST, VALIDATION)):
+            keys, against = self.keys[held], self.keys[other]
+            if not len(keys) or not len(against):
+                continue
+            same, which = shared(keys, against)
+            yield from exact_findings(held, other, same, len(keys))
+            if other == TRAIN:
+                twins = {number: twin for number, twin in self._twins[held].items() if not which[number]}
+                yield from near_finding(held, twins, keys)
+        for held, groups in self._groups.items():
+            yield from groups.findings(self.keys[held])
+
+
+def _compared(example: Example) -> str:
+    """The text that is held against others: what is asked; where nothing is, the answer."""
+    return example.prompt if example.prompt.strip() else example.completion or ""
 
 
 def exact_findings(held: str, other: str, same: Same, total: int) -> Iterator[Finding]:

@@ -7,8 +7,9 @@ Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, section 8) take for contaminated 
 training items rather than all of them together. Of a text of fewer than 8 such words, all of them in their order must
 be those of a training item.
 
-An n-gram is a 64-bit hash; the held-out items' are kept (12 bytes each), training items pass by and leave nothing. An
-n-gram of more than 100 held-out items tells none of them from the others and is dropped.
+An n-gram is a 64-bit hash; the held-out items' are kept (16 bytes each), training items pass by and leave nothing. An
+n-gram of more than 100 held-out items tells none of them from the others and is dropped. Those that stand in the same
+held-out items, such as the n-grams of one long passage, are one kind and are counted together.
 
 Rejected: MinHash. It estimates how alike whole texts are, so a question inside a long document goes unseen; exact
 counts of the n-grams of the smaller set are cheap enough.
@@ -19,7 +20,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ import numpy.typing as npt
 WORDS = 8  # of an n-gram
 SHARE = 0.7  # of a held-out item's n-grams that stand in one training item
 COMMON = 100  # held-out items that share an n-gram, at most
+PIECE = 1 << 19  # pairs of a training and a held-out item that are looked at at once, but those of one training item
 _FEWEST = 8  # held-out items before words can be called common to them
 _WORD = re.compile(r"\w+")
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits without a pattern (2^64 divided by the golden ratio)
@@ -53,10 +54,9 @@ class Hashed:
     @classmethod
     def of(cls, texts: Sequence[str]) -> Hashed:
         """Python's own hashes: they hold for this process alone, and nothing of them leaves it."""
-        lists = [words(text) for text in texts]
-        lengths = [len(listed) for listed in lists]
-        flat = np.fromiter(map(hash, chain.from_iterable(lists)), dtype=np.int64, count=sum(lengths))
-        return cls(flat.view(np.uint64), np.repeat(np.arange(len(texts)), lengths), len(texts))
+        lists = [np.fromiter(map(hash, words(text)), dtype=np.int64) for text in texts]
+        flat = np.concatenate([np.empty(0, np.int64), *lists])
+        return cls(flat.view(np.uint64), np.repeat(np.arange(len(texts)), list(map(len, lists))), len(texts))
 
     def without(self, common: Hashes) -> Hashed:
         """What is left without the words `common` (sorted)."""
@@ -89,36 +89,65 @@ class NearIndex:
     def __init__(self, held: Hashed) -> None:
         self._common = _common(held)
         held = held.without(self._common)
-        self._whole: dict[bytes, int] = {}
+        self._whole: dict[bytes, list[int]] = {}
         for number, whole in held.short():
-            self._whole.setdefault(whole, number)
+            self._whole.setdefault(whole, []).append(number)
         owner, grams = _distinct(*held.grams())
         self._owner = owner.astype(np.int32)
         unique, first, counts = np.unique(grams, return_index=True, return_counts=True)
         rare = counts <= COMMON
-        self._grams, self._first, self._counts = unique[rare], first[rare], counts[rare]
+        self._grams = unique[rare]
+        sign = np.random.default_rng(0).integers(2**64, size=held.texts, dtype=np.uint64)  # of each held-out item
+        signs = (
+            np.add.reduceat(sign[owner], first)[rare] if len(first) else sign[:0]
+        )  # of the items that have an n-gram
+        _, one, kind = np.unique(signs, return_index=True, return_inverse=True)
+        self._kind = kind.astype(np.int32)
+        self._first, self._counts = first[rare][one], counts[rare][one]  # where the items of a kind stand in `_owner`
         self._total = np.bincount(self._owner[np.repeat(rare, counts)], minlength=held.texts)  # n-grams of each
 
     def matches(self, texts: Hashed) -> list[tuple[int, int, float]]:
-        """(training text, held-out text, share) of every pair that is near, by their places in the two sequences."""
+        """(training text, held-out text, share) of every pair that is near, by their places in the two sequences; of
+        short training texts that are the same the first alone."""
         texts = texts.without(self._common)
-        found = list[tuple[int, int, float]]()
-        if self._whole:
-            found += [(place, self._whole[whole], 1.0) for place, whole in texts.short() if whole in self._whole]
+        short = {whole: place for place, whole in reversed([*texts.short()]) if whole in self._whole}
+        found = [(place, number, 1.0) for whole, place in short.items() for number in self._whole[whole]]
         if not len(self._grams):
             return found
         text, grams = texts.grams()
         at = np.minimum(np.searchsorted(self._grams, grams), len(self._grams) - 1)
         hit = self._grams[at] == grams
         text, at = _distinct(text[hit], at[hit])
-        counts = self._counts[at]  # held-out items that have the n-gram, and so many pairs of it
+        pairs, number = np.unique(text * len(self._first) + self._kind[at], return_counts=True)
+        text, kind = np.divmod(pairs, len(self._first))
+        for part in _pieces(text, self._counts[kind]):
+            found += self._near(text[part], kind[part], number[part])
+        return found
+
+    def _near(self, text: Places, kind: Places, number: Places) -> Iterator[tuple[int, int, float]]:
+        """Near pairs of training texts that have so many (`number`) n-grams of a kind."""
+        counts = self._counts[kind]  # held-out items of the kind, and so many pairs of it
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        held = self._owner[np.repeat(self._first[at], counts) + within].astype(np.int64)
-        pairs, number = np.unique(np.repeat(text, counts) * len(self._total) + held, return_counts=True)
+        held = self._owner[np.repeat(self._first[kind], counts) + within].astype(np.int64)
+        pairs, at = np.unique(np.repeat(text, counts) * len(self._total) + held, return_inverse=True)
         text, held = np.divmod(pairs, len(self._total))
-        share = number / self._total[held]
+        share = np.bincount(at, np.repeat(number, counts)) / self._total[held]
         near = share >= SHARE
-        return found + list(zip(text[near].tolist(), held[near].tolist(), share[near].tolist(), strict=True))
+        return zip(text[near].tolist(), held[near].tolist(), share[near].tolist(), strict=True)
+
+
+def _pieces(text: Places, counts: Places) -> Iterator[slice]:
+    """Slices of `text` (sorted), the sum of whose counts is at most PIECE or which hold one text alone. No text is cut:
+    it has at most as many pairs as the index has n-grams."""
+    ends = np.cumsum(counts)
+    first = 0
+    while first < len(text):
+        end = int(np.searchsorted(ends, PIECE + (ends[first - 1] if first else 0), side="right"))
+        if end < len(text):
+            end = int(np.searchsorted(text, text[end]))
+            end = end if end > first else int(np.searchsorted(text, text[first], side="right"))
+        yield slice(first, end)
+        first = end
 
 
 def _common(held: Hashed) -> Hashes:

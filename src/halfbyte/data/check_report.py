@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,9 +80,8 @@ class Report:
         return [finding for finding in self.findings if finding.level == level]
 
     def test_leaks(self) -> list[str]:
-        """A sentence for each way in which the data that a run learns from give away 1 % or more of its test set."""
-        found = [finding for finding in self.of(WARNING) if finding.kind in _TEST_LEAKS]
-        return [finding.text for finding in found if finding.count >= 0.01 * finding.total]
+        """See `told_leaks`."""
+        return told_leaks(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; docs/check.md describes it."""
@@ -157,6 +156,12 @@ class Report:
         notes = [f"{name}: {_side(side)}" for name, side in self.sides.items()]
         verdict = "nothing stops a run" if self.ok else "errors stop a run"
         return table(f"data check: {verdict}", ("finding", "items", "what to do", "where"), rows, notes)
+
+
+def told_leaks(findings: Iterable[Finding]) -> list[str]:
+    """A sentence for each way in which the data that a run learns from give away 1 % or more of a test set."""
+    found = [finding for finding in findings if finding.kind in _TEST_LEAKS]
+    return [finding.text for finding in found if finding.count >= 0.01 * finding.total]
 
 
 def _side(side: Side) -> str:

@@ -79,7 +79,7 @@ class TextCheck:
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special = {token for token in special | set(tokenizer.all_special_tokens) if len(token) >= _LEAST_SPECIAL}
         longest_first = sorted(special, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "$^")
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._tallies, self._total = Tallies(), 0
 
     def add(self, example: Example, *, test: bool) -> None:

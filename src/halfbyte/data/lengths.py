@@ -8,11 +8,12 @@ a chat template would be asked, bytes are the bound, since hardly any tokenizer 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from halfbyte.config import DataConfig, TaskConfig
+from halfbyte.data.asking import Longest, OptionsOf, longest_scored
 from halfbyte.data.bare import BareTokenizer, has_chat_template
 from halfbyte.data.dataset import group_of, split
 from halfbyte.data.encode import Encoder, Item
@@ -38,10 +39,12 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a task asks: how many items, and the tokens of the longest with its answer, or a bound (None: not known)."""
+    """What a task asks: how many items, the tokens of the longest with its answer, or a bound (None: not known), and,
+    where nothing is generated, what is scored (None: not known)."""
 
     items: int
     longest: int | None
+    scored: Longest | None = None
 
 
 def _encoder_of(folder: Path | None, chat: str) -> Encoder | str:
@@ -96,18 +99,32 @@ def _encoded(train: list[Example], validation: list[Example], encoder: Encoder, 
                    f"the longest item has {longest} tokens: {which} were encoded by tokenizer.json")  # fmt: skip
 
 
-def task_lengths(task: TaskConfig, folder: Path | None) -> Asked | None:
-    """What `task` asks of the model in `folder`; None for a kind without generated answers. Raises DataError."""
-    if not task.generates:
-        return None
+def task_lengths(task: TaskConfig, folder: Path | None, options_of: OptionsOf) -> Asked | None:
+    """What `task` asks of the model in `folder`; `options_of` gives an example's options, where it has some. None for
+    texts and options whose tokens are not known. Raises DataError."""
     asked = asked_examples(task)
     encoder, new = _encoder_of(folder, task.chat), task.decoding.max_new_tokens
-    if encoder == _TEMPLATE or task.shots:  # a prompt with examples before it is made by the evaluation alone
+    unknown = encoder == _TEMPLATE or task.shots  # a prompt with examples before it is made by the evaluation alone
+    if not task.generates:
+        if unknown or isinstance(encoder, str) or not asked:
+            return None
+        longest = longest_of(task, encoder, asked, options_of, encoder.stops)
+        return Asked(len(asked), longest.tokens, longest)
+    if unknown:
         return Asked(len(asked), None)
     if isinstance(encoder, str):
         return Asked(len(asked), max(map(_prompt_size, asked)) + AROUND + new)
-    longest = heapq.nlargest(ENCODED, asked, key=_prompt_size)
-    return Asked(len(asked), max(map(len, encoder.prompts(longest))) + new)
+    some = heapq.nlargest(ENCODED, asked, key=_prompt_size)
+    return Asked(len(asked), max(map(len, encoder.prompts(some))) + new)
+
+
+def longest_of(
+    task: TaskConfig, encoder: Encoder, asked: Sequence[Example], options_of: OptionsOf, ends: Collection[int]
+) -> Longest:
+    """Of a task that generates nothing."""
+    if task.kind == "choice":
+        return longest_scored(encoder, asked, options_of, ends, _prompt_size, ENCODED)
+    return longest_scored(encoder, asked, None, ends, _size, ENCODED)
 
 
 def _size(example: Example) -> int:

@@ -103,7 +103,7 @@ def compare_several(
     pairs might have been, and the p-values are corrected for all of them (see `bonferroni`).
     """
     if detect is not None and not (np.isfinite(detect) and detect != 0):
-        raise ConfigError("the difference to detect must be a number other than 0", found=f"{detect:g}",
+        raise ConfigError("the difference to detect must be a finite number other than 0", found=f"{detect:g}",
                           do="name a difference, e.g. --detect 0.02")  # fmt: skip
     _require_distinct(folders)
     one = read_evaluation(folders[0])
@@ -118,8 +118,7 @@ def compare_several(
     for pair, frame, paired, (row, found), (_, told) in zip(pairs, frames, made, judged, chosen, strict=True):
         frame |= row
         doubts = [_IDENTICAL.format(n=paired.n)] if pair.identical() else _doubts(found, paired)
-        leaks = dict.fromkeys(leak for side in (pair.one, pair.other) for leak in side.result.get("leaks", ()))
-        frame["warnings"] = [*leaks, *told, *few_units(paired.units, {"the difference": found.method}), *doubts]
+        frame["warnings"] = [*_leaks(pair), *told, *few_units(paired.units, {"the difference": found.method}), *doubts]
     if one.kind == "number" and metric is None:
         _add_both_answered(frames, pairs, made, detect)
     return [ShownComparison(plain(frame)) for frame in frames]
@@ -129,7 +128,7 @@ def _check_reach(detect: float | None, metric: Metric) -> None:
     """Raises ConfigError for a difference that no two results can have."""
     if detect is not None and metric.widest is not None and abs(detect) > metric.widest:
         raise ConfigError(f"no two results differ so much in {metric.name}", where="--detect", found=f"{detect:g}",
-                          do=f"name a difference above 0 and up to {metric.widest:g}"
+                          do=f"name a difference between {-metric.widest:g} and {metric.widest:g}, not 0"
                           + "; a percentage point is 0.01" * metric.in_percent)  # fmt: skip
 
 
@@ -209,17 +208,27 @@ def _metric(pair: _Pair, asked: str | None) -> tuple[Metric, list[str]]:
     return chosen, told
 
 
-def _doubts(found: Estimate, paired: Paired) -> list[str]:
-    """What to say where there is no interval, or where it can't be taken at its word. Of a share, no item counts more
-    than another."""
+def _leaks(pair: _Pair) -> list[str]:
+    """What gives the items away, and whose data do where it is not both's."""
+    known = {side.result["variant"]: side.result.get("leaks", ()) for side in (pair.one, pair.other)}
+    if len(known) < 2:
+        known = {f"the {which} result": side.result.get("leaks", ())
+                 for which, side in (("first", pair.one), ("second", pair.other))}  # fmt: skip
+    one, other = known.values()
+    both = [leak for leak in one if leak in other]
+    return both + [f"{name}: {leak}" for name, leaks in known.items() for leak in leaks if leak not in both]
+
+
+def _doubts(found: Estimate, paired: Paired, named: str = "the difference") -> list[str]:
+    """What to say where there is no interval, or where it can't be taken at its word."""
     metric, (a, b) = paired.metric, paired.counted
     if found.method == "none" and paired.units > 1:
         why = "so it is not defined" if found.value is None else "so it is not defined in many of the resamples"
         return [f"{metric.name} counts {a:,} of {paired.n:,} items of the first result and {b:,} of the second, {why}:"
                 " there is neither an interval nor a test"]  # fmt: skip
     if found.method == "no spread":
-        return [flat_warning(["the difference"])]
-    return [] if metric.share else doubt_warnings(paired.units, {"the difference": found.doubt})
+        return [flat_warning([named])]
+    return doubt_warnings(paired.units, {named: found.doubt})
 
 
 def _add_both_answered(
@@ -232,8 +241,10 @@ def _add_both_answered(
         frames[at]["both_answered"] = None
     some = [at for at in fewer if kept[at][0]]
     parts = paired_all([(made[at].metric, *kept[at]) for at in some], seed=made[0].seed, together=max(1, len(some)))
-    for at, (row, _) in zip(some, _judged(parts, detect), strict=True):
+    for at, part, (row, found) in zip(some, parts, _judged(parts, detect), strict=True):
+        doubts = [*few_units(part.units, {"that difference": found.method}), *_doubts(found, part, "that difference")]
         frames[at]["both_answered"] = row
+        frames[at]["warnings"] += [f"of the {part.n} items that both answered: {doubt}" for doubt in doubts]
     for at in fewer:
         frames[at]["warnings"] += _format_alone(frames[at])
 
@@ -241,11 +252,14 @@ def _add_both_answered(
 def _format_alone(frame: dict[str, Any]) -> list[str]:
     both = frame["both_answered"]
     if both is None:
-        return ["no item has an answer from both: the difference is one of format, or nothing"]
-    if frame["verdict"] != "no detectable difference" and both["verdict"] != frame["verdict"]:
-        return [f"'{frame['verdict']}' is a matter of format: on the {both['n']} items that both answered with a number"
-                f" the verdict is '{both['verdict']}'"]  # fmt: skip
-    return []
+        return ["no item has an answer from both: whether more than the format differs can't be seen"]
+    if frame["verdict"] == "no detectable difference" or both["verdict"] == frame["verdict"]:
+        return []
+    on = f"on the {both['n']} items that both answered with a number"
+    if both["verdict"] == "no detectable difference":
+        return [f"{on} there is no detectable difference: that '{frame['verdict']}' is more than a matter of format is"
+                " not shown"]  # fmt: skip
+    return [f"'{frame['verdict']}' is a matter of format: {on} the verdict is '{both['verdict']}'"]
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise, takewhile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.checkpoint.tokenizer import tokenizer_fingerprint
 from halfbyte.config import TaskConfig, ToleranceConfig
+from halfbyte.data.asking import with_options
 from halfbyte.data.encode import Encoder
+from halfbyte.data.lengths import longest_of
 from halfbyte.data.sides import task_files
 from halfbyte.environment import environment
 from halfbyte.errors import ConfigError, DataError
 from halfbyte.evaluate.details import details
 from halfbyte.evaluate.journal import Journal
 from halfbyte.evaluate.judge import judge_of, prediction
+from halfbyte.evaluate.options import rendered_options
 from halfbyte.evaluate.results import (
     SCHEMA,
     Evaluation,
@@ -26,6 +28,7 @@ from halfbyte.evaluate.results import (
     read_evaluation,
     same_answer,
     summarise,
+    unanswered,
     units_of,
     write_evaluation,
 )
@@ -33,6 +36,7 @@ from halfbyte.evaluate.scores import choice_scores, loss_scores, number_scores
 from halfbyte.evaluate.show import ShownResult
 from halfbyte.evaluate.tasks import Item, TaskSet, load_task_set
 from halfbyte.memory import MemoryMeter
+from halfbyte.plan.answering import Scored, items_at_once
 from halfbyte.provenance import file_digests
 
 if TYPE_CHECKING:
@@ -86,7 +90,7 @@ def evaluate_task(
         **_frame(tasks, variant, seed),
         **described(model),
         "items": len(asked.predictions),
-        "unanswered": _unanswered(asked.predictions),
+        "unanswered": unanswered(asked.predictions),
         "metrics": metrics,
         "details": details(task.kind, asked.predictions, units_of(asked.predictions), seed),
         "seconds": seconds,
@@ -149,10 +153,6 @@ def _show_what_was_asked(model: Model, tasks: TaskSet, predictions: list[Predict
             line["prompt"] = model.tokenizer.decode(ids)
 
 
-def _unanswered(predictions: Sequence[Prediction]) -> float:
-    return sum(1.0 - float(line["scores"].get("answered", 1.0)) for line in predictions) / len(predictions)
-
-
 def _ask_generated(
     model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None, journal: Journal
 ) -> _Asked:
@@ -172,22 +172,18 @@ def _ask_generated(
 
 
 def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None, journal: Journal) -> _Asked:
-    """Kind `choice` by the likelihood of each option after the prompt.
-
-    The end of the answer is left out, as in the literature, with one exception: where the tokens of one option begin
-    another's ("insurance", "insurance change") the shorter one would always win, so there the end counts for all.
-    """
+    """Kind `choice` by the likelihood of each option after the prompt."""
     from halfbyte.evaluate.generate import check_lengths, end_tokens
     from halfbyte.evaluate.likelihood import option_log_likelihoods
 
-    encoder, ends = Encoder(model.tokenizer, tasks.task.chat), end_tokens(model)
-    prompts, options = [], []
+    encoder = Encoder(model.tokenizer, tasks.task.chat)
+    ends = end_tokens(model) | encoder.stops
+    prompts, options, same = [], [], dict[tuple[tuple[int, ...], ...], list[list[int]]]()
     for item, example in zip(tasks.items, tasks.asked(encoder), strict=True):
-        encoded = encoder.items([replace(example, completion=option) for option in item.options])
-        prompts.append(encoded[0].ids[: encoded[0].prompt_tokens])
-        own = [row.ids[row.prompt_tokens :] for row in encoded]
-        options.append(_without_end(own, ends | encoder.stops))
-        if not prompts[-1]:
+        prompt, own = with_options(encoder, example, item.options, ends)
+        prompts.append(prompt)
+        options.append(same.setdefault(tuple(map(tuple, own)), own))  # held once for all items that share them
+        if not prompt:
             raise DataError("the prompt has no token, so options can't be scored after it", where=item.origin)
     sizes = [len(p) + max(map(len, choices)) for p, choices in zip(prompts, options, strict=True)]
     check_lengths(model, sizes, [item.origin for item in tasks.items], what="prompt and options")
@@ -203,14 +199,6 @@ def _ask_options(model: Model, tasks: TaskSet, batch: int | str, progress: Progr
         line = prediction(item, item.options[chosen], item.options[chosen].strip(), scores)
         lines.append(line | {"log_likelihoods": dict(zip(item.options, found, strict=True))})
     return _Asked(lines, None if journal.resumed else read / seconds)
-
-
-def _without_end(options: Sequence[Sequence[int]], ends: Collection[int]) -> list[list[int]]:
-    """The options without the tokens that end an answer, unless one of them then begins another."""
-    bare = [list(takewhile(lambda token: token not in ends, option)) for option in options]
-    ordered = sorted(bare)
-    nested = any(b[: len(a)] == a for a, b in pairwise(ordered))
-    return [list(option) for option in options] if nested else bare
 
 
 def _ask_loss(model: Model, tasks: TaskSet, batch: int | str, progress: Progress | None, journal: Journal) -> _Asked:
@@ -245,28 +233,36 @@ def _learned_text(item: Item) -> str:
     return "".join(turn["content"] for turn in turns if turn["role"] == "assistant")
 
 
-def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, int] | None:
-    """(answers at once, tokens of the longest with its prompt) of the batch that takes most memory for `task`;
-    None for kinds without generated answers. Raises DataError as `load_task_set` does."""
-    from halfbyte.evaluate.generate import batches
+def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, int, Scored | None]:
+    """(items at once, tokens of the longest with its answer, what is scored where nothing is generated) of the batch
+    that takes most memory for `task`. Of scored items the longest ones are encoded. Raises DataError as `load_task_set`
+    does, and for an item that can't be scored."""
+    from halfbyte.evaluate.generate import batches, end_tokens, token_budget
 
-    if not task.generates:
-        return None
     tasks, encoder = load_task_set(task, seed=seed), Encoder(model.tokenizer, task.chat)
-    lengths, new = [len(ids) for ids in encoder.prompts(tasks.asked(encoder))], task.decoding.max_new_tokens
-    cut = batches(lengths, new, "auto", model)
-    return max(((len(rows), max(lengths[row] for row in rows) + new) for rows in cut), key=lambda one: one[0] * one[1])
+    asked = tasks.asked(encoder)
+    if task.generates:
+        lengths, new = [len(ids) for ids in encoder.prompts(asked)], task.decoding.max_new_tokens
+        cut = (list(rows) for rows in batches(lengths, new, "auto", model))
+        sizes = [(len(rows), max(lengths[row] for row in rows) + new) for rows in cut]
+        return *max(sizes, key=lambda one: one[0] * one[1]), None
+    ends = end_tokens(model) | encoder.stops
+    longest = longest_of(task, encoder, asked, lambda example: rendered_options(example, task)[0], ends)
+    scored = Scored(longest.options, longest.own)
+    most = items_at_once(token_budget(model), longest.tokens, model.device.type, scored)
+    return min(len(asked), most), longest.tokens, scored
 
 
 def _ask(task: TaskConfig) -> Callable[[Model, TaskSet, int | str, Progress | None, Journal], _Asked]:
     return _ask_generated if task.generates else {"choice": _ask_options, "loss": _ask_loss}[task.kind]
 
 
-def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> Result:
+def constant_folder(evaluation: Path, out: Path, *, told: Sequence[str] = (), variant: str = "median") -> Result:
     """Write to `out` what always answering the fallback (the training median) scores on the items of `evaluation`.
 
-    It has the schema of every evaluation, so `compare` takes it. Raises DataError as `read_evaluation` does, and
-    ConfigError for a task that is not of kind `number`.
+    It has the schema of every evaluation, so `compare` takes it. `told`: the warnings of the task itself. What gave
+    items away to the model that answered them is left out: a constant has learned no prompt. Raises DataError as
+    `read_evaluation` does, and ConfigError for a task that is not of kind `number`.
     """
     source: Evaluation = read_evaluation(evaluation)
     if source.kind != "number":
@@ -283,9 +279,10 @@ def constant_folder(evaluation: Path, out: Path, *, variant: str = "median") -> 
     seed = int(source.result["seed"])
     metrics, warnings = summarise("number", predictions, seed)
     nothing = ("model", "weights", "adapter", "seconds", "tokens_per_second", "peak_bytes", "mapped_bytes")
-    own = {"variant": variant, "resumed": 0, "unanswered": 0.0, "metrics": metrics, "warnings": warnings}
+    own = {"variant": variant, "resumed": 0, "unanswered": 0.0, "metrics": metrics, "warnings": [*told, *warnings]}
     own["details"] = details("number", predictions, units_of(predictions), seed)
     nowhere = dict.fromkeys([*nothing, "cuda_peak_bytes", "device", "model_folder", "fingerprints"])
     result = source.result | nowhere | own | environment()
+    result.pop("leaks", None)
     write_evaluation(out, result, predictions)
     return result

@@ -53,9 +53,9 @@ class Journal:
             self._known, self._identity = _read(self.file), identity(self._model) if self._model else None
         text = json.dumps([self._identity, asked], sort_keys=True, separators=(",", ":"))
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        there = sum(len(rows) for own, rows in self._known if own == key)
+        there = len({row for own, rows in self._known if own == key for row in rows})
         if there and self._say:
-            self._say(f"goes on: {there:,} of {count:,} items were answered already")
+            self._say(f"goes on: {there:,} of {count:,} answers are there already")
         return Section(self, key)
 
     def known(self, key: str, rows: Rows, whole: Callable[[Any], bool]) -> list[Any] | None:
@@ -122,7 +122,7 @@ def _read(file: Path) -> Kept:
             found = json.loads(line)
             rows, values = tuple(found["rows"]), found["values"]
             if len(rows) == len(values):
-                known[str(found["key"]), rows] = values, float(found["seconds"])
+                known[str(found["key"]), rows] = values, float(found.get("seconds", 0.0))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
     return known

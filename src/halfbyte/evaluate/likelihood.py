@@ -1,8 +1,10 @@
 """How likely a model finds given texts: options after a prompt, and whole items.
 
 Options share their prompt: it is computed once, its cache is repeated for the options, and only their own tokens follow
-(77 intents after a prompt of 40 tokens: an eighth of the work). Logits go through the output head some positions at a
-time and in fp32 through the softmax, so that tokens x vocabulary is never materialised.
+(77 intents after a prompt of 40 tokens: an eighth of the work). Each option's row takes a copy of the whole prompt's
+keys and values, so only as many go through the model at once as keep its products busy. Logits are made some positions
+at a time, into a buffer that is kept, so that tokens x vocabulary is never materialised. How much is there at once
+stands in `halfbyte.plan.answering`.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from halfbyte.evaluate.generate import (
     tokens_at_once,
 )
 from halfbyte.evaluate.journal import Journal
+from halfbyte.kernels.cross_entropy import cross_entropy
+from halfbyte.model.loss import LinearHead
+from halfbyte.plan import answering
 
 if TYPE_CHECKING:
     from halfbyte.model.build import Model
-
-_LOGITS = 2**25  # logits in fp32 at once: 128 MiB
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def option_likelihoods(
     pairs = zip(prompts, options, strict=True)
     tokens = [len(choices) * (len(prompt) + max(map(len, choices))) for prompt, choices in pairs]
     done = 0
-    everything = [[list(p), [list(o) for o in choices]] for p, choices in zip(prompts, options, strict=True)]
+    everything = list(zip(prompts, options, strict=True))
     kept = (journal or Journal()).section("options", everything, count=len(prompts))
 
     def ask(group: Sequence[int]) -> list[list[tuple[float, bool]]]:
@@ -113,20 +116,18 @@ def _score_options(
     firsts = torch.tensor([option[0] for _, option in rows], device=model.device)
     sums = _log_probabilities(model, last, items, firsts)
     longer = [row for row, (_, option) in enumerate(rows) if len(option) > 1]
-    for chunk in _chunks(longer, rows, ids.shape[1], token_budget(model)):
-        own = chosen_rows(cache, items[chunk])
-        sums[chunk] += _rest(model, [rows[row][1] for row in chunk], mask[items[chunk]], positions[items[chunk]], own)
+    for chunk in _chunks(model, longer, [len(option) for _, option in rows], ids.shape[1]):
+        own, of = [rows[row][1] for row in chunk], items[chunk]
+        sums[chunk] += _rest(model, own, mask[of], positions[of], chosen_rows(cache, of))
     pairs = zip(rows, sums.tolist(), strict=True)
     flat = iter([Likelihood(nats, hits == len(option)) for (_, option), (nats, hits) in pairs])
     return [[next(flat) for _ in choices] for choices in options]
 
 
-def _chunks(
-    longer: list[int], rows: Sequence[tuple[int, Sequence[int]]], width: int, budget: int
-) -> Iterator[list[int]]:
-    """Numbers of the rows that are computed at once, in `budget` tokens."""
-    longest = max((len(rows[row][1]) for row in longer), default=0)
-    size = max(1, budget // max(1, width + longest))
+def _chunks(model: Model, longer: list[int], lengths: Sequence[int], width: int) -> Iterator[list[int]]:
+    """Numbers of the rows that are computed at once; `lengths` of every row's option, `width` of the prompts."""
+    longest = max((lengths[row] for row in longer), default=1)
+    size = answering.options_at_once(token_budget(model), width + longest, longest - 1, model.device.type)
     for start in range(0, len(longer), size):
         yield longer[start : start + size]
 
@@ -196,13 +197,14 @@ def _sums(model: Model, ids: Sequence[Sequence[int]], learned: Sequence[Sequence
 def _log_probabilities(model: Model, hidden: Tensor, chosen: Tensor, targets: Tensor) -> Tensor:
     """[N, 2] (fp64) of `targets` [N] after the hidden states `hidden[chosen]` of [P, H]: the log-probability, and 1
     where no token is likelier."""
-    vocabulary = model.net.config.get_text_config().vocab_size
-    step, parts = max(1, _LOGITS // vocabulary), []
+    vocabulary, head = model.net.config.get_text_config().vocab_size, model.head
+    step, parts = answering.positions_at_once(vocabulary, model.device.type), []
     for start in range(0, len(chosen), step):
-        logits = model.logits(hidden[chosen[start : start + step]]).float()
-        picked = logits.gather(1, targets[start : start + step, None])[:, 0]
-        nats = (picked - logits.logsumexp(dim=1)).double()
-        parts.append(torch.stack([nats, (picked >= logits.amax(dim=1)).double()], dim=1))
+        rows, wanted = hidden[chosen[start : start + step]], targets[start : start + step]
+        logits = head.logits(rows) if isinstance(head, LinearHead) else head(rows)
+        nats = -cross_entropy(logits, wanted, gradient=False)
+        likeliest = logits.gather(1, wanted[:, None])[:, 0] >= logits.amax(dim=1)
+        parts.append(torch.stack([nats, likeliest.double()], dim=1))
     scores = torch.cat(parts) if parts else hidden.new_zeros(0, 2, dtype=torch.float64)
     if not bool(torch.isfinite(scores).all()):
         raise not_finite(model)

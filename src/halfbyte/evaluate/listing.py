@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from halfbyte.evaluate.results import RESULT, SCHEMA
 from halfbyte.evaluate.tasks import load_task_set
 
 _COPIED = ("task", "kind", "fingerprint", "variant", "model", "weights", "adapter", "items", "unanswered", "peak_bytes",
-           "mapped_bytes", "seconds", "seed", "limit")  # fmt: skip
+           "mapped_bytes", "seconds", "seed", "limit", "leaks")  # fmt: skip
 
 
 def list_results(target: Path, *, runs: Path | None = None) -> list[dict[str, Any]]:
@@ -39,14 +40,19 @@ def list_results(target: Path, *, runs: Path | None = None) -> list[dict[str, An
         task = load_task(target, runs=False)
         places = [runs] if runs is not None else [Path("runs"), target.parent / "runs"]
         places = list({place.resolve(): place for place in reversed(places)}.values())[::-1]
-        rows = [row for place in places for row in _found(place) if row["task"] == task.name]
-        wanted = [_parts_now(task, row) for row in rows]
+        found = {Path(row["folder"]).resolve(): row for place in reversed(places) for row in _found(place)}
+        rows = [row for row in found.values() if row["task"] == task.name]
+        parts_now = cache(partial(_parts_now, task))
+        wanted = [parts_now(row["seed"] or 0, row["fingerprint_parts"].get("fallback")) for row in rows]
         said = ", ".join(f"{place.resolve()} ({'none of this task' if place.is_dir() else 'no such folder'})"
                          for place in places)  # fmt: skip
         nothing, do = f"looked in {said}", "or say where its results are: --runs FOLDER"
     elif not target.is_dir():
         raise ConfigError("there is no such task and no such folder", where=target,
                           do="name a TASK.yaml, or a folder with evaluations")  # fmt: skip
+    elif runs is not None:
+        raise ConfigError("--runs says where the results of a TASK.yaml are", where=target, found="a folder",
+                          do="name the task, or leave --runs away")  # fmt: skip
     else:
         rows, nothing, do = list(_found(target)), "no result.json of an evaluation", "or name another folder"
         first: dict[str, dict[str, Any]] = {}
@@ -59,13 +65,12 @@ def list_results(target: Path, *, runs: Path | None = None) -> list[dict[str, An
     return sorted(rows, key=_place)
 
 
-def _parts_now(task: TaskConfig, row: dict[str, Any]) -> dict[str, Any]:
-    """The experiment that `task` is now, with the row's seed, and the fallback that a run took from its own training
-    data where the task names none."""
-    own = row["fingerprint_parts"].get("fallback")
-    if task.kind == "number" and task.fallback is None and task.train is None and own is not None:
-        task = replace(task, fallback=own)
-    return load_task_set(task, seed=row.get("seed") or 0).parts
+def _parts_now(task: TaskConfig, seed: int, fallback: float | None) -> dict[str, Any]:
+    """The experiment that `task` is now, with a result's seed, and with the `fallback` that a run took from its own
+    training data where the task names none."""
+    if task.kind == "number" and task.fallback is None and task.train is None and fallback is not None:
+        task = replace(task, fallback=fallback)
+    return load_task_set(task, seed=seed).parts
 
 
 def _found(folder: Path) -> Iterable[dict[str, Any]]:

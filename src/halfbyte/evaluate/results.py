@@ -71,6 +71,11 @@ def units_of(predictions: Sequence[Prediction]) -> NDArray[Any]:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
+def unanswered(predictions: Sequence[Prediction]) -> float:
+    """The share of the items that have no answer."""
+    return sum(1.0 - float(line["scores"].get("answered", 1.0)) for line in predictions) / len(predictions)
+
+
 def summarise(
     kind: str, predictions: Sequence[Prediction], seed: int, declared: Declared | None = None
 ) -> tuple[dict[str, Any], list[str]]:
@@ -81,7 +86,7 @@ def summarise(
     doubts: dict[str, Doubt] = {}
     for metric in metrics_for(kind, table, declared):
         found = measured(metric, table, unit_of, seed)
-        if not metric.share and found.doubt != doubts.get(metric.name.removesuffix("_answered")):
+        if found.doubt != doubts.get(metric.name.removesuffix("_answered")):
             doubts[metric.name] = found.doubt
         metrics[metric.name] = {
             "value": found.value,
@@ -245,6 +250,20 @@ def _stored(folder: Path, key: str) -> Any:
         return json.loads((folder / RESULT).read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def require_same_model(folder: Path, model: Result, *, adapter: bool) -> None:
+    """Raises ConfigError where the result in `folder` is another model's than `model` (what `described` says of it), or
+    with `adapter` another adapter's: it is not overwritten."""
+    there, now = _stored(folder, "fingerprints"), model["fingerprints"]
+    if not isinstance(there, dict):
+        return
+    pairs = {"model": (there.get("model"), now["model"]), "format": (_stored(folder, "weights"), model["weights"])}
+    pairs |= {"adapter": (there.get("adapter"), now["adapter"])} if adapter else {}
+    if other := [what for what, (old, new) in pairs.items() if old != new]:
+        raise ConfigError(f"the folder holds a result of another {' and '.join(other)}", where=folder,
+                          found=f"{_stored(folder, 'model')}, {_stored(folder, 'weights')}",
+                          do="choose another: --out FOLDER or --variant NAME")  # fmt: skip
 
 
 def other_experiment(folder: Path) -> ConfigError:

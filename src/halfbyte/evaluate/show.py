@@ -15,6 +15,7 @@ from halfbyte.evaluate.metrics import Metric
 from halfbyte.evaluate.several import names
 from halfbyte.evaluate.statistics import LEVEL
 from halfbyte.notebook import table
+from halfbyte.output import Output
 from halfbyte.plan.prose import Column, Row, prose
 from halfbyte.plan.prose import table as shown_table
 
@@ -32,7 +33,7 @@ class ShownResult(dict[str, Any]):
             for metric in [metric_named(self["kind"], name)]
         ]
         title = f"{self['task']}: {self['variant']}, {self['items']} items"
-        return table(title, ("metric", "value", f"{_percent(LEVEL)} interval", "n"), rows, self.get("warnings", ()))
+        return table(title, ("metric", "value", f"{_percent(LEVEL)} interval", "n"), rows, warnings_of(self))
 
 
 class ShownComparison(dict[str, Any]):
@@ -56,24 +57,24 @@ class ShownComparison(dict[str, Any]):
 
 def print_result(result: dict[str, Any], console: Console | None = None) -> None:
     """Print what result.json holds."""
-    (console or Console()).print(render_result(result))
+    (console or Output()).print(render_result(result))
 
 
 def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
     """Print what comparison.json holds of one comparison."""
-    (console or Console()).print(render_comparison(comparison))
+    (console or Output()).print(render_comparison(comparison))
 
 
 def print_comparisons(comparisons: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print those that `compare_several` made together."""
     known = names(comparisons)
     for comparison in comparisons:
-        (console or Console()).print(render_comparison(comparison, known))
+        (console or Output()).print(render_comparison(comparison, known))
 
 
 def print_results(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print what `list_results` found: a table for each experiment, those of one task together."""
-    console = console or Console()
+    console = console or Output()
     by_task: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         by_task.setdefault(row["task"], {}).setdefault(row["fingerprint"], []).append(row)
@@ -104,6 +105,9 @@ def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told:
     alike = Counter(row["variant"] for row in rows)
     cells = [_cells(row, metric, f"{row['variant']} in {row['folder']}" if alike[row["variant"]] > 1 else "")
              for row in rows]  # fmt: skip
+    if any(row["leaks"] for row in rows):
+        for row, line in zip(rows, cells, strict=True):
+            line["value"] += " *" if row["leaks"] else "  "
     columns = {"variant": Column("variant", name=True), "model": Column("model", name=True),
                "weights": Column("weights", left=True), "adapter": Column("adapter", left=True),
                "items": Column("items"), "value": Column(f"{name} {_ARROWS.get(better, '')}"),
@@ -116,6 +120,9 @@ def _print_experiment(rows: Sequence[dict[str, Any]], console: Console, *, told:
     shown = [key for key in columns if key not in common]
     made: list[Row] = [([row[key] for key in shown], "") for row in cells]
     console.print(shown_table([columns[key] for key in shown], made, console.width), soft_wrap=True)
+    for row, line in zip(rows, cells, strict=True):
+        for leak in row["leaks"] or ():
+            prose(console, f"* {line['variant']}: {leak}", "yellow")
     for line in first["differs"] if told else ():
         prose(console, f"another experiment, {line}", "yellow")
 
@@ -263,7 +270,10 @@ def _legend() -> str:
     return "↓ lower is better, ↑ higher is better"
 
 
+def warnings_of(found: Mapping[str, Any]) -> list[str]:
+    """All that a result or a comparison warns of, first what gives its items away."""
+    return [*(found.get("leaks") or ()), *(found.get("warnings") or ())]
+
+
 def _warnings(found: dict[str, Any]) -> list[Text]:
-    return [
-        Text(f"warning: {warning}", style="yellow") for warning in (*found.get("leaks", ()), *found.get("warnings", ()))
-    ]
+    return [Text(f"warning: {warning}", style="yellow") for warning in warnings_of(found)]

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from halfbyte.evaluate.details import cut
 from halfbyte.evaluate.show import number
+from halfbyte.output import Output
 
 _ROWS = 12  # of a table
 _WORST = 3
@@ -19,7 +20,7 @@ _LONGEST = 60  # characters of a text
 
 def print_details(result: dict[str, Any], console: Console | None = None) -> None:
     """Print the tables that `result` has."""
-    (console or Console()).print(render_details(result))
+    (console or Output()).print(render_details(result))
 
 
 def render_details(result: dict[str, Any]) -> RenderableType:

@@ -1,9 +1,9 @@
 """An evaluation's folder, taken again from what it recorded: every figure that its predictions give, to the last digit.
 
 The model is not asked and no scoring function is run. What can be taken again: the hash of the experiment, and the
-experiment itself where its files are still there; scores from the answers (kinds whose judge needs no model and no
-code of the user's); metrics, intervals and details from the scores; digests of files; fingerprints of model, tokenizer
-and adapter.
+experiment itself where its files are still there, with what choosing at random scores; scores from the answers (kinds
+whose judge needs no model and no code of the user's); metrics, intervals, details and the share without an answer from
+the scores; digests of files; fingerprints of model, tokenizer and adapter. Leaks and warnings are sentences of then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.evaluate.details import details
 from halfbyte.evaluate.fingerprint import differing
 from halfbyte.evaluate.judge import judge_of
-from halfbyte.evaluate.results import Evaluation, plain, read_evaluation, summarise, units_of
+from halfbyte.evaluate.results import Evaluation, plain, read_evaluation, summarise, unanswered, units_of
 from halfbyte.evaluate.tasks import TaskSet, load_task_set
 from halfbyte.model.adapter import WEIGHTS, adapter_digest
 from halfbyte.model.build import origin
@@ -40,7 +40,8 @@ _NO_JUDGE = {
 
 
 def verify_evaluation(folder: Path, adapter: Path | None = None) -> list[Finding]:
-    """A finding for everything that result.json in `folder` recorded; `adapter`: where the adapter lies that answered.
+    """A finding for each thing that result.json in `folder` recorded and that can be taken again (see above), or that
+    should be; `adapter`: where the adapter lies that answered.
 
     Raises DataError as `read_evaluation` does."""
     found = read_evaluation(folder)
@@ -65,7 +66,10 @@ def _experiment(found: Evaluation) -> tuple[TaskSet | None, list[Finding]]:
     except HalfbyteError as error:
         return None, [*rows, Finding.unchecked(what, result["fingerprint"], _one_line(error))]
     changed = "; ".join(differing(result["fingerprint_parts"], tasks.parts))
-    return tasks, [*rows, Finding.of(what, result["fingerprint"], tasks.fingerprint, changed)]
+    rows.append(Finding.of(what, result["fingerprint"], tasks.fingerprint, changed))
+    if "chance_level" in result:
+        rows.append(Finding.of("chance level", result["chance_level"], tasks.chance_level))
+    return tasks, rows
 
 
 def _scores(found: Evaluation, tasks: TaskSet | None) -> list[Finding]:
@@ -109,6 +113,8 @@ def _figures(found: Evaluation) -> list[Finding]:
         other = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
         state = DIFFERS if other else OK
         rows.append(Finding(f"metric {name}", _interval(old), _interval(new), state, ", ".join(other)))
+    if result.get("unanswered") is not None and kind != "harness":
+        rows.append(Finding.of("unanswered", result["unanswered"], unanswered(lines)))
     if "details" in result:
         rows.append(
             Finding.of("details", digest(result["details"]), digest(plain(more)), "classes, worst items and more")

@@ -22,6 +22,7 @@ from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.dequantise import reference as _decode
 from halfbyte.kernels.gate.reference import ACTS, Act
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
+from halfbyte.kernels.pool import pool
 from halfbyte.kernels.product import cpu as _product
 from halfbyte.kernels.product import reference as _plain
 from halfbyte.kernels.product.reference import FrozenWeight, Layer, Pair
@@ -173,8 +174,7 @@ def linear(
         return _product_int8.int8(x.contiguous(), weight, bias, _contiguous(pair), False, out)
     how = product_of(x, weight)
     if how.name == "reference":
-        y = _plain.linear(x, weight, bias, pair)
-        return y if out is None else out.copy_(y)
+        return _plain.linear(x, weight, bias, pair, _room(x, weight.shape[0]) if out is None else out)
     x = x.contiguous()
     if how.name == "gpu":
         assert not isinstance(weight, Tensor)
@@ -242,7 +242,14 @@ def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None,
     how = product_of(g, weight)
     if native.reaches(how.isa, BF16):
         return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True, how.isa or "")
-    return _plain.linear_transposed(g, weight, pair)
+    return _plain.linear_transposed(g, weight, pair, _room(g, weight.shape[1]))
+
+
+def _room(x: Tensor, columns: int) -> Tensor:
+    """Where torch's product of `x` [T, ...] is written: on the CPU in a block of the pool, as a native one would be."""
+    if x.device.type != "cpu":
+        return x.new_empty(len(x), columns)
+    return pool.empty((len(x), columns), x.dtype)
 
 
 def _check(

@@ -1,10 +1,11 @@
 // What a process says when a mapped file loses its pages: one message and exit code 1 in place of "Bus error".
 //
-// A model's weights are mapped, not read, so a file that was cut, or a disk that refuses, shows in the midst of a kernel
-// as SIGBUS. By then only what is async-signal-safe may be called: the message is prepared, and which file it was is read
-// from /proc/self/maps where there is one. SIGBUS of any other cause (sent by a process, bad alignment, broken memory, an
-// address that belongs to no file, shared memory that is full) gets the action that stood before. Linux tells these causes apart by the signal's
-// code; macOS gives one code for all faults, so there it is taken to be a file, and said to be no more than likely.
+// A model's weights are mapped, not read, so a file that was cut, or a disk that refuses, shows in the midst of a
+// kernel as SIGBUS. By then only what is async-signal-safe may be called: the message is prepared, and which file it
+// was is read from /proc/self/maps where there is one. SIGBUS of any other cause (sent by a process, bad alignment,
+// broken memory, an address that belongs to no file, shared memory that is full) gets the action that stood before.
+// Linux tells these causes apart by the signal's code; macOS gives one code for all faults, so there it is taken to be
+// a file, and said to be no more than likely.
 //
 // Rejected: to go on. The kernel that was at work would have to be unwound through code that knows no exceptions.
 #include "common.h"

@@ -52,10 +52,12 @@ from halfbyte.plan.native import Native, plain
 from halfbyte.plan.shapes import Dimensions, dimensions, is_known, tensors_from, text_config
 from halfbyte.targets import select_targets
 
-# Measured on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon: a process of `tune` holds 301 MB
-# once its libraries are imported (the same to 0.1 MB in every process), and 306 to 315 with a model of toy vocabulary
-# opened and a task answered; a tokenizer of 49k or 128k entries takes 29 or 76 MB.
-RUNTIME_BYTES = 320_000_000
+# Measured on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon: a process of `tune` holds 318 MB
+# once its libraries are imported (the same to 0.1 MB in every process), and 330 with some data read and a model of toy
+# vocabulary opened; a tokenizer of 49k or 128k entries takes 29 or 76 MB. The first passes through a model leave 8 MB
+# more behind (a thread for the backward pass, what the libraries set up when they are first used, code and caches of
+# Python's).
+RUNTIME_BYTES, WORKING_BYTES = 329_000_000, 8_000_000
 TOKENIZER_FACTOR = 8.4  # bytes in memory for each byte of tokenizer.json
 TOKENIZER_ENTRY = 72  # bytes of the file for each entry of the vocabulary
 
@@ -68,6 +70,9 @@ _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a h
 # Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
 # a thread's buffers (sums, decoded weights, a strip of attention), and the accumulators of dK and dV.
 _ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 16384, 1_400_000, 8
+
+_MAPPED = 1 << 20  # bytes from which on glibc maps a block by itself (memory.hold_little)
+_AT_ONCE = 6  # in transformers' rotary embedding: the new queries, and of the keys two products, the turned half, a sum
 
 PLAIN = plain("nothing is known of the kernels")
 
@@ -228,17 +233,25 @@ def training_bytes(
     logits = loss_bytes(info, learned, b)
     in_loss = count * (kept_layers * saved + inputs) + ends + logits
     working = b * dims.hidden + layer_peak_bytes_per_token(info, tokens, b)
-    heap = _heap_share(b * dims.hidden * count) * count * (kept_layers * saved + inputs)
+    all_kept = count * (kept_layers * saved + inputs)
+    heap = _holes_bytes(b * dims.query * count, min(dims.layers, kept_layers + 1), all_kept)
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + working) + (0 if info.scaled else logits)
-    return max(in_loss, in_layer) - logits + round(heap), logits
+    return max(in_loss, in_layer) - logits + heap, logits
 
 
-def _heap_share(nbytes: int) -> float:
-    """What hidden states of `nbytes` waste in glibc's heap, as a share of what is kept: blocks from 1 MB on are mapped
-    by themselves, smaller ones lie among the holes of what came and went. Measured on two small models."""
-    return 2.4 * max(0.0, 1 - nbytes / 2**20)
+def _holes_bytes(block: int, layers: int, kept: int) -> int:
+    """Bytes of the holes in glibc's heap at the end of a forward pass, for queries of `block` bytes and `kept` bytes.
+
+    Blocks from 1 MB on are mapped by themselves. Smaller ones that soon go (as many as `_AT_ONCE` while positions are
+    put into queries and keys) lie in the heap, and what a layer keeps of small tensors (the LoRA products, logarithms)
+    is put into the gaps that they leave, so that those of the next layer need new room. Of items that are so long that
+    their blocks are mapped, shorter ones can still need more.
+    """
+    small = min(block, _MAPPED)
+    shorter = kept * (block - small) // max(1, block)  # less is kept of items whose blocks are just not mapped
+    return max(0, layers * _AT_ONCE * small - shorter)
 
 
 def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
@@ -246,6 +259,11 @@ def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
     if tokenizer_bytes is None:
         tokenizer_bytes = TOKENIZER_ENTRY * (info.dims.vocabulary or 0 if info.dims is not None else 0)
     return RUNTIME_BYTES + round(TOKENIZER_FACTOR * tokenizer_bytes)
+
+
+def running_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
+    """`runtime_bytes` of a process in which the model is at work."""
+    return runtime_bytes(info, tokenizer_bytes) + WORKING_BYTES
 
 
 def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2) -> int:

@@ -1,12 +1,15 @@
-"""Answering a task: how many prompts go through a model at once, and the bytes that this takes.
+"""Answering a task: how much goes through a model at once, and the bytes that this takes.
 
-`evaluate.generate` cuts its batches by these numbers, so that what is planned is what is done: the cache of keys and
-values is reserved for a batch, prompts go through the model in pieces of some columns, then a token a row.
+`evaluate.generate` and `evaluate.likelihood` cut their work by these numbers, so that what is planned is what is done.
+Answers are generated: keys and values are reserved for a batch, prompts go through the model in pieces of some columns,
+then a token a row. Options are scored: the prompts of some items go through it once, then rows of options, each with a
+copy of its prompt's keys and values. Texts are scored whole, without a cache. Logits are there for some positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from halfbyte.plan.activations import ShapeInfo, known_dims
@@ -14,6 +17,20 @@ from halfbyte.plan.activations import ShapeInfo, known_dims
 _CACHE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # keys and values of one batch
 _MOST_TOKENS, _MOST_ROWS = 16384, 128
 _AT_ONCE = {"cpu": 2048}  # tokens in one forward; more give the products nothing but take memory
+_OF_OPTIONS = {"cpu": 512}  # the same of options' own tokens: each row takes the keys and values of its whole prompt
+_LOGITS = {"cpu": 2**23}  # numbers in the logits of scored tokens at once: 32 MiB in fp32
+_MOST_LOGITS = 2**25
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a task scores where nothing is generated: `options` after a prompt, at most so many, or (0) whole texts.
+
+    `tokens`: of the longest option; of a text those whose likelihood counts, at most.
+    """
+
+    options: int
+    tokens: int
 
 
 def token_budget(text: Mapping[str, Any], dtype_bytes: int, kind: str) -> int:
@@ -35,19 +52,69 @@ def tokens_at_once(kind: str) -> int:
     return _AT_ONCE.get(kind, _MOST_TOKENS)
 
 
+def options_at_once(budget: int, tokens: int, own: int, kind: str) -> int:
+    """Options in one forward, of at most `own` tokens that are not in the cache yet, with their prompt `tokens`."""
+    most = -(-_OF_OPTIONS.get(kind, _MOST_TOKENS) // max(1, own))
+    return max(1, min(most, budget // max(1, tokens)))
+
+
+def positions_at_once(vocabulary: int, kind: str) -> int:
+    """Scored tokens whose logits are there at once."""
+    return max(1, _LOGITS.get(kind, _MOST_LOGITS) // max(1, vocabulary))
+
+
+def items_at_once(budget: int, tokens: int, kind: str, scored: Scored | None) -> int:
+    """Items in one batch, of `tokens` tokens with their answer, or their longest option."""
+    if scored is None:
+        return rows_at_once(budget, tokens)
+    if not scored.options:
+        return rows_at_once(tokens_at_once(kind), tokens)
+    return rows_at_once(budget, scored.options * tokens)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The largest of each that is there at once."""
+
+    cached: int  # tokens with keys and values
+    tokens: int  # in one forward
+    positions: int  # with logits
+
+
+def pieces(rows: int, tokens: int, kind: str, budget: int, vocabulary: int, scored: Scored | None = None) -> Pieces:
+    """Of `rows` items that end with `tokens` tokens, prompt and answer."""
+    forward, positions = max(rows, tokens_at_once(kind)), positions_at_once(vocabulary, kind)
+    if scored is None:
+        return Pieces(rows * tokens, min(rows * tokens, forward), rows)
+    if not scored.options:
+        return Pieces(0, rows * tokens, min(rows * scored.tokens, positions))
+    prompts, every, own = rows * tokens, rows * scored.options, scored.tokens - 1
+    copies = min(every, options_at_once(budget, tokens, own, kind)) if own else 0
+    last = max(every, copies * own)  # the options' first tokens are scored together
+    return Pieces(prompts + copies * tokens, max(min(prompts, forward), copies * own), min(last, positions))
+
+
 def evaluation_bytes(
-    info: ShapeInfo, rows: int, tokens: int, dtype_bytes: int = 2, kind: str = "cpu"
-) -> dict[str, int]:
-    """Parts in bytes of generating for `rows` sequences that end with `tokens` tokens: cache, one layer, logits."""
+    info: ShapeInfo, rows: int, tokens: int, dtype_bytes: int = 2, kind: str = "cpu", budget: int = _MOST_TOKENS,
+    scored: Scored | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Parts in bytes of answering `rows` items that end with `tokens` tokens: cache, one layer, logits.
+
+    `budget`: tokens that may be in the cache at once; `scored`: what is scored, where nothing is generated.
+    """
     dims, b = known_dims(info), dtype_bytes
-    at_once = min(rows * tokens, max(rows, tokens_at_once(kind)))
+    there = pieces(rows, tokens, kind, budget, dims.vocabulary or 0, scored)
     mlp = 3 * dims.mlp + 3 * dims.hidden
     attention = 4 * dims.query + 2 * dims.key + 2 * dims.hidden
     working = b * max(mlp, attention)
     if info.scores:
         working = max(working, b * attention + dims.heads * tokens * (b + 4 + b))
+    if scored is None:
+        each = b * (1 + (b < 4 or info.scaled))  # near ties are looked for in a copy
+    else:
+        each = b * (1 + info.scaled) + 4 * (not info.native.norms)  # without a native kernel, the softmax's logarithm
     return {
-        "kv_cache": rows * tokens * dims.layers * 2 * dims.key * b,
-        "activations": at_once * working,
-        "logits": rows * (dims.vocabulary or 0) * b,
+        "kv_cache": there.cached * dims.layers * 2 * dims.key * b,
+        "activations": there.tokens * working,
+        "logits": there.positions * (dims.vocabulary or 0) * each,
     }

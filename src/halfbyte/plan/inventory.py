@@ -31,6 +31,7 @@ from halfbyte.plan.shapes import (
     is_known,
     kind_of,
     text_config,
+    type_of,
 )
 
 
@@ -202,7 +203,7 @@ _BUFFER = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(^|\.)attn\
 def from_listing(listing: Listing, source: str = "headers") -> Inventory:
     """The tensors of a model by its headers, wherever they lie."""
     config = text_config(listing.config)
-    model_type = config.get("model_type")
+    model_type = type_of(config)
     dims = dimensions(config, where=listing.files.where("config.json")) if is_known(config) else None
     shapes = _unpacked_shapes(listing, every=source != "hub")
     notes = [*listing.notes, *not_loaded(listing.config)]

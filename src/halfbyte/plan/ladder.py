@@ -18,7 +18,7 @@ from halfbyte.formats import QUANTISED, WEIGHTS, Weights, moment_bytes
 from halfbyte.options import parse_bytes
 from halfbyte.plan import activations
 from halfbyte.plan.activations import shape_info
-from halfbyte.plan.answering import rows_at_once, token_budget, tokens_at_once
+from halfbyte.plan.answering import Scored, items_at_once, pieces, token_budget
 from halfbyte.plan.answers import complete
 from halfbyte.plan.budget import Choice, choose, spoken_for
 from halfbyte.plan.compute import activation_bytes, foretold_compute
@@ -111,6 +111,7 @@ def plan_model(
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
     evaluation_sequence: int | None = None,
+    scored: Scored | None = None,
     items: int | None = None,
     learned: int | None = None,
     native: Native | None = None,
@@ -131,11 +132,12 @@ def plan_model(
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `evaluation_batch` the answers at once, `evaluation_sequence` the tokens of the longest with its prompt
-    (None: as `sequence`), `items` those of a task (then as many answers at once as `evaluate` takes), `learned` the
-    tokens of an item whose loss counts, at most (None: all), `native` the parts that native code computes (None: as
-    this machine's CPU will), `compute` the type of activations (auto: as the weights, 16 bits where those are
-    quantised). `device` is where it runs (see `devices.find_device`; None: this machine's processor), `ranks` how many
-    of them would train together over links of `link` bytes a second each, `length` the run whose time is asked for.
+    (None: as `sequence`), `scored` what a task scores where nothing is generated, `items` those of a task (then as many
+    at once as `evaluate` takes), `learned` the tokens of an item whose loss counts, at most (None: all), `native` the
+    parts that native code computes (None: as this machine's CPU will), `compute` the type of activations (auto: as the
+    weights, 16 bits where those are quantised). `device` is where it runs (see `devices.find_device`; None: this
+    machine's processor), `ranks` how many of them would train together over links of `link` bytes a second each,
+    `length` the run whose time is asked for.
     With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
     (`budget.choose`); where they are settled already, `settled` says why. `optimiser` is `tune.optimiser`.
 
@@ -157,12 +159,14 @@ def plan_model(
 
     if items is not None:
         budget = token_budget(text_config(inventory.config), activation_bytes(weights, compute), where.kind)
-        evaluation_batch = min(max(1, items), rows_at_once(budget, evaluation_sequence or sequence))
+        most = items_at_once(budget, evaluation_sequence or sequence, where.kind, scored)
+        evaluation_batch = min(max(1, items), most)
 
     asked: dict[str, Any] = {
         "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence,
         "batch": BATCH if batch is None else batch, "memory_bytes": available, "recompute": recompute,
         "evaluation_batch": evaluation_batch, "evaluation_sequence": evaluation_sequence, "native": native,
+        "scored": scored,
         "compute": compute, "kind": where.kind, "learned": learned, "settled": settled, "foreseen": foreseen,
         "optimiser": optimiser,
     }  # fmt: skip
@@ -190,6 +194,7 @@ def make_plan(
     compute: str = "auto",
     kind: str = "cpu",
     evaluation_sequence: int | None = None,
+    scored: Scored | None = None,
     learned: int | None = None,
     settled: str | None = None,
     foreseen: str = "",
@@ -212,11 +217,14 @@ def make_plan(
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
         opened, mapped = {"context": CONTEXT_BYTES, "weights": mapped}, 0
     fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": b * adapter}
+    if kind == "cpu":
+        fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
     def scratch(tokens: int) -> int:
         return activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b)
 
-    asked = evaluation_sequence or sequence
+    asked, budget = evaluation_sequence or sequence, token_budget(text_config(inventory.config), b, kind)
+    there = pieces(evaluation_batch, asked, kind, budget, info.dims.vocabulary or 0 if info.dims else 0, scored)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
              "scratch": scratch(batch * sequence)}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
@@ -224,8 +232,8 @@ def make_plan(
     phases = {
         "pack": packing(inventory, weights),
         "open": Phase(opened, mapped),
-        "evaluate": Phase({**fixed, **evaluation(info, evaluation_batch, asked, b, kind),
-                           "scratch": scratch(min(evaluation_batch * asked, tokens_at_once(kind)))}, mapped),
+        "evaluate": Phase({**fixed, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored),
+                           "scratch": scratch(there.tokens)}, mapped),
         "tune": Phase({**needs, **training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
@@ -239,7 +247,8 @@ def make_plan(
         source=inventory.where,
         settings={"weights": weights, "rank": rank, "targets": targets if isinstance(targets, str) else list(targets),
                   "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch,
-                  "evaluation_sequence": asked, "recompute": layers,
+                  "evaluation_sequence": asked, "scored": None if scored is None else asdict(scored),
+                  "recompute": layers,
                   "layers": info.layers, "compute": compute, "dtype_bytes": b},
         parameters=inventory.parameters,
         linear_parameters=sum(rows * columns for rows, columns in quantised.values()),
@@ -273,7 +282,7 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     b, mapped = activation_bytes(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0
     names = select_targets(asked["targets"], list(inventory.linears), where=f"the linear layers of {inventory.name}")
     sizes, on_card = _adapter_sizes(inventory.linears, names, rank), asked["kind"] == "cuda"
-    runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
+    runtime = activations.running_bytes(info, inventory.tokenizer_bytes)
     fixed = spoken_for(
         info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
         adapter_parameters=sum(sizes), optimiser_bytes=moment_bytes(asked["optimiser"], sizes),

@@ -31,6 +31,7 @@ from halfbyte.plan.shapes import (
     says,
     tensors_from,
     text_config,
+    type_of,
 )
 
 _LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -52,8 +53,8 @@ def shapes_of(config: Mapping[str, Any], where: object = "config.json") -> Shape
     Raises ConfigError for an unknown model_type, or one that names every key that is missing or no positive number.
     """
     text = text_config(config)
-    mixture = MIXTURES.get(str(text.get("model_type")))
-    if mixture is None or text.get("model_type") in FAMILIES:
+    mixture = MIXTURES.get(type_of(text))
+    if mixture is None or type_of(text) in FAMILIES:
         dims = dimensions(config, where)
         return Shapes(tensors_from(dims), dims, True)
     text = completed(mixture, text, where)
@@ -93,7 +94,7 @@ def _tensors(mixture: Mixture, dims: Dimensions, text: Mapping[str, Any]) -> lis
     specs += _gemma4_outside(dims, text) if mixture.attention == "gemma4" else []
     if vocabulary is not None and dims.tied is False:
         specs += linear("lm_head", vocabulary, dims.hidden, bool(text.get("lm_head_bias")))
-    model_type = str(text["model_type"])
+    model_type = type_of(text)
     known: dict[tuple[str, int], Kind] = {}  # of a name without its layer, and so many axes
     for at, spec in enumerate(specs):
         key = (spec.name.removeprefix("model.layers.").lstrip("0123456789"), len(spec.shape))

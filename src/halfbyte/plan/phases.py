@@ -8,7 +8,7 @@ from typing import Any
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo
-from halfbyte.plan.answering import evaluation_bytes
+from halfbyte.plan.answering import Scored, evaluation_bytes
 from halfbyte.plan.budget import room_beside
 from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.weighing import gb
@@ -55,10 +55,12 @@ def training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int)
     return {"activations": kept, "logits": logits if info.dims.vocabulary else None}
 
 
-def evaluation(info: ShapeInfo, batch: int, sequence: int, b: int, kind: str) -> dict[str, int | None]:
+def evaluation(
+    info: ShapeInfo, batch: int, sequence: int, b: int, kind: str, budget: int, scored: Scored | None
+) -> dict[str, int | None]:
     if info.dims is None:
         return {"kv_cache": None, "activations": None, "logits": None}
-    parts: dict[str, int | None] = {**evaluation_bytes(info, batch, sequence, b, kind)}
+    parts: dict[str, int | None] = {**evaluation_bytes(info, batch, sequence, b, kind, budget, scored)}
     return parts if info.dims.vocabulary else {**parts, "logits": None}
 
 

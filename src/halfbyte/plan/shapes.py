@@ -129,9 +129,14 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def type_of(text: Mapping[str, Any]) -> str:
+    """The model_type in what `text_config` gives, as text whatever the file holds."""
+    return str(text.get("model_type"))
+
+
 def is_known(config: Mapping[str, Any]) -> bool:
     """Whether the shapes of this model_type follow from its configuration alone."""
-    return text_config(config).get("model_type") in FAMILIES
+    return type_of(text_config(config)) in FAMILIES
 
 
 _MOST_LAYERS = 4096  # the tensors are written down one by one
@@ -144,13 +149,13 @@ def dimensions(config: Mapping[str, Any], where: object = "config.json") -> Dime
     Raises ConfigError for an unknown model_type, and what `read_dimensions` does.
     """
     text = text_config(config)
-    model_type = text.get("model_type")
+    model_type = type_of(text)
     if model_type not in FAMILIES:
         raise ConfigError(
             "the shapes of this model_type are not known from its configuration alone",
             where=where,
-            found=repr(model_type)[:100],
-            do=f"plan a folder that holds its safetensors files, too; {nearest(str(model_type), FAMILIES, 'types')}",
+            found=repr(text.get("model_type"))[:100],
+            do=f"plan a folder that holds its safetensors files, too; {nearest(model_type, FAMILIES, 'types')}",
         )
     family = FAMILIES[model_type]
     return read_dimensions(family, {**family.defaults, **text}, where)
@@ -298,7 +303,7 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 _CONV1D_TYPES = frozenset(("gpt2", "openai-gpt", "imagegpt", "decision_transformer"))  # their matrices are no nn.Linear
 
 
-def kind_of(name: str, shape: tuple[int, ...], model_type: str | None) -> Kind:
+def kind_of(name: str, shape: tuple[int, ...], model_type: str) -> Kind:
     """What a tensor of a checkpoint is, by its name and shape: the counterpart of the names above for any model."""
     if _VISION.search(name):
         return "other"

@@ -13,6 +13,7 @@ from typing import Any
 
 from halfbyte import durable
 from halfbyte.evaluate.details import cut
+from halfbyte.evaluate.show import warnings_of
 from halfbyte.report import sections
 from halfbyte.report.details import details
 from halfbyte.report.fill import fill
@@ -173,7 +174,7 @@ def _scores(story: Story) -> Row:
             cells = [{"value": "–" if value is None else text(value), "interval": ""} for value in values]
             rows.append({"name": name, "text": "", "hint": "", "main": False, "cells": cells})
     heads = [{"name": "median guess" if v is story.guess else v.name, "kind": _part(story, v)} for v in variants]
-    told = [(v.name, text) for v in variants for text in v.result.get("warnings") or []]
+    told = [(v.name, text) for v in variants for text in warnings_of(v.result)]
     return {"heads": heads, "rows": rows, "warnings": [f"{name}: {text}" for name, text in told]}
 
 

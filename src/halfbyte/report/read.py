@@ -12,7 +12,7 @@ from typing import Any
 
 from halfbyte.errors import DataError
 from halfbyte.plan import measured
-from halfbyte.safe_yaml import parse_yaml
+from halfbyte.safe_yaml import parse_yaml, read_text
 
 MEDIAN = "median"  # the variant that always answers the training median
 
@@ -233,8 +233,9 @@ def _mapping(file: Path, notes: list[str]) -> dict[str, Any] | None:
 def _json(file: Path, notes: list[str]) -> Any:
     """What a JSON or YAML file holds; None where it is missing or (with a note) broken."""
     try:
-        text = file.read_text(encoding="utf-8")
-        return parse_yaml(text) if file.suffix == ".yaml" else json.loads(text)
+        if file.suffix == ".yaml":
+            return parse_yaml(read_text(file))
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

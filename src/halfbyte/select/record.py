@@ -26,6 +26,7 @@ class Selection:
     limit: int | None
     earlier: dict[str, Any] | None = None  # select.json of an earlier selection here that recommends something
     made: tuple[Path, ...] = ()  # folders that were not there before, the innermost first
+    leaks: list[str] = field(default_factory=list)  # how what a probe learns from gives items of the task away
     evidence: list[Evidence] = field(default_factory=list)
     guess: dict[str, Any] | None = None  # result.json of always answering the training median
     base: Ranking | None = None
@@ -58,9 +59,10 @@ class Selection:
         return file
 
     def leave_nothing(self) -> bool:
-        """Where nothing came of any candidate, take away the folders that were made for this selection, unless one
-        holds more than select.json; whether that was done."""
-        if self.exit_code != 1 or self.folder not in self.made or len(list(self.folder.iterdir())) > 1:
+        """Where every candidate failed, take away the folders that were made for this selection, unless one holds more
+        than select.json; whether that was done."""
+        failed = all(variant.status == "failed" for variant in self.variants)
+        if not failed or self.folder not in self.made or len(list(self.folder.iterdir())) > 1:
             return False
         (self.folder / FILE).unlink()
         for folder in self.made:
@@ -88,6 +90,7 @@ class Selection:
             "tuning": {"source": tuning.source, "items": None if tuning.train is None else len(tuning.train),
                        "adapter": asdict(tuning.config.adapter), "tune": asdict(tuning.config.tune)},
             "candidates": [self._candidate(one) for one in self.evidence],
+            "leaks": self.leaks,
             "median": None if self.guess is None else self.guess["metrics"].get(metric.name),
             "ranking": _ranking(self.base),
             "probe_ranking": _ranking(self.probed),

@@ -35,12 +35,13 @@ def recommend(
     chance: float | None = None,
     steps: int | None = None,
     tuned: dict[str, Any] | None = None,
+    leaks: Sequence[str] = (),
 ) -> Recommendation:
     """The recommendation by the probes (of `steps` steps), where there are some, else by the scores out of the box.
 
     `guess` is the result of always answering the training median, `beaten` whether the chosen one is better than it;
     `chance` is the share of right answers that choosing at random gives; `tuned` compares the chosen one after its
-    probe with itself out of the box.
+    probe with itself out of the box; `leaks` says how what a probe learned from gives items away.
     """
     if base is None:
         return Recommendation(None, (), tuple(_nothing(evidence)))
@@ -48,6 +49,8 @@ def recommend(
     chosen = decisive.chosen
     when = f"after a probe of {steps} steps" if probed else "out of the box"
     reasons = [_leader(decisive, when + _made_worse(tuned, decisive)), *_decided(decisive), *_flattered(decisive)]
+    if probed and leaks:
+        reasons.append(f"What the probes learned from gives items away: {'; '.join(leaks)}.")
     if guess is not None and beaten is not None:
         reasons.append(_beside_guess(guess, decisive, beaten, when))
     if chance is not None:

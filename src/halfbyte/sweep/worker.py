@@ -21,6 +21,7 @@ from rich.console import Console
 
 from halfbyte.config import RunConfig
 from halfbyte.errors import HalfbyteError
+from halfbyte.output import Output
 from halfbyte.sweep.home import Home
 from halfbyte.sweep.space import Space
 from halfbyte.sweep.storage import StorageError
@@ -98,7 +99,7 @@ class Worker:
         log.parent.mkdir(exist_ok=True)
         try:
             with log.open("a", encoding="utf-8") as lines:
-                console = Console(file=lines, width=120, highlight=False)
+                console = Output(file=lines, width=120)
                 config = replace(self.space.apply(self.config, claim.values), out=str(claim.folder))
                 code = self.train(config, resume=(claim.folder / "run.yaml").exists(), force=False, console=console,
                                   watch=watch)  # fmt: skip

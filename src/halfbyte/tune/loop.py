@@ -19,6 +19,7 @@ from halfbyte.config import TuneConfig
 from halfbyte.data.batches import Batch, collate, micro_batches, step_order
 from halfbyte.data.encode import Item
 from halfbyte.errors import TrainingError
+from halfbyte.memory import trim
 from halfbyte.model.build import Model
 from halfbyte.model.loss import next_token_loss
 from halfbyte.tune.ranks import Ranks
@@ -108,6 +109,7 @@ def train(
         for group in state.optimiser.param_groups:
             group["lr"] = rate
         state.update()
+        trim()
         state.progress.exploding = exploding
         if len(state.progress.first_losses) < FIRST:
             state.progress.first_losses.append(loss.value)

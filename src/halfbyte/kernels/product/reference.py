@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from halfbyte.kernels.packed import PackedWeight
 
@@ -72,23 +71,35 @@ def decode(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None, pair: Pair | None) -> Tensor:
-    """x [T, I] W^T (+ bias) (+ h [T, R] B^T with B [O, R])."""
+def linear(
+    x: Tensor, weight: FrozenWeight, bias: Tensor | None, pair: Pair | None, out: Tensor | None = None
+) -> Tensor:
+    """x [T, I] W^T (+ bias) (+ h [T, R] B^T with B [O, R]); `out`, if given, is written and returned."""
+    y = x.new_empty(len(x), weight.shape[0]) if out is None else out
     if isinstance(weight, Tensor) and weight.dtype != x.dtype:
-        tiles = [F.linear(x, tile.to(x.dtype)) for tile in torch.split(weight, TILE)]
-        y = torch.cat(tiles, dim=1) if bias is None else torch.cat(tiles, dim=1).add_(bias)
+        for first in range(0, len(weight), TILE):
+            rows = slice(first, first + TILE)
+            _multiply(x, weight[rows].to(x.dtype), None if bias is None else bias[rows], y[:, rows])
     else:
-        y = F.linear(x, decode(weight, x.dtype), bias)
+        _multiply(x, decode(weight, x.dtype), bias, y)
     return y if pair is None else y.addmm_(pair[0], pair[1].T)
 
 
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(x, weight.T, out=out)
+    else:
+        torch.addmm(bias, x, weight.T, out=out)
+
+
 @torch.no_grad()
-def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None) -> Tensor:
-    """g [T, O] W (+ h [T, R] A with A [R, I])."""
+def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None, out: Tensor | None = None) -> Tensor:
+    """g [T, O] W (+ h [T, R] A with A [R, I]); `out`, if given, is written and returned."""
+    x = g.new_empty(len(g), weight.shape[1]) if out is None else out
     if isinstance(weight, Tensor) and weight.dtype != g.dtype:
-        x = g.new_zeros(len(g), weight.shape[1])
+        x.zero_()
         for columns, tile in zip(torch.split(g, TILE, dim=1), torch.split(weight, TILE), strict=True):
             x.addmm_(columns, tile.to(g.dtype))
     else:
-        x = g @ decode(weight, g.dtype)
+        torch.mm(g, decode(weight, g.dtype), out=x)
     return x if pair is None else x.addmm_(pair[0], pair[1])
