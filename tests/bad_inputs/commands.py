@@ -65,7 +65,7 @@ CASES = [
          _COMPARE + " --detect 0", 2, "other than 0",
          "names the option"),
     Case("a difference to detect that can't be", nothing,
-         _COMPARE + " --metric within --detect 2", 2, "above 0 and up to 1",
+         _COMPARE + " --metric within --detect 2", 2, "no two results differ so much in within",
          "shows the range"),
     Case("an unknown metric", nothing, _COMPARE + " --metric mea", 2,
          "did you mean 'mae'", "names the nearest one"),
