@@ -130,7 +130,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     monkeypatch.setattr(loop, "batch_loss", interrupting)
     config = options(source, data_file, folder / "parts")
     first, _, said = run(config)
-    assert not first.finished and 0 < first.steps < whole.steps and "--resume" in said
+    assert not first.finished and 0 < first.steps < whole.steps and f"stopped after step {first.steps} of 8" in said
     assert (folder / "parts" / "adapter-last" / "adapter_model.safetensors").is_file()
     monkeypatch.setattr(loop, "batch_loss", original)
     second, _, said = run(config, resume=True)

@@ -34,7 +34,8 @@ LIBRARIES: dict[str, tuple[str, str | None]] = {
     "numpy": ("1.26", None),
     "scipy": ("1.13", None),
     "pyyaml": ("6", None),
-    "rich": ("13.7", None),
+    "rich": ("13.8", None),
+    "filelock": ("3.13", None),
     "jinja2": ("3.1", None),
     "matplotlib": ("3.9", None),
 }
