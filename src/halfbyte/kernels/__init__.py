@@ -22,7 +22,7 @@ from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.dequantise import reference as _decode
 from halfbyte.kernels.gate.reference import ACTS, Act
 from halfbyte.kernels.packed import Int8Weight, NF4Weight, PackedWeight
-from halfbyte.kernels.pool import pool
+from halfbyte.kernels.pool import pool as _blocks
 from halfbyte.kernels.product import cpu as _product
 from halfbyte.kernels.product import reference as _plain
 from halfbyte.kernels.product.reference import FrozenWeight, Layer, Pair
@@ -249,7 +249,7 @@ def _room(x: Tensor, columns: int) -> Tensor:
     """Where torch's product of `x` [T, ...] is written: on the CPU in a block of the pool, as a native one would be."""
     if x.device.type != "cpu":
         return x.new_empty(len(x), columns)
-    return pool.empty((len(x), columns), x.dtype)
+    return _blocks.empty((len(x), columns), x.dtype)
 
 
 def _check(
