@@ -24,14 +24,15 @@ from halfbyte.tune.stop import numbers
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong options, 3 does not fit, 4 a record is contradicted
     (`verify`), 130 stopped by Ctrl-C, SIGTERM or SIGHUP."""
-    parser, options = make_parser(), argparse.Namespace(debug=False)
+    options = argparse.Namespace(debug=False)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "off")  # no warnings at forks; Encoder knows this word
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for each other spin for milliseconds by default. On a machine that does something else, too,
         # that time is missing to the thread that they wait for. Read when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        with _signals_as_ctrl_c():
+        with _signals_as_ctrl_c():  # first of all: a signal that comes before it ends the process without a word
+            parser = make_parser()
             options = parser.parse_args(arguments, options)
             if not hasattr(options, "handler"):
                 parser.print_help()

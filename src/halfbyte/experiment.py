@@ -21,6 +21,7 @@ from halfbyte.formats import Weights
 from halfbyte.ledger import Ledger
 from halfbyte.option_files import write_yaml
 from halfbyte.pipeline import Target, evaluate, load, prepare, require_model, say_compute, with_training_median
+from halfbyte.plan.prose import prose
 from halfbyte.run_plan import RunPlan
 
 if TYPE_CHECKING:
@@ -138,8 +139,10 @@ def tune(
             result = _prove(model, task, folder, f"base-{config.weights}", console, config.seed, checked.test_leaks())
             ledger.evaluated("evaluate_after", result)
         ledger.end(planner.plan, finished=True)
-        from halfbyte.report.page import report
+        from halfbyte.report.page import in_words, report
 
+        if task is not None:
+            prose(console, " ".join(in_words(folder)), "bold")
         console.print(f"report: {report(folder)}", markup=False)
         return 0
 
@@ -301,6 +304,8 @@ def demo(out: Path, console: Console) -> int:
     if code == 0:
         what = "the rest of the story" if unfinished else "the whole story"
         console.print(f"{what} took {time.monotonic() - started:,.0f} s; open {out / 'report.html'}", markup=False)
+    if code == 130:
+        console.print("or with the whole story, from where it is: halfbyte demo", markup=False)
     return code
 
 

@@ -37,9 +37,16 @@ def read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(
-            "the file holds no mapping", where=file, found=type(values).__name__, do="write 'key: value' lines"
+            "the file holds no mapping",
+            where=file,
+            found=_kind_of(values),
+            do="write 'key: value' lines; data are named in it (data.train in a RUN.yaml, data in a TASK.yaml)",
         )
     return values
+
+
+def _kind_of(values: object) -> str:
+    return "plain text" if isinstance(values, str) else "a list" if isinstance(values, list) else "a single value"
 
 
 def override(cls: type, values: dict[str, Any], text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.errors import DataError
-from halfbyte.report.page import report
+from halfbyte.report.page import in_words, report
 from tests.report.synthetic import (
     base_answer,
     comparison,
@@ -201,6 +201,8 @@ def test_right_or_wrong_tasks(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "run"
     write_words(folder, "base-nf4", kind, 0.4)
     write_words(folder, "tuned", kind, 0.8)
+    stored = folder / "evaluations" / "tuned" / "result.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"chance_level": 0.25 if kind == "choice" else None}))
     metric = "accuracy" if kind == "choice" else "exact_match"
     found = {"value": 0.11, "low": -0.02, "high": 0.24, "p": 0.09}
     made = comparison("base-nf4", "tuned", metric, found, "no detectable difference", (9, 3, 48))
@@ -210,6 +212,12 @@ def test_right_or_wrong_tasks(tmp_path: Path, kind: str) -> None:
     assert "+11.0 points (95 % interval −2.0 to +24.0 points, p = 0.090)" in text
     assert "only the tuned model right" in text
     assert "The most frequent mistakes of tuned" in text
+    assert ("Choosing at random scores 25.0 %; tuned does better." in text) == (kind == "choice")
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"chance_level": 0.9}))
+    assert ("Choosing at random scores 90.0 %; tuned can't be shown to do better." in page_of(folder).text) == (
+        kind == "choice"
+    )
+    assert any("No detectable difference" in line for line in in_words(folder))
     rights = {"both right": 0, "only the tuned model right": 0, "only the base right": 0, "both wrong": 0}
     counts = {name: int(re.search(rf"{name} (\d+)", text)[1]) for name in rights}  # type: ignore[index]
     assert sum(counts.values()) == 60

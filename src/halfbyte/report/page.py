@@ -20,6 +20,7 @@ from halfbyte.report.fill import fill
 from halfbyte.report.read import Evidence, Variant, as_number, gather
 from halfbyte.report.story import Row, Story, counted, ranked, right_or_wrong, shown, spoken, verdict_kind
 from halfbyte.report.words import (
+    against_chance,
     against_guess,
     bytes_text,
     change_interval_text,
@@ -46,6 +47,12 @@ def report(run: Path) -> Path:
     file = run / "report.html"
     durable.write_text(file, page)
     return file
+
+
+def in_words(run: Path) -> list[str]:
+    """What the page of `run` says first: the verdict in a sentence, and how much of a gain is one in format, if any."""
+    summary = _summary(Story.of(gather(run)))
+    return [text for text in (summary["sentence"], summary["format"]) if text]
 
 
 def render(evidence: Evidence) -> str:
@@ -102,6 +109,7 @@ def _summary(story: Story) -> Row:
     found = comparison(story.evidence, story.base, story.tuned)
     leads = [f"Difference {difference_text(found, story.unit)}; {counted(found)}."] if found else []
     leads.append(against_guess(story.evidence, story.tuned, story.metric, story.unit))
+    leads.append(against_chance(story.tuned or story.base, story.metric))
     only, note = False, ""
     if story.base and story.tuned and story.metric:
         only, note = format_note(story.evidence, story.base, story.tuned, story.metric, story.unit)

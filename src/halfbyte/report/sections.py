@@ -43,7 +43,7 @@ Picture = dict[str, str]  # svg, and title: what it shows, also read aloud
 _MEMORY = (
     "Planned and measured peak memory of each phase, part by part; the rest is what can't be told apart when it is "
     "measured. Small models take more than planned, because the C library keeps what is freed; "
-    "what is measured of mapped files counts the program's libraries, too."
+    "what is measured of mapped files counts the program's libraries, too"
 )
 
 

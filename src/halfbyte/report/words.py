@@ -233,6 +233,16 @@ def against_guess(evidence: Evidence, tuned: Variant | None, metric: str | None,
     return f"{text}; {told}: difference {difference_text(found, unit)}."
 
 
+def against_chance(variant: Variant | None, metric: str | None) -> str:
+    """How a `choice` task's score stands against choosing an option at random."""
+    chance = as_number(variant.result.get("chance_level")) if variant else None
+    if variant is None or chance is None or metric not in ("accuracy", "accuracy_per_byte"):
+        return ""
+    low = as_number((variant.metric(metric) or {}).get("low"))
+    told = "does better" if low is not None and low > chance else "can't be shown to do better"
+    return f"Choosing at random scores {value_text(metric, chance)}; {variant.name} {told}."
+
+
 def format_note(evidence: Evidence, base: Variant, tuned: Variant, metric: str, unit: str) -> tuple[bool, str]:
     """(only, text): whether the gain in a number task is nothing but one in format, and what is to say of that, or "".
 
