@@ -48,14 +48,14 @@ def recommend(
     decisive = probed or base
     chosen = decisive.chosen
     when = f"after a probe of {steps} steps" if probed else "out of the box"
-    reasons = [_leader(decisive, when + _made_worse(tuned, decisive)), *_decided(decisive), *_flattered(decisive)]
+    luck = [] if chance is None else _beside_chance(chance, decisive)
+    leader = _leader(decisive, when + _made_worse(tuned, decisive), lucky=bool(luck))
+    reasons = [leader, *_decided(decisive), *_flattered(decisive)]
     if probed and leaks:
         reasons.append(f"What the probes learned from gives items away: {'; '.join(leaks)}.")
     if guess is not None and beaten is not None:
         reasons.append(_beside_guess(guess, decisive, beaten, when))
-    if chance is not None:
-        reasons += _beside_chance(chance, decisive)
-    reasons += _cautions(evidence, base, probed, chosen)
+    reasons += [*luck, *_cautions(evidence, base, probed, chosen)]
     undecided = tuple(entry.name for entry in decisive.tied) if len(decisive.tied) > 1 else ()
     return Recommendation(chosen.name, undecided, tuple(reasons))
 
@@ -67,9 +67,10 @@ def score_text(entry: Entry, ranking: Ranking) -> str:
     return f"{ranking.metric.name} {figure(found['value'], ranking.metric)}" + ("" if limits == "-" else f" ({limits})")
 
 
-def _leader(ranking: Ranking, when: str) -> str:
-    chosen, how = ranking.chosen, "Recommended"
-    if len(ranking.tied) > 1:
+def _leader(ranking: Ranking, when: str, *, lucky: bool) -> str:
+    """`lucky`: choosing at random may do as well, so that nothing speaks for the best but that it is first."""
+    chosen, how = ranking.chosen, "Not recommended, but first" if lucky else "Recommended"
+    if not lucky and len(ranking.tied) > 1:
         how += ", though not shown to be the best" if chosen is ranking.best else " for its memory, not for its score"
     items = f"{chosen.result['items']:,} items"
     return f"{how}: {chosen.name}, with {score_text(chosen, ranking)} on {items} {when}."
