@@ -48,22 +48,18 @@ def pack(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     from halfbyte import evaluating
 
-    common = {
-        name: getattr(options, name)
-        for name in ("adapter", "weights", "revision", "device", "compute", "variant", "limit", "out")
-    }
+    names = ("adapter", "weights", "revision", "device", "compute", "variant", "limit", "out")
+    asked = evaluating.Asked(options.model, **{name: getattr(options, name) for name in names})
     if options.harness is not None:
         if options.scorer is not None:
             raise ConfigError("--scorer belongs to --task", do="leave it out: the harness judges its own tasks")
-        evaluating.evaluate_harness(options.model, options.harness, path=options.harness_path, shots=options.shots,
-                                    console=_console(works=True), **common)  # fmt: skip
+        evaluating.evaluate_harness(asked, options.harness, path=options.harness_path, shots=options.shots,
+                                    console=_console(works=True))  # fmt: skip
     elif options.harness_path is not None or options.shots is not None:
         raise ConfigError("--harness-path and --shots belong to --harness", found="--task",
                           do="leave them out: a task has its own data and shots")  # fmt: skip
     else:
-        evaluating.evaluate_model(
-            options.model, options.task, console=_console(works=True), scorer=options.scorer, **common
-        )
+        evaluating.evaluate_model(asked, options.task, console=_console(works=True), scorer=options.scorer)
     return 0
 
 
