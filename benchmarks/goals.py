@@ -107,9 +107,10 @@ def _small_step(results: Results) -> Iterator[Line]:
         line = Line(what, ours, peer, limit)
         yield Line(what, ours, peer, limit, [at_least(line.ratio, wanted), within(ours, limit, most)])
     yield Line("... beside the peer that recomputes nothing", get("no", OURS), get("no", PEER), get("no", LIMIT))
-    bf16 = Line("... beside bf16 LoRA without quantisation", get("no", OURS), get("no", "bf16 LoRA"), get("no", LIMIT))
-    faster = None if bf16.ratio is None else bf16.ratio > 1
-    yield Line(bf16.what, bf16.ours, bf16.peer, bf16.limit, [("faster", faster)])
+    name, found = next(((name, row) for name in ("fp32", "bf16") if (row := get("no", f"{name} LoRA"))), ("bf16", None))
+    dense = Line(f"... beside {name} LoRA without quantisation", get("no", OURS), found, get("no", LIMIT))
+    faster = None if dense.ratio is None else dense.ratio > 1
+    yield Line(dense.what, dense.ours, dense.peer, dense.limit, [("faster", faster)])
     yield _memory("peak memory of the step, 1B, every layer recomputed, mapped weights included",
                   get("every", OURS, "peak_bytes"), get("every", OURS, "mapped_bytes"),
                   get("every", PEER, "peak_bytes"), [("at most 2.0 GB", 2.0e9, True)])  # fmt: skip

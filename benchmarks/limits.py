@@ -2,7 +2,8 @@
 
     python benchmarks/limits.py
 
-The products of a step are those of the linear layers and of the head in bf16 by torch (oneDNN), without attention:
+The products of a step are those of the linear layers and of the head by torch in the type that is computed in
+(compute.py), without attention:
 forward, and backward with respect to the input (the frozen weights have no gradient). Each shape is timed by itself, in
 every turn, and counted as often as it occurs.
 """
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import common
+from benchmarks import common, compute
 from benchmarks.shapes import SHAPES, linears
 from benchmarks.turns import Figures, Phase
 
@@ -62,9 +63,9 @@ def products(shape: str, tokens: int) -> Phase:
     """A turn: seconds of the products of one pass, the linear layers and the head apart, forward and backward."""
     counts = product_counts(shape)
     head = (SHAPES[shape]["vocab_size"], SHAPES[shape]["hidden_size"])
-    weights = {size: torch.randn(size, dtype=torch.bfloat16) for size in {*counts, head}}
-    inputs = {size: torch.randn(tokens, size[1], dtype=torch.bfloat16) for size in weights}
-    gradients = {size: torch.randn(tokens, size[0], dtype=torch.bfloat16) for size in weights}
+    weights = {size: torch.randn(size, dtype=compute.dtype()) for size in {*counts, head}}
+    inputs = {size: torch.randn(tokens, size[1], dtype=compute.dtype()) for size in weights}
+    gradients = {size: torch.randn(tokens, size[0], dtype=compute.dtype()) for size in weights}
 
     def forward(size: tuple[int, int]) -> float:
         return _seconds(lambda: F.linear(inputs[size], weights[size]), REPEATS)

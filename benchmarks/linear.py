@@ -1,8 +1,9 @@
 """A quantised linear layer, halfbyte's QuantLinear beside bitsandbytes' Linear4bit (with PEFT's LoRA), in turns.
 
-Training: 512 tokens forward, and forward with backward to the input, without LoRA and with r=16; the limit is the bf16
-product alone. Decoding: 1 to 64 rows times packed weights, one after another over at least 1 GB of distinct ones, so
-that none is found in a cache; the peer is in eval mode and has repacked; the limit is the speed of reading memory.
+Training: 512 tokens forward, and forward with backward to the input, without LoRA and with r=16; the limit is the
+product alone, of a matrix in the type that is computed in (compute.py). Decoding: 1 to 64 rows times packed weights,
+one after another over at least 1 GB of distinct ones, so that none is found in a cache; the peer is in eval mode and
+has repacked; the limit is the speed of reading memory.
 
     python benchmarks/linear.py --matrix 14336 4096
 """
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import common, limits
+from benchmarks import common, compute, limits
 from benchmarks.common import Row
 
 TOKENS, RANK = 512, 16
@@ -58,7 +59,7 @@ def peer(weight: Tensor, rank: int) -> Any:
     import bitsandbytes as bnb
 
     def layer() -> Any:
-        made = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16,
+        made = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=compute.dtype(),
                                  compress_statistics=True, quant_type="nf4", device="meta")  # fmt: skip
         made.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4")
         made = made.to("cpu")  # quantises
@@ -79,9 +80,9 @@ def training(rounds: int, seconds: float, matrices: tuple[tuple[int, int], ...])
     for size in matrices:
         made: list[Row] = []
         weight = dense(size)
-        x = torch.randn(TOKENS, size[1], dtype=torch.bfloat16).requires_grad_()
-        gradient = torch.randn(TOKENS, size[0], dtype=torch.bfloat16)
-        layers: dict[tuple[int, str], Any] = {(0, "limit"): plain(weight)}
+        x = torch.randn(TOKENS, size[1], dtype=compute.dtype()).requires_grad_()
+        gradient = torch.randn(TOKENS, size[0], dtype=compute.dtype())
+        layers: dict[tuple[int, str], Any] = {(0, "limit"): plain(weight.to(compute.dtype()))}
         for rank in (0, RANK):
             layers |= {(rank, "halfbyte"): ours(weight, rank), (rank, "peer"): peer(weight, rank)}
         work: dict[tuple[str, int, str], Callable[[], object]] = {}
@@ -136,7 +137,7 @@ def decoding(rounds: int, seconds: float, size: tuple[int, int], distinct_bytes:
     reads: list[float] = []
     with torch.inference_mode():
         for rows in ROWS:
-            x = torch.randn(rows, size[1], dtype=torch.bfloat16)
+            x = torch.randn(rows, size[1], dtype=compute.dtype())
             speeds: dict[str, list[float]] = {who: [] for who in layers}
             for turn in common.rounds_within(rounds, seconds):  # the first turn lets the peer repack
                 for who, found in layers.items():

@@ -1,4 +1,5 @@
-"""The ops between the products: halfbyte's native ones beside torch's (here the peer) on the same bf16 tensors.
+"""The ops between the products: halfbyte's native ones beside torch's (here the peer) on the same tensors, of the
+type that is computed in (compute.py).
 
 Attention (a prompt, and one query a row over a cache), RMSNorm, the gate of the MLP, and the loss from the last hidden
 states, head included. `relative_error` is the norm of the difference to torch's in fp32, by the norm of that: over the
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import common, shapes
+from benchmarks import common, compute, shapes
 from benchmarks.common import Row
 
 Function = Callable[..., Tensor]
@@ -49,7 +50,7 @@ class Case:
 
 
 def noise(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(compute.dtype())
 
 
 def attention(model: dict[str, Any], tokens: int, rows: int, keys: int) -> Iterator[Case]:
@@ -104,12 +105,14 @@ def loss(model: dict[str, Any], tokens: int) -> Iterator[Case]:
     from halfbyte.model.loss import LinearHead, next_token_loss
 
     vocabulary, width = model["vocab_size"], model["hidden_size"]
-    head, hidden = noise(vocabulary, width) * 0.02, noise(1, tokens, width, seed=1)
+    hidden = noise(1, tokens, width, seed=1)
+    stored = (noise(vocabulary, width) * 0.02).bfloat16()  # as halfbyte keeps it, whatever it computes in
+    head = stored.to(hidden.dtype)
     labels = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(2))
     kept = hidden[0, 1:]
 
     def ours(hidden: Tensor) -> Tensor:
-        return next_token_loss(hidden, labels, LinearHead(head))
+        return next_token_loss(hidden, labels, LinearHead(stored))
 
     def torchs(hidden: Tensor) -> Tensor:
         logits = F.linear(hidden[0, :-1], head.to(hidden.dtype)).float()

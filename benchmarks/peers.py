@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
+from benchmarks import compute
 from benchmarks.turns import Case, Figures, Phase
 
 TARGETS = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "all": "all-linear"}
 
 
-def load(folder: str, *, quantised: bool = True, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The causal LM in `folder`/bf16: quantised to NF4 with double quantisation while it is read, or in `dtype`."""
+def load(folder: str, *, quantised: bool = True, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+    """The causal LM in `folder`/bf16: quantised to NF4 with double quantisation while it is read, or in `dtype` (None:
+    `compute`'s)."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    dtype = compute.dtype() if dtype is None else dtype
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=dtype)  # fmt: skip
     return AutoModelForCausalLM.from_pretrained(
@@ -46,9 +49,9 @@ def to_train(net: Any, *, rank: int, targets: str, recompute: bool, quantised: b
     return with_adapter(net, rank, targets).train()
 
 
-def as_loaded(net: Any) -> Any:
+def as_loaded(net: Any, dtype: torch.dtype) -> Any:
     """Undo `to_train` and `with_adapter`: the same tensors in the same types as after loading (what the preparation
-    turned to fp32 was bf16, so nothing is lost)."""
+    turned to fp32 was `dtype`, so nothing is lost)."""
     from peft import PeftModel
 
     if isinstance(net, PeftModel):
@@ -58,7 +61,7 @@ def as_loaded(net: Any) -> Any:
     for parameter in net.parameters():
         parameter.grad = None
         if parameter.dtype == torch.float32:
-            parameter.data = parameter.data.bfloat16()
+            parameter.data = parameter.data.to(dtype)
     return net.requires_grad_(False)
 
 
@@ -84,7 +87,7 @@ class Session:
         }
         ready, work = works[case["do"]]
         if case != self.ready:
-            self.net = as_loaded(self.net)
+            self.net = as_loaded(self.net, compute.dtype())
             ready(case)
             give_back()
             self.meter.reset()

@@ -48,10 +48,12 @@ INTRODUCTION = """\
 but the remarks. Every figure is the median of its turns. In each run halfbyte, the peer and the limit work in turns on
 the same work; first steps and first generations do not count on either side. Where a turn takes minutes there are few.
 
-- **peer**: transformers, bitsandbytes (NF4, double quantisation, bf16 compute) and PEFT, used as their documents say;
-  for attention, norm, gate and loss, torch.
-- **limit**: what this machine allows, measured beside: the bf16 matrix products of the linear layers and the head alone
+- **peer**: transformers, bitsandbytes (NF4, double quantisation) and PEFT, used as their documents say; for attention,
+  norm, gate and loss, torch.
+- **limit**: what this machine allows, measured beside: torch's matrix products of the linear layers and the head alone
   (without attention), reading memory, copying it, or the disk.
+- All three compute in bf16; on a processor that has no fast bf16 all three compute in fp32, since the stock stack in
+  bf16 would take hours there.
 - **ratio**: how many times faster than the peer. **distance**: from the limit, times its time or percent of its speed.
 - Memory is the most over time of anonymous and shared pages, what is swapped, and dirty pages of files; clean pages of
   mapped files (a packed model) are a line of their own.
@@ -67,6 +69,10 @@ def page(folder: Path, remarks: str) -> str:
     results = Results.read(folder)
     lines = [INTRODUCTION, *_machines(results), *_ceiling(results), "", "## Goals", ""]
     lines += table(GOALS, [line.cells() for line in goals(results)])
+    for other in sorted(folder.glob("*/machine.csv")):
+        found = Results.read(other.parent)
+        lines += ["", f"## Goals on another machine: {other.parent.name}", "", *_machines(found), *_ceiling(found), ""]
+        lines += table(GOALS, [line.cells() for line in goals(found) if line.ours is not None or line.shown])
     lines += ["", "## Worst cases", "", *WORST_CASES.splitlines(), ""]
     lines += table(WORST, _worst_cases(results))
     lines += ["", "## What the remaining distance to the limit consists of", "", remarks.strip(), ""]

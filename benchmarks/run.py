@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
-from benchmarks import bench, common, decode, evaluate, load, render, shapes, step, tune
+from benchmarks import bench, common, compute, decode, evaluate, load, render, shapes, step, tune
 from benchmarks.bench import Bench
 
 HERE = Path(__file__).resolve().parent
@@ -72,6 +72,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if name not in (*ALONE, *stages):
             common.say(f"with the shape {shape} there is no '{name}'; there are: {', '.join((*ALONE, *stages))}")
             return 2
+    common.say(f"everybody computes in {compute.name()}")
     went = [attempt(name, lambda name=name: alone(name, options.results)) for name in ALONE if name in wanted]  # type: ignore[misc]
     if any(name in wanted for name in stages):
         made = options.folder is not None and not options.folder.exists()

@@ -1,4 +1,5 @@
-"""A training step of 512 tokens, all of them learned: halfbyte, the stock stack, bf16 LoRA, and the products alone.
+"""A training step of 512 tokens, all of them learned: halfbyte, the stock stack, LoRA without
+quantisation, and the products alone.
 
 Everybody trains on the same tokens with AdamW and clipped gradients, each in a process of its own that waits for its
 turn; the first step does not count. The first loss is that of the base model, since a fresh adapter adds nothing: it
@@ -17,7 +18,7 @@ if __name__ == "__main__":  # not this folder: its modules would pass for packag
 
 from collections.abc import Mapping
 
-from benchmarks import bench, limits, shapes
+from benchmarks import bench, compute, limits, shapes
 from benchmarks.bench import Bench
 from benchmarks.common import Row, rows_of
 from benchmarks.turns import Outcome, Phase, Worker, working
@@ -111,8 +112,8 @@ def measure(run: Bench) -> None:
         return within(run, SMALL, {"peer": run.peer})
     layers = shapes.SHAPES[run.shape]["num_hidden_layers"]
     race(run, "every layer recomputed", R32, layers, {"peer": run.peer}, True)
-    bf16 = {"bf16 LoRA": ("benchmarks.peers:session", {"folder": str(run.folder), "quantised": False})}
-    with working(bf16) as workers:
+    dense = {f"{compute.name()} LoRA": ("benchmarks.peers:session", {"folder": str(run.folder), "quantised": False})}
+    with working(dense) as workers:
         race(run, "no layer recomputed", R32, 0, {"peer": run.peer, **workers}, False)
     # one turn: the second adapter only shows what changes with it
     race(run, "no layer recomputed", R16, 0, {"peer": run.peer}, False, rounds=1)

@@ -79,8 +79,7 @@ class RunPlan:
         """What the loaded model says of its parts."""
         import torch
 
-        from halfbyte.kernels import BF16
-        from halfbyte.kernels import native as native_library
+        from halfbyte.kernels import multiplies_many
         from halfbyte.kernels.choice import choose as choose_kernels
         from halfbyte.plan import native
 
@@ -88,7 +87,7 @@ class RunPlan:
         if kernels.isa is None or dtype == torch.float16:  # the kernels between the products take bf16 and fp32
             return native.plain(kernels.beside if kernels.isa is None else "activations are fp16")
         attention = self.model.attention
-        products = native_library.reaches(kernels.isa, BF16) and dtype == torch.bfloat16
+        products = multiplies_many(kernels.isa, dtype)
         return native.of_model(self.model.replaced, "" if attention is None else attention.name, products=products,
                                reason=kernels.reason)  # fmt: skip
 

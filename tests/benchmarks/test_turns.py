@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from benchmarks import bench, common, decode, limits, load, peers, shapes, step, turns
+from benchmarks import bench, common, compute, decode, limits, load, peers, shapes, step, turns
 from halfbyte.formats import packed_bytes
 
 TINY = shapes.SHAPES["tiny"]
@@ -104,7 +104,7 @@ def test_the_peer_is_as_loaded_after_each_case(tiny, quantised):
         assert session.turn(case | {"recompute": False})["loss"] < plain["loss"]
         asked = {"do": "decode", "rank": 4, "targets": "attention", "prompts": decode.prompts(1), "new_tokens": 2}
         assert session.turn(asked)["tokens_per_second"] > 0
-    after = dict(peers.as_loaded(session.net).named_parameters())
+    after = dict(peers.as_loaded(session.net, compute.dtype()).named_parameters())
     assert after.keys() == before.keys()
     for name, (dtype, shape, values) in before.items():
         assert after[name].dtype == dtype and not after[name].requires_grad, name

@@ -54,6 +54,14 @@ class Guarded:
         self.tensor = bits.copy_(tensor.contiguous().view(torch.uint8).flatten()).view(tensor.dtype).view(tensor.shape)
 
 
+def guarded_copy(weight: FrozenWeight) -> FrozenWeight:
+    """`weight` with each of its parts `Guarded`."""
+    if isinstance(weight, Tensor):
+        return Guarded(weight).tensor
+    names = [name for name in ("codes", "absmax", "nested_absmax", "scale") if getattr(weight, name, None) is not None]
+    return dataclasses.replace(weight, **{name: Guarded(getattr(weight, name)).tensor for name in names})
+
+
 def error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).abs().max())
 
@@ -138,16 +146,24 @@ def test_rows_of_any_size(bf16_kernels: None, weights: str, columns: int) -> Non
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("columns", [64, 192, 97])
+def test_nothing_is_read_beyond_a_matrix_in_fp32(fp32_kernels: None, weights: str, columns: int) -> None:
+    weight, x, g = made(33, columns, weights), torch.randn(20, columns), torch.randn(20, 33)
+    guarded = guarded_copy(weight)
+    for count in (1, 3, 8, 9, 20):
+        rows, back = Guarded(x[:count]), Guarded(g[:count])
+        assert torch.equal(kernels.linear(rows.tensor, guarded), kernels.linear(x[:count], weight))
+        assert torch.equal(
+            kernels.linear_transposed(back.tensor, guarded), kernels.linear_transposed(g[:count], weight)
+        )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("columns", [64, 192, 97])
 def test_nothing_is_read_beyond_a_matrix(bf16_kernels: None, weights: str, columns: int) -> None:
     """Its parts end where pages do that can't be read, as those of a mapped file may."""
     weight, x = made(33, columns, weights), torch.randn(3, columns).bfloat16()
-    y = kernels.linear(x, weight)
-    names = [name for name in ("codes", "absmax", "nested_absmax", "scale") if getattr(weight, name, None) is not None]
-    guards = [Guarded(weight if isinstance(weight, Tensor) else getattr(weight, name)) for name in names or ["weight"]]
-    if isinstance(weight, Tensor):
-        guarded: FrozenWeight = guards[0].tensor
-    else:
-        guarded = dataclasses.replace(weight, **dict(zip(names, (one.tensor for one in guards), strict=True)))
+    y, guarded = kernels.linear(x, weight), guarded_copy(weight)
     for count in (1, 3):
         assert torch.equal(kernels.linear(x[:count], guarded)[0], kernels.linear(x[:count], weight)[0])
     assert torch.equal(kernels.linear(x, guarded), y)
@@ -155,6 +171,59 @@ def test_nothing_is_read_beyond_a_matrix(bf16_kernels: None, weights: str, colum
         rows, g = torch.randn(count, columns).bfloat16(), torch.randn(count, 33).bfloat16()
         assert torch.equal(kernels.linear(rows, guarded), kernels.linear(rows, weight))
         assert torch.equal(kernels.linear_transposed(g, guarded), kernels.linear_transposed(g, weight))
+
+
+@pytest.fixture
+def fp32_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of any number of rows in fp32; without them, what runs here."""
+    if kernels.FP32 in native.isas():
+        monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{kernels.FP32}")
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(37, 192), (130, 320), (64, 2100), (2100, 65), (16, 1088), (97, 33)])
+def test_many_rows_in_fp32(fp32_kernels: None, weights: str, shape: tuple[int, int]) -> None:
+    """Tiles and panels of every height, columns that end within a panel, more steps than are laid out at once, more
+    rows than go at once; in them each row is what it is among others, whatever the threads."""
+    weight, truth = made(*shape, weights), exact(made(*shape, weights))
+    draw, native_runs = torch.Generator().manual_seed(2), kernels.FP32 in native.isas()
+    whole, g = (torch.randn(1030, width, generator=draw) for width in (shape[1], shape[0]))
+    bias = torch.randn(shape[0], generator=draw)
+    wanted, wanted_dx = whole.double() @ truth.T + bias.double(), g.double() @ truth
+    allowed = 2 * error(reference.linear(whole, weight, bias, None), wanted) + 1e-5
+    allowed_dx = 2 * error(reference.linear_transposed(g, weight, None), wanted_dx) + 1e-5
+    y, dx = kernels.linear(whole, weight, bias), kernels.linear_transposed(g, weight)
+    assert error(y, wanted) <= allowed and error(dx, wanted_dx) <= allowed_dx
+    before = torch.get_num_threads()
+    for threads, count in ((1, 1030), (3, 1030), (2, 513), (1, 40), *((2, count) for count in range(9, 30))):
+        torch.set_num_threads(threads)
+        part, part_dx = kernels.linear(whole[:count], weight, bias), kernels.linear_transposed(g[:count], weight)
+        torch.set_num_threads(before)
+        if native_runs:
+            assert torch.equal(part, y[:count]) and torch.equal(part_dx, dx[:count])
+        else:
+            assert error(part, wanted[:count]) <= allowed and error(part_dx, wanted_dx[:count]) <= allowed_dx
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(37, 192), (16, 320), (5, 64), (48, 1088), (33, 97), (9, 4160)])
+def test_every_small_number_of_rows_in_fp32(fp32_kernels: None, weights: str, shape: tuple[int, int]) -> None:
+    """As in bf16, and each row is what it is alone, whatever the threads."""
+    weight, truth = made(*shape, weights), exact(made(*shape, weights))
+    whole = torch.randn(8, shape[1], generator=torch.Generator().manual_seed(5))
+    bias, before = torch.randn(shape[0]), torch.get_num_threads()
+    wanted = whole.double() @ truth.T + bias.double()
+    allowed = 2 * error(reference.linear(whole, weight, bias, None), wanted) + 1e-5
+    alone = torch.cat([kernels.linear(whole[r : r + 1], weight, bias) for r in range(8)])
+    assert error(alone, wanted) <= allowed
+    for count in range(1, 9):
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            together = kernels.linear(whole[:count], weight, bias)
+            torch.set_num_threads(before)
+            assert error(together, wanted[:count]) <= allowed
+            if kernels.FP32 in native.isas():
+                assert torch.equal(together, alone[:count])
 
 
 def test_a_long_pair_beside_several_stretches_and_blocks(bf16_kernels: None) -> None:

@@ -51,6 +51,7 @@ def _products(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     """Plans don't depend on this processor, but for those that are compared with a loaded model."""
     if request.module.__name__.rpartition(".")[2] not in ("test_native", "test_loaded"):
         monkeypatch.setattr(native, "has_bf16_products", lambda: True)
+        monkeypatch.setattr(native, "has_fp32_products", lambda: False)
 
 
 @pytest.fixture

@@ -131,6 +131,8 @@ def test_native_products_need_no_buffer_of_the_size_of_a_weight(monkeypatch):
     )
     assert scratch_bytes(native, shapes, 4096, True) == scratch_bytes(native, shapes, 512, True)
     assert scratch_bytes(native, shapes, 16, True) < 10**7
+    # in fp32: 512 rows of 2048 steps, and of two threads 256 steps of 64 columns
+    assert scratch_bytes(native, shapes, 4096, True, 4) == 4 * 512 * 2048 + 2 * 4 * 256 * 64
 
 
 def test_native_parts_keep_less_of_everything():

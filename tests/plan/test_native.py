@@ -1,22 +1,25 @@
 """Which parts are native: what is foretold is what the kernels choose, and the processor's flags decide it."""
 
 import pytest
+import torch
 
-from halfbyte.kernels import BF16
+from halfbyte.kernels import multiplies_many
 from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
 from halfbyte.model.blocks import Replacement
 from halfbyte.plan import native as native_module
-from halfbyte.plan.native import foretold, has_bf16_products, of_model
+from halfbyte.plan.native import foretold, has_bf16_products, has_fp32_products, of_model
 
 LLAMA = {"model_type": "llama"}
-ZEN4 = "flags\t\t: fpu avx512f avx512dq avx512bw avx512vl avx512_bf16"
+ZEN3 = "flags\t\t: fpu fma avx f16c avx2"
+ZEN4 = f"{ZEN3} avx512f avx512dq avx512bw avx512vl avx512_bf16"
 
 
 def test_what_is_foretold_is_what_the_kernels_choose():
     chosen, before = choose("cpu"), foretold(LLAMA)
     assert before.norms == before.mlp == before.attention == (chosen.isa is not None)
-    assert before.products == (library.reaches(chosen.isa, BF16))
+    assert before.products == multiplies_many(chosen.isa, torch.bfloat16)
+    assert foretold(LLAMA, dtype_bytes=4).products == multiplies_many(chosen.isa, torch.float32)
 
 
 @pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.isas())])
@@ -26,25 +29,29 @@ def test_the_forced_kernels_are_foretold(forced, monkeypatch):
     monkeypatch.setenv("HALFBYTE_KERNELS", forced)
     chosen, before = choose("cpu"), foretold(LLAMA)
     assert before.norms == (chosen.isa is not None)
-    assert before.products == (library.reaches(chosen.isa, BF16))
+    assert before.products == multiplies_many(chosen.isa, torch.bfloat16)
+    assert foretold(LLAMA, dtype_bytes=4).products == multiplies_many(chosen.isa, torch.float32)
 
 
 def test_the_processor_says_it(tmp_path):
-    for text, fast in (
-        (ZEN4, True),
-        (ZEN4 + " amx_bf16", True),
-        (ZEN4.replace("avx512_bf16", ""), False),
-        ("", False),
+    for text, in_bf16, in_fp32 in (
+        (ZEN4, True, False),
+        (ZEN4 + " amx_bf16", True, False),
+        (ZEN4.replace("avx512_bf16", ""), False, False),
+        (ZEN3, False, True),
+        (ZEN3.replace("fma", ""), False, False),
+        ("", False, False),
     ):
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{text}\n")
-        assert has_bf16_products(tmp_path / "cpuinfo") is fast
-    assert not has_bf16_products(tmp_path / "nowhere")
+        assert has_bf16_products(tmp_path / "cpuinfo") is in_bf16
+        assert has_fp32_products(tmp_path / "cpuinfo") is in_fp32
+    assert not has_bf16_products(tmp_path / "nowhere") and not has_fp32_products(tmp_path / "nowhere")
 
 
 def test_what_the_kernels_do_not_cover_is_plain(monkeypatch, tmp_path):
     assert not foretold(LLAMA, device="cuda:0").norms and not foretold({"model_type": "novel"}).mlp
     assert not foretold(LLAMA | {"attention_dropout": 0.1}).attention
-    assert not foretold(LLAMA, dtype_bytes=4).products
+    assert not foretold(LLAMA | {"model_type": "novel"}, dtype_bytes=4).products
     monkeypatch.setattr("halfbyte.plan.native._KERNELS", tmp_path)
     assert "not built" in foretold(LLAMA).reason and not foretold(LLAMA).norms
 

@@ -46,7 +46,8 @@ __all__ = [
     "quantise",
 ]
 
-BF16 = "avx512bf16"  # the kernels of this instruction set, and of those after it, multiply any number of rows
+BF16 = "avx512bf16"  # the kernels of this instruction set, and of those after it, multiply any number of rows in bf16
+FP32 = "avx2"  # those of this one do so in fp32; there are none for AVX-512, where torch's product runs
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -183,7 +184,10 @@ def linear(
         return gpu.few(x, weight, bias, _contiguous(pair), out)
     if native.reaches(how.isa, BF16):
         return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
-    y = _product.few(x, weight, bias, how.isa or "", out)
+    if multiplies_many(how.isa, x.dtype):
+        y = _product.fp32(x, weight, bias, False, out)
+    else:
+        y = _product.few(x, weight, bias, how.isa or "", out)
     return y if pair is None else y.addmm_(pair[0].detach(), pair[1].detach().T)
 
 
@@ -242,6 +246,9 @@ def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None,
     how = product_of(g, weight)
     if native.reaches(how.isa, BF16):
         return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True, how.isa or "")
+    if multiplies_many(how.isa, g.dtype):
+        dx = _product.fp32(g.contiguous(), weight, None, True)
+        return dx if pair is None else dx.addmm_(pair[0].detach(), pair[1].detach())
     return _plain.linear_transposed(g, weight, pair, _room(g, weight.shape[1]))
 
 
@@ -284,6 +291,11 @@ def _in_int8(weight: FrozenWeight, x: Tensor) -> TypeGuard[PackedWeight]:
     return x.dtype == torch.bfloat16 and len(x) > _product.FEW and product_int8.fits(weight)
 
 
+def multiplies_many(isa: str | None, dtype: torch.dtype) -> bool:
+    """Whether the kernels of an instruction set multiply any number of rows of this type with a frozen matrix."""
+    return isa == FP32 if dtype == torch.float32 else dtype == torch.bfloat16 and native.reaches(isa, BF16)
+
+
 def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     """The implementation that multiplies rows `x` [T, ...] with `weight`, and why."""
     choice = choose(x.device)
@@ -296,7 +308,7 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     if isinstance(weight, Tensor) and (weight.dtype != torch.bfloat16 or not weight.is_contiguous()):
         what = f"dense {weight.dtype}" if weight.is_contiguous() else "not contiguous"
         return Choice("reference", f"torch's product: the weight is {what}")
-    if x.dtype == torch.bfloat16 and native.reaches(choice.isa, BF16):
+    if multiplies_many(choice.isa, x.dtype):
         return choice
     if len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32):
         isa = min(choice.isa, "avx512", key=native.ISAS.index)

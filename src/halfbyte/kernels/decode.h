@@ -2,8 +2,8 @@
 //
 // The 16 levels times a block's absmax, rounded to the output type, are a table of 16 entries; each weight is then a
 // look-up. AVX-512 holds the table in one register and looks 32 (16-bit outputs) or 16 (fp32) nibbles up at once; AVX2
-// does it with byte shuffles; the portable code with loads. Rejected: multiplying and rounding every weight, four times
-// the work.
+// does it with byte shuffles (for fp32 of the levels themselves, which are multiplied after); the portable code with loads.
+// Rejected: multiplying and rounding every weight to 16 bits, four times the work.
 #pragma once
 
 #include "common.h"
@@ -69,16 +69,37 @@ void decode_portable(const Nf4& packed, int64_t first_block, int64_t last_block,
 }
 
 #ifdef HALFBYTE_X86
-// One block through 16 levels that are scaled, not yet rounded: levels 0..7 and 8..15.
-HALFBYTE_AVX2 inline void decode_block(const uint8_t* codes, __m256 front, __m256 back, float* out) {
-    for (int i = 0; i < kBlock / 8; ++i) {  // 4 bytes, 8 weights; the look-up uses an index's low 3 bits
-        int32_t bytes;
-        std::memcpy(&bytes, codes + 4 * i, 4);
-        const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
-        const __m256i index = _mm256_or_si256(_mm256_srli_epi64(wide, 4), _mm256_slli_epi64(wide, 32));
-        const __m256 is_back = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // bit 3 becomes the sign
-        _mm256_storeu_ps(out + 8 * i, _mm256_blendv_ps(_mm256_permutevar8x32_ps(front, index),
-                                                       _mm256_permutevar8x32_ps(back, index), is_back));
+// The 16 levels by their bytes, for byte shuffles: 12 shuffles give 32 levels in fp32.
+struct Planes {
+    __m256i bytes[4];  // the lowest bytes first, each twice
+
+    HALFBYTE_AVX2 explicit Planes(const float* levels) {
+        alignas(16) uint8_t apart[4][16];
+        for (int k = 0; k < 16; ++k)
+            for (int p = 0; p < 4; ++p) apart[p][k] = uint8_t(bits_of(levels[k]) >> 8 * p);
+        for (int p = 0; p < 4; ++p) bytes[p] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(apart[p])));
+    }
+    // Of 32 indices in bytes. out[q] has those of bytes 4 q to 4 q + 3 of both lanes.
+    HALFBYTE_AVX2 HALFBYTE_INLINE void look_up(__m256i index, __m256* out) const {
+        __m256i found[4];
+        for (int p = 0; p < 4; ++p) found[p] = _mm256_shuffle_epi8(bytes[p], index);
+        const __m256i front_low = _mm256_unpacklo_epi8(found[0], found[1]), front_high = _mm256_unpacklo_epi8(found[2], found[3]);
+        const __m256i back_low = _mm256_unpackhi_epi8(found[0], found[1]), back_high = _mm256_unpackhi_epi8(found[2], found[3]);
+        out[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(front_low, front_high));
+        out[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(front_low, front_high));
+        out[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(back_low, back_high));
+        out[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(back_low, back_high));
+    }
+};
+
+HALFBYTE_AVX2 HALFBYTE_INLINE void decode_block(const uint8_t* codes, const Planes& planes, __m256 scale, float* out) {
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);  // so that what is looked up lies in order
+    for (int half = 0; half < 2; ++half) {                            // 16 bytes, 32 weights
+        const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes) + half));
+        const __m256i index = _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi16(wide, 4), _mm256_slli_epi16(wide, 8)), _mm256_set1_epi8(15));
+        __m256 levels[4];
+        planes.look_up(_mm256_permutevar8x32_epi32(index, order), levels);
+        for (int q = 0; q < 4; ++q) _mm256_storeu_ps(out + 32 * half + 8 * q, _mm256_mul_ps(levels[q], scale));
     }
 }
 
@@ -119,9 +140,14 @@ HALFBYTE_AVX2 inline void decode_block(const uint8_t* codes, __m256 front, __m25
 template <typename T>
 HALFBYTE_AVX2 void decode_avx2(const Nf4& packed, int64_t first_block, int64_t last_block, T* out) {
     const __m256 front = _mm256_loadu_ps(packed.levels), back = _mm256_loadu_ps(packed.levels + 8);
+    const Planes planes(packed.levels);
     for (int64_t b = first_block; b < last_block; ++b, out += kBlock) {
+        const uint8_t* codes = packed.codes + b * (kBlock / 2);
         const __m256 scale = _mm256_set1_ps(packed.scale(b));
-        decode_block(packed.codes + b * (kBlock / 2), _mm256_mul_ps(front, scale), _mm256_mul_ps(back, scale), out);
+        if constexpr (sizeof(T) == 4)
+            decode_block(codes, planes, scale, out);
+        else
+            decode_block(codes, _mm256_mul_ps(front, scale), _mm256_mul_ps(back, scale), out);
     }
 }
 

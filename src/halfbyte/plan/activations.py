@@ -70,6 +70,7 @@ _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a h
 # Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
 # a thread's buffers (sums, decoded weights, a strip of attention), and the accumulators of dK and dV.
 _ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 16384, 1_400_000, 8
+_LAID_OUT_FP32, _DECODED_FP32 = 2048, 4 * 64 * 256  # of kernels/product/fp32.h: steps, and a thread's bytes
 
 _MAPPED = 1 << 20  # bytes from which on glibc maps a block by itself (memory.hold_little)
 _AT_ONCE = 6  # in transformers' rotary embedding: the new queries, and of the keys two products, the turned half, a sum
@@ -269,8 +270,9 @@ def running_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
 def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2) -> int:
     """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in].
 
-    Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once, and each
-    thread's decoded piece (kernels/product/amx.h, many.h); else one matrix decoded, if they are packed.
+    Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once (in fp32
+    they are in the result), and each thread's decoded piece (kernels/product/amx.h, many.h, fp32.h); else one matrix
+    decoded, if they are packed.
     """
     shapes = list(matrices)
     if not info.native.products:
@@ -279,6 +281,8 @@ def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: 
     if info.dims is not None and info.dims.vocabulary:
         shapes.append((info.dims.vocabulary, info.dims.hidden))  # the head, with fewer rows
     ways = [way for shape in shapes for way in (shape, shape[::-1])]  # forward, and transposed
+    if b == 4:
+        return rows * 4 * max((min(steps, _LAID_OUT_FP32) for _, steps in ways), default=0) + cores() * _DECODED_FP32
     laid_out = max((2 * min(steps, _LAID_OUT) for _, steps in ways), default=0) + 2 * info.rank
     sums = max((4 * outputs for outputs, steps in ways if steps > _LAID_OUT), default=0)
     return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)

@@ -24,7 +24,9 @@ from halfbyte.plan.shapes import is_known, text_config
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
 _CPUINFO = Path("/proc/cpuinfo")
-_BF16 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}  # as /proc/cpuinfo spells them
+_AVX2 = {"avx2", "fma", "f16c"}  # as /proc/cpuinfo spells them
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+_BF16 = _AVX512 | {"avx512_bf16"}
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # then attention is PyTorch's
 
 
@@ -65,7 +67,10 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
     if not is_known(config):
         return plain("the family is not known")
     text = text_config(config)
-    fast = has_bf16_products() and forced in ("", "cpu", "cpu-avx512bf16", "cpu-amx") and dtype_bytes == 2
+    if dtype_bytes == 4:
+        fast = forced == "cpu-avx2" or (forced in ("", "cpu") and has_fp32_products())
+    else:
+        fast = forced in ("", "cpu", "cpu-avx512bf16", "cpu-amx") and has_bf16_products()
     dropout = any(text.get(name) for name in _DROPOUTS)
     return Native(True, True, not dropout, fast, "the library is there, and the family is one that it covers")
 
@@ -92,6 +97,12 @@ def _fault_of(file: str, changed: int) -> str:
 def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether the processor has AVX512-BF16, for which there are native products."""
     return _flags(cpuinfo) >= _BF16
+
+
+def has_fp32_products(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether the processor has AVX2 and not AVX-512, where native products in fp32 run."""
+    flags = _flags(cpuinfo)
+    return flags >= _AVX2 and not flags >= _AVX512
 
 
 def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:

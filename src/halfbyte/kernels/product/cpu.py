@@ -88,6 +88,18 @@ def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str,
     return out
 
 
+def fp32(
+    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, transposed: bool, out: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """x [T, I] W^T + bias, or transposed x [T, O] W; fp32, but a dense W is bf16; for AVX2."""
+    out = pool.empty((x.shape[0], weight.shape[1 if transposed else 0]), x.dtype) if out is None else out
+    native.library().halfbyte_product_fp32(
+        ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
+        out.data_ptr(), transposed, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 def bf16(
     x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None, transposed: bool, isa: str,
     out: Tensor | None = None,
