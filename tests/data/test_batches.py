@@ -101,3 +101,10 @@ def test_pack_lays_items_end_to_end_and_learns_no_first_token():
 def test_pack_of_one_item_is_that_item_alone():
     one, other = pack([item(5)], 0), collate([item(5)], 0)
     assert one.positions is None and torch.equal(one.input_ids, other.input_ids)
+
+
+def test_packed_is_never_more_than_padded():
+    """What the plan counts for padded items is a bound."""
+    for lengths in ([5, 5, 5], [16] * 7, [17, 16, 16], [83, 34, 50, 41], [1, 1]):
+        some = [item(length) for length in lengths]
+        assert pack(some, 0).input_ids.numel() <= collate(some, 0).input_ids.numel()
