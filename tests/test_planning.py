@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from halfbyte.cli import main
 from tests.stories import stories
@@ -67,3 +68,27 @@ def test_data_that_are_not_here_leave_max_tokens(
         (folder / "train.jsonl").write_text("no json\n")
         plan = planned(capsys, run_yaml)
         assert plan["settings"]["sequence"] == 99 and why in plan["reasons"][-1]
+
+
+def test_what_is_packed_and_why_is_said_and_written(
+    models: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As chosen, as asked, where there is nothing to pack, and where it can't be."""
+    for number, (tune, packing, said) in enumerate((
+        ("{max_steps: 1, micro_batch: 4}", "on", "packing on: the items of a micro-batch stand in one row"),
+        ("{max_steps: 1, micro_batch: 4, packing: off}", "off", "packing off: as asked"),
+        ("{max_steps: 1, micro_batch: 1}", "off", "packing off: one item at a time has no padding"),
+    )):  # fmt: skip
+        run_yaml = task_files(folder, models["tiny"], memory="8GB", tune=tune, out=f"run{number}")
+        assert main(["tune", str(run_yaml)]) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
+        written = yaml.safe_load((folder / f"run{number}" / "run.yaml").read_text())
+        assert written["tune"]["packing"] == packing
+    monkeypatch.setattr("halfbyte.model.packing.why_padded", lambda model: "its attention has sinks")
+    run_yaml = task_files(folder, models["tiny"], memory="8GB", tune="{micro_batch: 4, max_steps: 1}", out="padded")
+    assert main(["tune", str(run_yaml)]) == 0
+    assert "packing off: items are padded, since its attention has sinks" in " ".join(capsys.readouterr().out.split())
+    assert main(["tune", str(run_yaml), "--set", "out=other", "--set", "tune.packing=on"]) == 2
+    said = capsys.readouterr().err
+    assert "can't be packed" in said and "tune.packing" in said and "sinks" in said
+    assert not (folder / "other").exists()

@@ -86,6 +86,11 @@ class TuneConfig:
     max_steps: int | None = option(None, "ends the run earlier", unit="optimiser steps", check=between(1))
     batch: int = option(16, "items in an optimiser step", unit="items", check=between(1))
     micro_batch: int | str = option("auto", "items that are computed at once", unit="items", check=number_or("auto", 1))
+    packing: str = option(
+        "auto",
+        "on: the items of a micro-batch stand end to end in one row, without padding; auto: on where the model can",
+        check=one_of("auto", "on", "off"),
+    )
     learning_rate: float = option(2.0e-4, "at the end of the warm-up", check=between(0, above=True))
     schedule: str = option(
         "cosine", "how the rate falls after the warm-up", check=one_of("cosine", "linear", "constant")

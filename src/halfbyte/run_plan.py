@@ -51,7 +51,27 @@ class RunPlan:
                              do=f"{advice}; or start anyway with --force")  # fmt: skip
         self.chosen = str(chosen)
         self.console.print(self.chosen, markup=False)
-        return config
+        packing, why = self._packing(options.packing, chosen.micro_batch)
+        self.console.print(f"packing {packing}: {why}", markup=False)
+        return dataclasses.replace(config, tune=dataclasses.replace(config.tune, packing=packing))
+
+    def _packing(self, asked: str, micro_batch: int) -> tuple[str, str]:
+        """Whether a micro-batch is packed, and why. What is planned for it is a bound then: as many tokens as padded.
+
+        Raises ConfigError where it is asked for and the model can't."""
+        from halfbyte.model.packing import why_padded
+
+        if asked == "off":
+            return "off", "as asked"
+        if micro_batch == 1:
+            return "off" if asked == "auto" else "on", "one item at a time has no padding"
+        reason = why_padded(self.model)
+        if asked == "on" and reason:
+            raise ConfigError("the items of a micro-batch can't be packed", where="tune.packing", found=reason,
+                              do="use tune.packing: auto or off")  # fmt: skip
+        if reason:
+            return "off", f"items are padded, since {reason}"
+        return "on", "the items of a micro-batch stand in one row, without padding"
 
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""

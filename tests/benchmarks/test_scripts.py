@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compute, gpu, kernels, limits, linear, ops, plan, render, results, run, shapes, turns
+from benchmarks import compute, gpu, kernels, limits, linear, ops, packing, plan, render, results, run, shapes, turns
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +115,16 @@ def test_the_kernels_of_a_card_are_measured_where_they_run(tmp_path, monkeypatch
     gpu.main([*arguments, "--tiles"])
     assert {op for op, _ in written(tmp_path)} == {"copy", "quantise", "dequantise", "product"}
     assert any("tile (16, 128, 4)" in row.case for row in results.Results.read(tmp_path).rows)
+
+
+def test_padded_and_packed_steps_take_turns(tmp_path):
+    packing.main(["--rounds", "1", "--steps", "1", "--micro", "32", "--results", str(tmp_path)])
+    found = results.Results.read(tmp_path)
+    padded, packed = (
+        found.get("packing", "demo", "micro-batch 32", f"halfbyte {way}", "padding_share")
+        for way in ("padded", "packed")
+    )
+    assert padded is not None and packed is not None and packed.median < 0.01 < 0.3 < padded.median
 
 
 def test_native_ops_err_at_most_twice_as_much_as_torchs(tmp_path):

@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from halfbyte.data.batches import IGNORED, WIDTH, collate, micro_batches, order, step_items, step_order, steps_per_epoch
+from halfbyte.data.batches import (
+    IGNORED,
+    WIDTH,
+    collate,
+    micro_batches,
+    order,
+    pack,
+    step_items,
+    step_order,
+    steps_per_epoch,
+)
 from halfbyte.data.encode import Item
 
 
@@ -74,3 +84,27 @@ def test_collate_pads_on_the_right_to_one_of_few_widths():
 def test_a_learned_token_that_equals_the_padding_is_learned():
     batch = collate([Item([1, 2, 0], [False, False, True], 2, 0, "a:1"), item(4)], pad_id=0)
     assert batch.labels[0, :4].tolist() == [IGNORED, IGNORED, 0, IGNORED]
+
+
+def test_pack_lays_items_end_to_end_and_learns_no_first_token():
+    batch = pack([item(5, 100), item(3, 200), item(2, 300)], pad_id=9)
+    ids = [*range(100, 105), *range(200, 203), 300, 301]
+    assert batch.input_ids.shape == (1, WIDTH) and batch.attention_mask.all()
+    assert batch.input_ids[0].tolist() == [*ids, *[9] * 6]
+    assert batch.positions[0].tolist() == [*range(5), *range(3), *range(2), *range(6)]
+    learned = [102, 103, 104, 201, 202, 301]
+    assert [label for label in batch.labels[0].tolist() if label != IGNORED] == learned
+    everything = Item([1, 2], [True, True], 0, 0, "a:1")
+    assert pack([everything] * 8, 0).labels[0].tolist() == [IGNORED, 2] * 8  # the row is full: nothing is filled
+
+
+def test_pack_of_one_item_is_that_item_alone():
+    one, other = pack([item(5)], 0), collate([item(5)], 0)
+    assert one.positions is None and torch.equal(one.input_ids, other.input_ids)
+
+
+def test_packed_is_never_more_than_padded():
+    """What the plan counts for padded items is a bound."""
+    for lengths in ([5, 5, 5], [16] * 7, [17, 16, 16], [83, 34, 50, 41], [1, 1]):
+        some = [item(length) for length in lengths]
+        assert pack(some, 0).input_ids.numel() <= collate(some, 0).input_ids.numel()

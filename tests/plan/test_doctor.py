@@ -135,3 +135,18 @@ def test_a_card_has_its_own_line_for_kernels(monkeypatch):
         monkeypatch.setattr(choice, "choose", lambda device, found=found: found)
         (finding,) = module._kernels_on_card()
         assert finding.mark == mark and found.reason in finding.found
+
+
+def test_the_parts_on_a_card_have_a_line_of_their_own(monkeypatch):
+    import torch
+
+    from halfbyte.kernels import choice, fused
+
+    assert module._parts_on_card() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fused, "choose", lambda device: choice.Choice("gpu", "Triton 3.7.1 on NVIDIA L4"))
+    for found, mark, said in ((("0.8.5", ""), "ok", "Liger-Kernel 0.8.5 with Triton 3.7.1 on NVIDIA L4: RMSNorm"),
+                              (("", "liger-kernel is not installed"), "note", "not installed")):  # fmt: skip
+        monkeypatch.setattr(fused, "liger", lambda found=found: found)
+        (finding,) = module._parts_on_card()
+        assert finding.mark == mark and said in finding.found

@@ -66,11 +66,11 @@ def _watch(fault: dict[str, Any], rank: int) -> list[list[int]]:
     from halfbyte.tune.state import State
 
     seen: list[list[int]] = []
-    collate, kind = loop.collate, fault.get("kind") if fault.get("rank") == rank else None
+    batch, kind = loop.Plan.batch, fault.get("kind") if fault.get("rank") == rank else None
 
     batches = 0
 
-    def watched(items: Any, pad_id: int) -> Any:
+    def watched(plan: Any, items: Any) -> Any:
         nonlocal batches
         if torch.is_grad_enabled():
             if batches + 1 == fault.get("at"):
@@ -80,9 +80,9 @@ def _watch(fault: dict[str, Any], rank: int) -> list[list[int]]:
                     os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
             seen.extend(item.ids for item in items)
             batches += 1
-        return collate(items, pad_id)
+        return batch(plan, items)
 
-    loop.collate = watched
+    loop.Plan.batch = watched  # type: ignore[method-assign]
     if kind == "unwritten":
 
         def refuse(*_: Any) -> None:

@@ -259,3 +259,49 @@ def test_a_session_with_other_versions_stays_on_record(
     assert second["fingerprints"] == first["fingerprints"]
     # safetensors writes the metadata of a file in any order, so that the digests of two equal adapters may differ
     assert second["adapters"].keys() == first["adapters"].keys()
+
+
+def test_a_packed_run_is_the_padded_one_to_rounding_and_goes_on_exactly(
+    source: Path, data_file: Path, folder: Path
+) -> None:
+    plain = AdapterConfig(rank=4)  # dropout's masks are those of the batch's shape
+    made = {}
+    for packing in ("off", "on"):
+        config = options(source, data_file, folder / packing, packing=packing)
+        run(dataclasses.replace(config, adapter=plain))
+        made[packing] = metrics(folder / packing)
+    for ours, theirs in zip(made["on"], made["off"], strict=True):
+        assert {ours[key] == theirs[key] for key in ("tokens", "learned_tokens")} == {True}
+        for key in ("loss", "gradient_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
+    assert made["on"][-1]["validation_loss"] == pytest.approx(made["off"][-1]["validation_loss"], rel=1e-3)
+    assert [line["loss"] for line in made["on"]] != [line["loss"] for line in made["off"]]  # it was another way
+    config = options(source, data_file, folder / "whole", packing="on", checkpoint_every=0)
+    run(config)
+    stopped = options(source, data_file, folder / "stopped", packing="on", checkpoint_every=0)
+    _cut_short(stopped, 3)
+    run(dataclasses.replace(stopped, tune=dataclasses.replace(stopped.tune, packing="auto")), resume=True)
+    assert [line["loss"] for line in metrics(folder / "stopped")] == [
+        line["loss"] for line in metrics(folder / "whole")
+    ]
+
+
+def _cut_short(config: RunConfig, steps: int) -> None:
+    """Run `steps` steps of `config`, as if it had been stopped then."""
+    model = load_model(config.model, weights="nf4")
+    model.net.float()
+    data = load_training(config.data, model.tokenizer, config.seed)
+    console = Console(file=io.StringIO())
+    run_training(model, data, config, lambda _: {}, console=console, watch=lambda record, _: record.step < steps)
+
+
+def test_a_run_of_a_version_that_always_padded_goes_on_padded(source: Path, data_file: Path, folder: Path) -> None:
+    config = options(source, data_file, folder / "run")
+    _cut_short(config, 2)
+    stored = folder / "run" / "run.yaml"
+    written = yaml.safe_load(stored.read_text())
+    del written["tune"]["packing"]
+    stored.write_text(yaml.safe_dump(written))
+    assert prepare_folder(config, resume=True).tune.packing == "off"
+    with pytest.raises(ConfigError, match=r"tune\.packing: 'off' -> 'on'"):
+        prepare_folder(dataclasses.replace(config, tune=dataclasses.replace(config.tune, packing="on")), resume=True)

@@ -1,4 +1,4 @@
-"""Batches: in which order items are taken, how a step is cut into micro-batches, and how those are padded.
+"""Batches: in which order items are taken, how a step is cut into micro-batches, and how those are padded or packed.
 
 All of it is a function of the seed and the step's number, so a resumed run needs no more than that number. An epoch
 takes every item once, in an order of its own; its last step holds what is left over. Within a step items are sorted by
@@ -24,11 +24,13 @@ WIDTH = 16  # tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded items. `labels[b, t]` is the token at t itself (not shifted) or IGNORED."""
+    """Right-padded items, or items end to end in one row, whose positions begin anew with each (`positions`).
+    `labels[b, t]` is the token at t itself (not shifted) or IGNORED."""
 
     input_ids: Tensor  # int64 [B, T]
     attention_mask: Tensor  # int64 [B, T]: 1, or 0 for padding
     labels: Tensor  # int64 [B, T]
+    positions: Tensor | None = None  # int64 [1, T] of items in a row, None where each has a row of its own
 
 
 def steps_per_epoch(items: int, batch: int) -> int:
@@ -84,3 +86,27 @@ def collate(items: Sequence[Item], pad_id: int) -> Batch:
         mask[row, :length] = 1
         labels[row, :length] = tokens.masked_fill(~torch.tensor(item.learned), IGNORED)
     return Batch(ids, mask, labels)
+
+
+def pack(items: Sequence[Item], pad_id: int) -> Batch:
+    """One row of `items`, end to end, without padding between them; its end is filled to a multiple of WIDTH, as an
+    item of which nothing is learned. One item alone is as `collate` has it.
+
+    An item's first token is no label: the token before it is another item's.
+    """
+    if len(items) == 1:
+        return collate(items, pad_id)
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    for item in items:
+        ids += item.ids
+        labels += [i if learned else IGNORED for i, learned in zip(item.ids, item.learned, strict=True)]
+        labels[-len(item.ids)] = IGNORED
+        positions += range(len(item.ids))
+    rest = -len(ids) % WIDTH
+    ids += [pad_id] * rest
+    labels += [IGNORED] * rest
+    positions += range(rest)
+    row = torch.tensor([ids, labels, positions], dtype=torch.int64)
+    return Batch(row[:1], torch.ones_like(row[:1]), row[1:2], row[2:])

@@ -20,8 +20,8 @@ _YES = ("1", "y", "yes", "true", "on")  # as Triton reads it
 
 @dataclass(frozen=True)
 class Choice:
-    """`name` is "reference" (plain PyTorch), "cpu" (native library) or "gpu" (Triton; norms, gates and attention are
-    torch's there). `isa`: the instruction set of "cpu"; `bf16`: whether the device computes in it, of "gpu"."""
+    """`name` is "reference" (plain PyTorch), "cpu" (native library) or "gpu" (Triton; attention is torch's
+    there). `isa`: the instruction set of "cpu"; `bf16`: whether the device computes in it, of "gpu"."""
 
     name: str
     reason: str
@@ -30,7 +30,7 @@ class Choice:
 
     @property
     def beside(self) -> str:
-        """Where `isa` is None: why norms, gates, attention and products in int8 are torch's, if they are at all."""
+        """Where `isa` is None: why attention and products in int8 are torch's, if they are at all."""
         return self.reason if self.name != "gpu" else "plain PyTorch: this op has no kernel in Triton"
 
     def triton(self, dtype: torch.dtype) -> bool:

@@ -4,10 +4,14 @@ Under the name "halfbyte" two functions are registered: one makes no mask of [ba
 defines it (`Visible`); the other calls the kernels with that note. What a call asks for beyond them (a mask of another
 kind, dropout, keys and values of different widths) goes to transformers' function for "sdpa", with the mask that it
 would have had; what that could not compute either is an error.
+
+A row of items laid end to end (`model/packing.py`) is told by its mask, too: transformers makes one of their positions,
+of which the places where they begin are read. Each item is then computed by itself, by whichever function it is.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from halfbyte.errors import CheckpointError
 from halfbyte.kernels.attention import cpu
-from halfbyte.kernels.attention.reference import Form
+from halfbyte.kernels.attention.reference import Form, seen
 from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.pool import pool
 from halfbyte.model import recompute
@@ -36,6 +40,7 @@ class Visible:
     window: int
     padding: Tensor | None  # bool [batch, keys], False where padding is
     dense: Callable[[], Tensor | None]  # the mask that "sdpa" takes
+    starts: tuple[int, ...] = ()  # of the items in a row, and its end; none where a row is one item
 
 
 class _Attention(torch.autograd.Function):
@@ -51,6 +56,21 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> Any:
         q, k, v, out, lse, padding = ctx.saved_tensors
         return *cpu.backward(d_out, q, k, v, out, lse, ctx.form, padding, isa=ctx.isa), None, None, None
+
+
+class _AttentionByItem(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, form: Form, starts: tuple[int, ...], isa: str) -> Tensor:
+        out, lse = recompute.once(lambda: cpu.forward_by_item(q, k, v, form, starts, isa=isa), leads=True)
+        ctx.save_for_backward(pool.keep(q), pool.keep(k), v, out, lse)
+        ctx.form, ctx.starts, ctx.isa = form, starts, isa
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Any:
+        q, k, v, out, lse = ctx.saved_tensors
+        return *cpu.backward_by_item(d_out, q, k, v, out, lse, ctx.form, ctx.starts, isa=ctx.isa), None, None, None
 
 
 def attend(
@@ -83,6 +103,8 @@ def attend(
             )
         from transformers import AttentionInterface
 
+        if isinstance(attention_mask, Visible) and attention_mask.starts and not dropout:
+            return _sdpa_by_item(module, query, key, value, attention_mask, scaling=scaling, **others)
         dense = attention_mask.dense() if isinstance(attention_mask, Visible) else attention_mask
         made: tuple[Tensor, None] = AttentionInterface()["sdpa"](
             module, query, key, value, dense, scaling=scaling, dropout=dropout, softcap=softcap, **others
@@ -90,12 +112,64 @@ def attend(
         return made
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     form = Form(scale, attention_mask.offset, attention_mask.window, softcap or 0.0)
-    padding = attention_mask.padding
+    padding, starts = attention_mask.padding, attention_mask.starts
+    if starts and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        made_of: Tensor = _AttentionByItem.apply(query, key, value, form, starts, isa)  # type: ignore[no-untyped-call]
+        return made_of.transpose(1, 2), None
+    if starts:
+        return cpu.forward_by_item(query, key, value, form, starts, isa=isa)[0].transpose(1, 2), None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         out: Tensor = _Attention.apply(query, key, value, form, padding, isa)  # type: ignore[no-untyped-call]
     else:
         out, _ = cpu.forward(query, key, value, form, padding, isa=isa)
     return out.transpose(1, 2), None
+
+
+def _sdpa_by_item(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, visible: Visible, **others: Any
+) -> tuple[Tensor, None]:
+    """transformers' function for "sdpa", an item at a time: a mask of all would be as large as its tokens squared."""
+    from transformers import AttentionInterface
+
+    sdpa = AttentionInterface()["sdpa"]
+
+    def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        count, window = q.shape[2], visible.window
+        cut = window and count > window
+        mask = seen(Form(1.0, 0, window), count, count, None, q.device) if cut else None
+        made: Tensor = sdpa(module, q, k, v, mask, **others)[0]
+        return made
+
+    return _ByItem.apply(query, key, value, alone, visible.starts), None  # type: ignore[no-untyped-call]
+
+
+class _ByItem(torch.autograd.Function):
+    """[1, S, H, D] by `alone` of each item. It is computed again in the backward pass: what it keeps of each would
+    stand beside the whole, and a plan for padded items would not hold it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, alone: Callable[..., Tensor], starts: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.alone, ctx.starts = alone, starts
+        out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
+        for first, last in itertools.pairwise(starts):
+            out[:, first:last] = alone(*(tensor[:, :, first:last] for tensor in (q, k, v)))
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Any:
+        tensors = ctx.saved_tensors
+        made = [torch.empty_like(tensor) for tensor in tensors]
+        for first, last in itertools.pairwise(ctx.starts):
+            with torch.enable_grad():
+                leaves = [tensor[:, :, first:last].detach().requires_grad_() for tensor in tensors]
+                item = ctx.alone(*leaves)
+            for whole, part in zip(made, torch.autograd.grad(item, leaves, d_out[:, first:last]), strict=True):
+                whole[:, :, first:last] = part
+        return *made, None, None
 
 
 def describe(
@@ -120,9 +194,12 @@ def describe(
         )  # fmt: skip
         return mask
 
-    window = _window(function)
-    if window is None:
+    inner, starts = _unpacked(function)
+    window = _window(inner)
+    if window is None or (starts and (batch_size > 1 or attention_mask is not None)):
         return dense()
+    if starts:
+        return Visible(0, window, None, dense, starts)
     padding = None
     if attention_mask is not None:
         padding = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
@@ -150,6 +227,20 @@ def _window(function: Callable[..., Any]) -> int | None:
     return window if isinstance(window, int) and window > 0 else None
 
 
+def _unpacked(function: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[int, ...]]:
+    """The mask function of each item, and where the items of the first row begin, if `function` is transformers' mask
+    of items in a row; else `function` itself."""
+    parts = _closure(function).get("mask_functions", ())
+    names = [getattr(part, "__qualname__", "").partition(".")[0] for part in parts]
+    if names != ["packed_sequence_mask_function", "remap_positions_for_packed_sequence"]:
+        return function, ()
+    numbers, inner = _closure(parts[0]).get("packed_sequence_mask"), _closure(parts[1]).get("mask_function")
+    if not isinstance(numbers, Tensor) or inner is None:
+        return function, ()
+    changes = (numbers[0].diff() != 0).nonzero().squeeze(1) + 1
+    return inner, (0, *changes.tolist(), numbers.shape[1])
+
+
 def _closure(function: Callable[..., Any]) -> dict[str, Any]:
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     return {} if code is None else {n: c.cell_contents for n, c in zip(code.co_freevars, cells or (), strict=True)}
@@ -159,18 +250,23 @@ def use_attention(net: Any, device: torch.device) -> Choice:
     """Let `net` compute with the native attention where it can, and say why."""
     kernels = choose(device)
     kept = str(net.config.get_text_config()._attn_implementation)
-    reason = kernels.beside if kernels.isa is None else _uncovered(net)
+    reason = kernels.beside if kernels.isa is None else uncovered(net)
     if reason:
         return Choice(kept, reason)
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, describe)
+    register()
     net.set_attn_implementation(NAME)
     return Choice(NAME, kernels.reason, kernels.isa)
 
 
-def _uncovered(net: Any) -> str:
+def register() -> None:
+    """Make our attention known to transformers by its name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, describe)
+
+
+def uncovered(net: Any) -> str:
     """Why the attention of `net` is not covered; empty if it is."""
     config = net.config
     dropouts = [name for name in _DROPOUTS if getattr(config, name, None)]

@@ -1,7 +1,8 @@
 """The parts of transformers' blocks that halfbyte computes itself: RMSNorm and the gated MLP.
 
 Method: no list of families. A module that looks like such a part is tried: its own forward and ours get the same
-random input, in fp32 and in bf16, and only if they agree is it replaced. So a family that was never heard of is
+random input, in fp32 and in bf16, and only if they agree is it replaced. On a card, where ours is Liger-Kernel's, their
+gradients have to agree, too: its versions are not ours to test. So a family that was never heard of is
 covered if it computes the same, and one that changes its mind in a later version of transformers is found out. What
 looks like such a part and is not replaced is named with the reason, and runs unchanged.
 
@@ -27,14 +28,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from halfbyte import kernels
-from halfbyte.kernels.choice import choose
-from halfbyte.kernels.fused import DTYPES
+from halfbyte.kernels.choice import Choice
+from halfbyte.kernels.fused import choose_parts, dtypes_of
 from halfbyte.kernels.gate import ACTS, Act, gated, gated_halves
 from halfbyte.kernels.norm import STYLES, Style, rms_norm
 from halfbyte.model.linear import QuantLinear
 
 # Rounding: outputs may differ by an ulp of bf16 and, in fp32, by what a sum in another order makes.
-_CLOSE = {torch.bfloat16: (2**-7, 1e-5), torch.float32: (2e-6, 1e-6)}  # relative, absolute
+_CLOSE = {
+    torch.bfloat16: (2**-7, 1e-5),
+    torch.float16: (2**-10, 1e-6),
+    torch.float32: (2e-6, 1e-6),
+}  # relative, absolute
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
 _Fit = TypeVar("_Fit")
 _ROWS, _WIDE, _NARROW = 5, 12, 6  # of the inputs and layers that an MLP is tried with
@@ -133,18 +138,22 @@ class GatedMLP(nn.Module):
 
 
 def replace_parts(net: nn.Module, device: torch.device) -> list[Replacement]:
-    """Replace in `net` what can be replaced where native code runs on `device`; a line for each class looked at."""
+    """Replace in `net` what can be replaced where native code or Liger-Kernel runs on `device`; a line for each class
+    looked at."""
     found: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, module in net.named_modules():
         if _looks_like_norm(module) or _looks_like_mlp(module):
             found.setdefault(type(module).__name__, []).append((name, module))
-    choice = choose(device)
-    if choice.isa is None:
-        return [Replacement(kind, len(modules), choice.beside) for kind, modules in found.items()]
-    return [_replace_class(net, kind, modules) for kind, modules in found.items()]
+    choice = choose_parts(device)
+    if choice.name == "reference":
+        return [Replacement(kind, len(modules), choice.reason) for kind, modules in found.items()]
+    trial = _Trial(device, dtypes_of(choice), choice.name == "gpu")
+    return [_replace_class(net, kind, modules, trial, choice) for kind, modules in found.items()]
 
 
-def _replace_class(net: nn.Module, kind: str, modules: list[tuple[str, nn.Module]]) -> Replacement:
+def _replace_class(
+    net: nn.Module, kind: str, modules: list[tuple[str, nn.Module]], trial: _Trial, choice: Choice
+) -> Replacement:
     """Replace the modules of one class, all or none. What is tried once for a class is tried again where
     instances differ in more than their weights."""
     made: dict[str, nn.Module] = {}
@@ -152,14 +161,28 @@ def _replace_class(net: nn.Module, kind: str, modules: list[tuple[str, nn.Module
     for name, module in modules:
         traits = _traits(module)
         if traits not in tried:
-            tried[traits] = _style_of(module) if _looks_like_norm(module) else _layout_of(module)
+            tried[traits] = (_style_of if _looks_like_norm(module) else _layout_of)(module, trial)
         fit = tried[traits]
         if fit is None:
             return Replacement(kind, len(modules), "it computes something else")
+        if reason := _uncovered(fit, choice):
+            return Replacement(kind, len(modules), reason)
         made[name] = GatedMLP.from_base(module, fit) if isinstance(fit, Layout) else RMSNorm.from_base(module, fit)
     for name, module in made.items():
         net.set_submodule(name, module.train(net.get_submodule(name).training))
     return Replacement(kind, len(modules))
+
+
+def _uncovered(fit: Style | Layout, choice: Choice) -> str:
+    """Why Liger-Kernel has nothing for a part that computes what we know; empty if it has."""
+    if choice.name != "gpu" or not isinstance(fit, Layout):
+        return ""
+    from halfbyte.kernels.gate import gpu
+
+    fused = fit.gate == fit.up
+    if gpu.covers(fit.act, fused=fused, gate_first=fit.gate_first):
+        return ""
+    return f"Liger-Kernel has no kernel for {fit.act} of {'a fused projection' if fused else 'two layers'}"
 
 
 def _traits(module: nn.Module) -> tuple[Any, ...]:
@@ -184,20 +207,21 @@ def _epsilon(module: nn.Module) -> float | None:
     return next((value for name in _EPS_NAMES if isinstance(value := getattr(module, name, None), float)), None)
 
 
-def _style_of(norm: nn.Module) -> Style | None:
+def _style_of(norm: nn.Module, trial: _Trial) -> Style | None:
     """The style in which `norm` computes what we compute."""
     if len(inspect.signature(norm.forward).parameters) != 1:  # those of hybrid models take a gate, too
         return None
     width = norm._parameters["weight"].shape[0]  # type: ignore[union-attr]  # `_looks_like_norm` saw it
     make = torch.Generator().manual_seed(0)
     x, weight = torch.randn(_ROWS, width, generator=make) * 3, torch.randn(width, generator=make)
+    x, weight = x.to(trial.device), weight.to(trial.device)
 
     def error(style: Style) -> float:
         total = 0.0
-        for dtype in DTYPES:
+        for dtype in trial.dtypes:
             theirs = _copied(norm)
             theirs._parameters = {"weight": nn.Parameter(weight.to(dtype), requires_grad=False)}
-            total += _error(theirs, RMSNorm.from_base(theirs, style), x.to(dtype))
+            total += trial.error(theirs, RMSNorm.from_base(theirs, style), x.to(dtype))
         return total
 
     return _least(error, STYLES)
@@ -233,33 +257,33 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
             yield Layout(gate, up, last, act)
 
 
-def _layout_of(mlp: nn.Module) -> Layout | None:
+def _layout_of(mlp: nn.Module, trial: _Trial) -> Layout | None:
     """The layout in which `mlp` computes what we compute, tried with small layers in the place of its own."""
     dropout = any(isinstance(child, nn.Dropout) or "dropout" in name for name, child in mlp.named_modules())
     dropout = dropout or any("dropout" in key for key, value in vars(mlp).items() if value)
     if dropout or len(inspect.signature(mlp.forward).parameters) != 1:
         return None
-    x = torch.randn(_ROWS, _NARROW, generator=torch.Generator().manual_seed(0)) * 2
+    x = torch.randn(_ROWS, _NARROW, generator=torch.Generator().manual_seed(0)).to(trial.device) * 2
 
     def error(layout: Layout) -> float:
         total = 0.0
-        for dtype in DTYPES:
+        for dtype in trial.dtypes:
             theirs = _copied(mlp)
-            theirs._modules = {**mlp._modules, **_small_layers(layout, dtype)}
-            total += _error(theirs, GatedMLP.from_base(theirs, layout), x.to(dtype))
+            theirs._modules = {**mlp._modules, **_small_layers(layout, dtype, trial.device)}
+            total += trial.error(theirs, GatedMLP.from_base(theirs, layout), x.to(dtype))
         return total
 
     return _least(error, _layouts(mlp))
 
 
-def _small_layers(layout: Layout, dtype: torch.dtype) -> dict[str, nn.Module]:
+def _small_layers(layout: Layout, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
     """Random layers; down is the identity where it can be, so that an error of ours is not lost in a sum."""
     make = torch.Generator().manual_seed(1)
     layers: dict[str, nn.Module] = {}
     for name in dict.fromkeys((layout.gate, layout.up)):
         width = 2 * _WIDE if layout.gate == layout.up else _WIDE
-        layers[name] = _Small(torch.randn(width, _NARROW, generator=make).to(dtype))
-    return layers | {layout.down: _Small(torch.eye(_WIDE, dtype=dtype))}
+        layers[name] = _Small(torch.randn(width, _NARROW, generator=make).to(device, dtype))
+    return layers | {layout.down: _Small(torch.eye(_WIDE, dtype=dtype, device=device))}
 
 
 class _Small(nn.Module):
@@ -288,16 +312,46 @@ def _least(error: Callable[[_Fit], float], fits: Iterable[_Fit]) -> _Fit | None:
     return best if math.isfinite(least) else None
 
 
-@torch.no_grad()
-def _error(theirs: Callable[[Tensor], Any], ours: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """How far the two are apart on `x`: infinitely far if it is more than rounding, or another kind of result."""
-    try:
-        wanted = theirs(x)
-    except Exception:  # it wants other inputs than such a part gets: then it is none
-        return math.inf
-    got = ours(x)
-    if not isinstance(wanted, Tensor) or wanted.shape != got.shape or wanted.dtype != got.dtype:
-        return math.inf
-    got, wanted, (relative, absolute) = got.float(), wanted.float(), _CLOSE[x.dtype]
-    close = torch.allclose(got, wanted, rtol=relative, atol=absolute)
-    return float((got - wanted).abs().mean()) if close else math.inf
+@dataclass(frozen=True)
+class _Trial:
+    """Where and in which types parts are tried, and whether their gradients are, too."""
+
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...]
+    gradients: bool
+
+    def error(self, theirs: Callable[[Tensor], Any], ours: Callable[[Tensor], Tensor], x: Tensor) -> float:
+        """How far the two are apart on `x`: infinitely far if it is more than rounding, or another kind of result."""
+        try:
+            wanted, wanted_grad = self._run(theirs, x)
+        except Exception:  # it wants other inputs than such a part gets: then it is none
+            return math.inf
+        try:
+            got, got_grad = self._run(ours, x)
+        except Exception:
+            if not self.gradients:
+                raise  # native code has no reason to
+            return math.inf  # a card's compiler has many
+        relative, absolute = _CLOSE[x.dtype]
+        if (
+            wanted_grad is not None and got_grad is not None
+        ):  # its roundings are relative to the sums that it is made of
+            bound = 2 * relative * float(wanted_grad.float().abs().max()) + absolute
+            if not torch.allclose(got_grad.float(), wanted_grad.float(), rtol=relative, atol=bound):
+                return math.inf
+        if not isinstance(wanted, Tensor) or wanted.shape != got.shape or wanted.dtype != got.dtype:
+            return math.inf
+        got, wanted = got.float(), wanted.float()
+        close = torch.allclose(got, wanted, rtol=relative, atol=absolute)
+        return float((got - wanted).abs().mean()) if close else math.inf
+
+    def _run(self, part: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Tensor | None]:
+        """What `part` makes of `x`, and the gradient of `x`, if that is asked for."""
+        if not self.gradients:
+            with torch.no_grad():
+                return part(x), None
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            made = part(leaf)
+            weights = torch.linspace(-1, 1, made.numel(), device=x.device).view(made.shape).to(made.dtype)
+            return made.detach(), torch.autograd.grad(made, leaf, weights)[0]

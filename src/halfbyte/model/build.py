@@ -24,8 +24,9 @@ from halfbyte.checkpoint.source import Checkpoint, open_checkpoint
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import Weights
-from halfbyte.kernels.choice import Choice
+from halfbyte.kernels.choice import Choice, choose
 from halfbyte.kernels.compute import compute_name
+from halfbyte.kernels.cross_entropy import fault_on_card
 from halfbyte.memory import hold_little
 from halfbyte.model.adapter import load_adapter, quant_linears
 from halfbyte.model.assemble import assemble, multiply_bytes, settle_compute
@@ -34,6 +35,7 @@ from halfbyte.model.blocks import Replacement, replace_parts
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import Head, LinearHead
 from halfbyte.model.recompute import recomputed
+from halfbyte.model.rotary import replace_rotary
 from halfbyte.plan.devices import find_device
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
@@ -265,7 +267,7 @@ def load_model(
     if chosen.name == "int8":
         chosen = multiply_bytes(net)
     net.eval().requires_grad_(False)
-    replaced = replace_parts(net, where)
+    replaced = [*replace_parts(net, where), *replace_rotary(net, where), *_loss_on(where, chosen.dtype)]
     if (source.path / "generation_config.json").is_file():
         net.generation_config = _generation_config(source.path)
     fingerprint = origin(source)
@@ -290,6 +292,13 @@ def load_model(
     elif adapter is not None:
         made.adapter = load_adapter(net, Path(adapter), fingerprint)
     return made
+
+
+def _loss_on(device: torch.device, dtype: torch.dtype) -> list[Replacement]:
+    """What computes the cross-entropy of a chunk of logits, where it is not our own."""
+    if choose(device).name != "gpu":
+        return []
+    return [Replacement("cross-entropy", 1, fault_on_card(device, dtype))]
 
 
 def open_packed(

@@ -6,6 +6,10 @@ what was kept. As in Cut Cross-Entropy (Wijmans et al. 2024, arXiv:2411.09009) a
 that the head is the model's own (soft caps and scales included), by autograd. A head that is a product with the output
 embedding and nothing else, as most are, goes without autograd, and its logits lie in a buffer that is kept.
 
+On a card a chunk's cross-entropy is Liger-Kernel's kernel, but not its product with the head: that one is cut into
+chunks just as large (256 tokens of 8,192 for Llama 3.1 8B), wants the head in the type of the hidden states, and its
+gain, a gradient of the head that is added up on the way, is one that a frozen head has no use for.
+
 For 512 tokens of a vocabulary of 128,256 the logits and their gradient would take 0.5 GB in fp32; a chunk takes 66 MB
 in bf16, and a sequence of 8,192 tokens takes no more.
 """

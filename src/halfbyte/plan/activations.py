@@ -21,7 +21,8 @@ Kept for the backward pass, per token and layer:
 Plain only: Gemma 2 caps its attention scores, which transformers computes without a fused kernel: T scores per head and
 token in b, 4 and b bytes; there and with fused projections (Phi-3) the input of o is a copy of the attention's output.
 A mask stands wherever a batch holds padding, or a sequence is longer than the sliding window; one item alone has no
-padding. Fused projections keep the fused output whole where a part of it is kept.
+padding. Items that stand in one row (`tune.packing`) have none either, and no more tokens than padded: the plan for
+padded ones is their bound. Fused projections keep the fused output whole where a part of it is kept.
 
 With recomputation a layer keeps its input only (b H per token) and, where attention is native, its result with the
 logarithms (b Q + 4 per head) and o's product with it (b H), which are not computed again; one layer at a time is

@@ -66,6 +66,7 @@ def doctor(machine: Machine | None = None) -> list[Finding]:
         _kernels(),
         *_kernels_on_card(),
         _parts(),
+        *_parts_on_card(),
         _compute(),
         _calibration(),
         _compiler(),
@@ -188,6 +189,29 @@ def _parts() -> Finding:
     if _kernels().mark != "ok":
         return Finding("note", "parts of a model", "transformers' own: there are no native kernels")
     return Finding("ok", "parts of a model", found)
+
+
+def _parts_on_card() -> list[Finding]:
+    """What computes norms, gates, rotary embeddings and the loss on a card, if torch has one."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return []
+        from halfbyte.kernels.fused import choose_parts
+
+        choice = choose_parts(torch.device("cuda"))
+    except HalfbyteError as error:
+        return [Finding("problem", "parts on the card", f"{error.what}: {error.found}", error.do or "")]
+    except Exception as error:  # a broken torch must not keep the doctor from telling the rest
+        return [Finding("problem", "parts on the card", f"can't be loaded: {error}", "reinstall torch and halfbyte")]
+    if choice.name != "gpu":
+        return [Finding("note", "parts on the card", choice.reason, "right, but slower than Liger-Kernel's")]
+    found = (
+        f"{choice.reason}: RMSNorm, SwiGLU, GeGLU, rotary embedding, cross-entropy; each is tried against the model's "
+        "own when it is opened, and runs unchanged where it differs; `tune` says which"
+    )
+    return [Finding("ok", "parts on the card", found)]
 
 
 def _compute() -> Finding:

@@ -37,6 +37,7 @@ _REFUSED = {
     "tune.checkpoint_every": _SAME_RESULT,
     "tune.explosion": "it only ends a run that has failed already",
     "tune.micro_batch": _SAME_RESULT,
+    "tune.packing": _SAME_RESULT,
     "tune.recompute": _SAME_RESULT,
     "memory": _SAME_RESULT,
     "device": _SAME_RESULT,

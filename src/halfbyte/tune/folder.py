@@ -57,7 +57,10 @@ def prepare_folder(config: RunConfig, resume: bool, inputs: Callable[[], Mapping
             where=folder,
             do="go on with --resume, or choose another folder: --set out=...",
         )
-    before = build(RunConfig, read_yaml(stored), str(stored))
+    said = read_yaml(stored)
+    before = build(RunConfig, said, str(stored))
+    if "packing" not in said.get("tune", {}):  # of a version that always padded
+        before = dataclasses.replace(before, tune=dataclasses.replace(before.tune, packing="off"))
     config = _settled(config, before)
     old, new = flat(to_dict(before)), flat(to_dict(config))
     keys = sorted({*old, *new} - _FREE)
@@ -73,7 +76,8 @@ def _settled(config: RunConfig, before: RunConfig) -> RunConfig:
     """`config` with the automatic choices that the run was started with."""
     micro_batch = before.tune.micro_batch if config.tune.micro_batch == "auto" else config.tune.micro_batch
     recompute = before.tune.recompute if config.tune.recompute == "auto" else config.tune.recompute
-    tune = dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute)
+    packing = before.tune.packing if config.tune.packing == "auto" else config.tune.packing
+    tune = dataclasses.replace(config.tune, micro_batch=micro_batch, recompute=recompute, packing=packing)
     compute = before.compute if config.compute == "auto" else config.compute
     return dataclasses.replace(config, tune=tune, compute=compute)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.config import TuneConfig
-from halfbyte.data.batches import Batch, collate, micro_batches, step_order
+from halfbyte.data.batches import Batch, collate, micro_batches, pack, step_order
 from halfbyte.data.encode import Item
 from halfbyte.errors import TrainingError
 from halfbyte.memory import trim
@@ -58,6 +58,10 @@ class Plan:
     pad_id: int
     seed: int
     validate_at: frozenset[int]  # numbers of steps after which the validation loss is taken
+    packed: bool = False  # the items of a micro-batch stand in one row, not padded
+
+    def batch(self, items: Sequence[Item]) -> Batch:
+        return (pack if self.packed else collate)(items, self.pad_id)
 
 
 def train(
@@ -91,7 +95,7 @@ def train(
             for some in micro_batches(ranks.share(chosen), plan.micro_batch):
                 if stop():
                     raise Stopped
-                total = batch_loss(model, collate(some, plan.pad_id))
+                total = batch_loss(model, plan.batch(some))
                 (total * (scale / learned)).backward()  # type: ignore[no-untyped-call]
                 loss.value += total.item() / learned
                 if not math.isfinite(loss.value):
@@ -171,7 +175,8 @@ def batch_loss(model: Model, batch: Batch) -> Tensor:
     """Sum of the cross-entropy over the learned tokens of a batch, in nats."""
     ids, mask = batch.input_ids.to(model.device), batch.attention_mask
     padded = bool((mask == 0).any())
-    hidden = model.hidden(ids, mask.to(model.device) if padded else None)
+    positions = None if batch.positions is None else batch.positions.to(model.device)
+    hidden = model.hidden(ids, mask.to(model.device) if padded else None, positions)
     return next_token_loss(hidden, batch.labels.to(model.device), model.head)
 
 
@@ -187,5 +192,5 @@ def validation_loss(model: Model, items: Sequence[Item], plan: Plan, ranks: Rank
     mine = ranks.share(sorted(items, key=lambda item: len(item.ids)))
     with ranks.together() as loss:
         for some in micro_batches(mine, plan.micro_batch):
-            loss.value += batch_loss(model, collate(some, plan.pad_id)).item()
+            loss.value += batch_loss(model, plan.batch(some)).item()
     return loss.value / max(1, learned_tokens(items))

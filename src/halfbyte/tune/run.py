@@ -30,6 +30,7 @@ from halfbyte.data.dataset import TrainingData
 from halfbyte.errors import HalfbyteError, TrainingError
 from halfbyte.memory import MemoryMeter, give_back, ran_out
 from halfbyte.model.build import Model
+from halfbyte.model.packing import packed_attention
 from halfbyte.option_files import write_yaml
 from halfbyte.output import Output, OutputLost
 from halfbyte.plan import measured
@@ -98,10 +99,11 @@ def run_training(
 ) -> Outcome:
     """Train `model` on `data` as `config` says, in the folder that `prepare_folder` checked.
 
-    Micro-batch and recomputation must be settled; `plan_json` gives what the run will need. A model without an adapter
-    gets a fresh one. `watch` sees each record once its line is written; when it says so the run ends there, as one that
-    was stopped: all is saved and it can go on. Of several `ranks` the first one writes, and the outcome of the others
-    has no memory. Raises TrainingError, and ConfigError where another process trains in the folder.
+    Micro-batch and recomputation must be settled, and packing, which else is off; `plan_json` gives what the run will
+    need. A model without an adapter gets a fresh one. `watch` sees each record once its line is written; when it says
+    so the run ends there, as one that was stopped: all is saved and it can go on. Of several `ranks` the first one
+    writes, and the outcome of the others has no memory. Raises TrainingError, and ConfigError where another process
+    trains in the folder.
     """
     console = console or Output(works=True, stderr=True)
     with alone_in(Path(config.out)) if ranks.leads else nullcontext():
@@ -134,7 +136,8 @@ def _run(
             cut_metrics(folder / METRICS, state.progress.step)
         except OSError as error:
             raise _refused(folder, error) from error
-    outcome = _train(model, data, state, config, console, watch, ranks)
+    with packed_attention(model) if config.tune.packing == "on" else nullcontext():
+        outcome = _train(model, data, state, config, console, watch, ranks)
     ranks.part()
     if ranks.leads:
         origin.add_adapters(folder)
@@ -220,6 +223,7 @@ def _loop_plan(data: TrainingData, config: RunConfig) -> Plan:
         micro_batch=int(options.micro_batch),
         pad_id=data.pad_id,
         seed=config.seed,
+        packed=options.packing == "on",
         validate_at=frozenset({*range(every, steps + 1, every), steps}) if data.validation else frozenset(),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Iterator
 from ctypes import c_float, c_int64, c_void_p
 
 import torch
@@ -30,12 +32,15 @@ class _Attention(ctypes.Structure):
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None = None, *, isa: str
-) -> tuple[Tensor, Tensor]:
-    """As `reference.forward`. The result lies in memory as [B, Q, H, D], as the next projection wants it."""
+    q: Tensor, k: Tensor, v: Tensor, form: Form, visible: Tensor | None = None, *, isa: str,
+    into: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `reference.forward`. The result lies in memory as [B, Q, H, D], as the next projection wants it. `into`, if
+    given, is written and returned: the result as it lies where it is, and the contiguous lse."""
     q, k, v = _rows(q), _rows(k), _rows(v)
-    out = pool.empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), q.dtype).transpose(1, 2)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32)
+    out, lse = _room(q) if into is None else into
+    if out.shape != q.shape or out.dtype != q.dtype or out.stride(-1) != 1 or lse.shape != q.shape[:3]:
+        raise ValueError(f"the result does not fit into {out.dtype} {list(out.shape)} and {list(lse.shape)}")
     call = _call(q, k, v, form, visible, lse)
     _point(call, out=out)
     call.write = call.out
@@ -45,11 +50,14 @@ def forward(
 
 def backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, form: Form,
-    visible: Tensor | None = None, *, isa: str,
+    visible: Tensor | None = None, *, isa: str, into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `reference.backward`; the gradients lie in memory as their tensors do."""
+    """As `reference.backward`; the gradients lie in memory as their tensors do, or are written `into` those given."""
     d_out, q, k, v, out = _rows(d_out), _rows(q), _rows(k), _rows(v), _rows(out)
-    d_q, d_k, d_v = _like(q), _like(k), _like(v)
+    d_q, d_k, d_v = (_like(q), _like(k), _like(v)) if into is None else into
+    if any(d.shape != x.shape or d.dtype != x.dtype or d.stride(-1) != 1
+           for d, x in ((d_q, q), (d_k, k), (d_v, v))):  # fmt: skip
+        raise ValueError("the gradients do not fit where they are to be written")
     if not q.shape == out.shape == d_out.shape or lse.shape != q.shape[:3] or lse.dtype != torch.float32:
         raise ValueError(f"these shapes do not fit together: {list(q.shape)}, {list(out.shape)}, {list(d_out.shape)}, "
                          f"{lse.dtype} {list(lse.shape)}")  # fmt: skip
@@ -59,6 +67,46 @@ def backward(
     _point(call, out=out, d_out=d_out, d_q=d_q, d_k=d_k, d_v=d_v)
     native.library().halfbyte_attention_backward(ctypes.byref(call), *_how(q, isa))
     return d_q, d_k, d_v
+
+
+def _room(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Where attention's result and the logarithms of its sums are written."""
+    out = pool.empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), q.dtype).transpose(1, 2)
+    return out, torch.empty(q.shape[:3], dtype=torch.float32)
+
+
+def forward_by_item(
+    q: Tensor, k: Tensor, v: Tensor, form: Form, starts: tuple[int, ...], *, isa: str
+) -> tuple[Tensor, Tensor]:
+    """As `forward` of a row of items, each of which sees itself alone; item i has tokens starts[i] to starts[i + 1].
+
+    The logarithms are [H S], item after item.
+    """
+    out, lse = _room(q)[0], torch.empty(q.shape[1] * q.shape[2], dtype=torch.float32)
+    for item, part in _items(starts, q.shape[1]):
+        mine = out[:, :, item], lse[part].view(1, q.shape[1], -1)
+        forward(q[:, :, item], k[:, :, item], v[:, :, item], form, isa=isa, into=mine)
+    return out, lse
+
+
+def backward_by_item(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, form: Form, starts: tuple[int, ...], *,
+    isa: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `backward` of what `forward_by_item` computed."""
+    made = _like(q), _like(k), _like(v)
+    for item, part in _items(starts, q.shape[1]):
+        my_d_out, my_q, my_k, my_v, my_out = (tensor[:, :, item] for tensor in (d_out, q, k, v, out))
+        d_q, d_k, d_v = (tensor[:, :, item] for tensor in made)
+        my_lse = lse[part].view(1, q.shape[1], -1)
+        backward(my_d_out, my_q, my_k, my_v, my_out, my_lse, form, isa=isa, into=(d_q, d_k, d_v))
+    return made
+
+
+def _items(starts: tuple[int, ...], heads: int) -> Iterator[tuple[slice, slice]]:
+    """The tokens of each item, and its part of the logarithms."""
+    for first, last in itertools.pairwise(starts):
+        yield slice(first, last), slice(heads * first, heads * last)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbyte.kernels.fused import native_isa
+from halfbyte.kernels.fused import native_isa, on_card
 from halfbyte.kernels.norm import cpu, reference
 from halfbyte.kernels.norm.reference import STYLES, Style
 from halfbyte.kernels.pool import pool
@@ -19,12 +19,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, style: Style) -> Tensor:
     """`x` [..., H] normed over H and scaled by `weight` [H]; see `reference` for the styles.
 
     Native where both are bf16 or fp32 of the same type, on the CPU, and `weight` wants no gradient; its backward pass
-    keeps x as it is and an fp32 number a row. Raises ValueError when the widths differ.
+    keeps x as it is and an fp32 number a row, as Liger-Kernel's on a card does. Raises ValueError when the widths
+    differ.
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"a weight {list(weight.shape)} for rows of {x.shape[-1]}")
     alike = x.dtype == weight.dtype and x.device == weight.device
-    isa = native_isa(x) if alike and not weight.requires_grad else None
+    frozen = alike and not weight.requires_grad
+    isa = native_isa(x) if frozen else None
+    if isa is None and frozen and on_card(x):
+        from halfbyte.kernels.norm import gpu
+
+        return gpu.rms_norm(x, weight, eps, style)
     if isa is None:
         return reference.rms_norm(x, weight, eps, style)
     x, weight = x.contiguous(), weight.contiguous()
