@@ -96,14 +96,16 @@ def _machines(results: Results) -> Iterator[str]:
 
 def _ceiling(results: Results) -> Iterator[str]:
     """What the machine does at most, by torch: large products, reading, copying."""
-    figures = {"bf16 product": "flops_per_second", "fp32 product": "flops_per_second", "reading": "bytes_per_second",
-               "copying": "bytes_per_second"}  # fmt: skip
+    figures = {"fp32 product": "flops_per_second", "reading": "bytes_per_second", "copying": "bytes_per_second"}
     found = {case: results.get("machine", "", case, LIMIT, figure) for case, figure in figures.items()}
     words = {case: in_words(row.median, row.figure) for case, row in found.items() if row is not None}
     if len(words) == len(figures):
+        bf16, products = results.get("machine", "", "bf16 product", LIMIT, "flops_per_second"), words["fp32 product"]
+        large = f"{products} in large fp32 products"
+        if bf16 is not None:
+            large = f"{in_words(bf16.median, bf16.figure)} in large bf16 products ({products} in fp32)"
         yield ""
-        yield (f"Its ceiling, measured beside (torch): {words['bf16 product']} in large bf16 products "
-               f"({words['fp32 product']} in fp32), {words['reading']} reading memory, {words['copying']} "
+        yield (f"Its ceiling, measured beside (torch): {large}, {words['reading']} reading memory, {words['copying']} "
                "copying (bytes read and written).")  # fmt: skip
 
 
