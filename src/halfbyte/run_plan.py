@@ -146,7 +146,7 @@ class RunPlan:
 
     def _learned(self) -> int:
         """Learned tokens of the item that has most of them."""
-        return max(int(sum(item.learned)) for item in (*self.data.train, *self.data.validation))
+        return max(item.learned_tokens for item in (*self.data.train, *self.data.validation))
 
     def _length(self, config: RunConfig) -> Any:
         from halfbyte.plan.time import Length

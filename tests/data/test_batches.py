@@ -7,7 +7,7 @@ from halfbyte.data.encode import Item
 
 def item(length, first=0):
     ids = list(range(first, first + length))
-    return Item(ids, [t >= length // 2 for t in range(length)], length // 2, 0, "a:1")
+    return Item.of(ids, [t >= length // 2 for t in range(length)], length // 2, 0, "a:1")
 
 
 @pytest.mark.parametrize("items", [1, 2, 17, 1000])
@@ -72,5 +72,5 @@ def test_collate_pads_on_the_right_to_one_of_few_widths():
 
 
 def test_a_learned_token_that_equals_the_padding_is_learned():
-    batch = collate([Item([1, 2, 0], [False, False, True], 2, 0, "a:1"), item(4)], pad_id=0)
+    batch = collate([Item.of([1, 2, 0], [False, False, True], 2, 0, "a:1"), item(4)], pad_id=0)
     assert batch.labels[0, :4].tolist() == [IGNORED, IGNORED, 0, IGNORED]
