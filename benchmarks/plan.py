@@ -92,8 +92,8 @@ class Case:
 
 
 def draw(count: int, seed: int, compute: str = "bf16") -> list[Case]:
-    """`count` cases, as many of each architecture, and of each value of a setting, as can be. They compute in `compute`,
-    but for those with weights in fp32."""
+    """`count` cases, as many of each architecture, and of each value of a setting, as can be. They compute in
+    `compute`, but for those with weights in fp32."""
     made, cases = random.Random(seed), list[Case]()
     names = itertools.cycle(ARCHITECTURES)
     decks: dict[str, list[Any]] = {name: [] for name in SETTINGS}

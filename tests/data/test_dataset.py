@@ -41,7 +41,9 @@ def test_load_training_counts_what_there_is(tmp_path):
     assert data.counts.longest == max(len(item.ids) for item in data.train)
     assert (data.counts.cut, data.counts.dropped) == (0, 0)
     assert data.pad_id == tokenizer.pad_token_id
-    assert {item.origin for item in (*data.train, *data.validation)} == {f"{tmp_path / 'a.jsonl'}:{n + 1}" for n in range(200)}
+    assert {item.origin for item in (*data.train, *data.validation)} == {
+        f"{tmp_path / 'a.jsonl'}:{n + 1}" for n in range(200)
+    }
     text = data.describe()
     assert f"training data: {len(data.train)} items, {data.counts.tokens:,} tokens" in text
     assert "plain text, as the model has no chat template" in text and "cut" not in text
