@@ -20,6 +20,7 @@ _AT_ONCE = {"cpu": 2048}  # tokens in one forward; more give the products nothin
 _OF_OPTIONS = {"cpu": 512}  # the same of options' own tokens: each row takes the keys and values of its whole prompt
 _LOGITS = {"cpu": 2**23}  # numbers in the logits of scored tokens at once: 32 MiB in fp32
 _MOST_LOGITS = 2**25
+_POSITION = 4096  # bytes a token of positions, their angles, cosines and sines (fp32), and of the mask
 _FEW = 16  # positions up to which the head is multiplied as it is stored (kernels/product/cpu.py)
 
 
@@ -105,11 +106,10 @@ def evaluation_bytes(
     """
     dims, b = known_dims(info), dtype_bytes
     there = pieces(rows, tokens, kind, budget, dims.vocabulary or 0, scored)
-    # Of hidden states the model holds its embeddings and each layer's input, the layer what it adds to and the norm of
-    # it; as much as another lies in blocks of the pool that attention has given up.
-    mlp = 3 * dims.mlp + 5 * dims.hidden
-    attention = 4 * dims.query + 2 * dims.key + 4 * dims.hidden
-    working = b * max(mlp, attention)
+    # Of hidden states the model holds its embeddings and each layer's input, the layer what it adds to and the norm of it.
+    mlp = 3 * dims.mlp + 4 * dims.hidden
+    attention = 4 * dims.query + 2 * dims.key + 3 * dims.hidden
+    working = b * max(mlp, attention) + _POSITION
     if info.scores:
         working = max(working, b * attention + dims.heads * tokens * (b + 4 + b))
     if scored is None:
