@@ -61,7 +61,7 @@ class Halfbyte:
         self.model.recompute(layers)
         options = TuneConfig(batch=batch, max_steps=10_000, learning_rate=RATE, warmup=0.0, schedule="constant")
         state = State(self.model.parameters_to_train(), options)
-        items = [Item(tokens_of(tokens, seed), [False] + [True] * (tokens - 1), 0, 0, "") for seed in range(batch)]
+        items = [Item.of(tokens_of(tokens, seed), [False] + [True] * (tokens - 1), 0, 0, "") for seed in range(batch)]
         plan = Plan(steps=10_000, steps_per_epoch=1, micro_batch=batch, pad_id=0, seed=0, validate_at=frozenset())
         records = train(self.model, items, [], state, options, plan)
         facts, phase = {"recomputed_layers": float(layers)}, planned.phases["tune"]

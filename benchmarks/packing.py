@@ -52,12 +52,12 @@ def main(given: Sequence[str] | None = None) -> None:
         if model.device.type == "cuda":
             torch.cuda.synchronize()
 
-    tokens = sum(len(item.ids) for items in whole[: options.steps] for item in items)
+    tokens = sum(len(item) for items in whole[: options.steps] for item in items)
     for size in options.micro:
         case, ways = f"micro-batch {size}", {"padded": collate, "packed": pack}
         for name, make in ways.items():
             made = [make(some, data.pad_id).input_ids for items in whole for some in micro_batches(items, size)]
-            share = 1 - sum(len(item.ids) for items in whole for item in items) / sum(ids.numel() for ids in made)
+            share = 1 - sum(len(item) for items in whole for item in items) / sum(ids.numel() for ids in made)
             table.add([common.Row("packing", "demo", case, f"halfbyte {name}", "padding_share", (share,))])
         with packed_attention(model):
             work = {name: (lambda make=make: turn(make, size)) for name, make in ways.items()}  # noqa: B023

@@ -34,6 +34,7 @@ from typing import Any
 
 from benchmarks import common, shapes
 from benchmarks.common import say
+from halfbyte.plan.native import has_bf16
 
 # Proportions of real models (the catalogue has their sources), with fewer layers.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -66,7 +67,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "weights": ("nf4", "nf4-single", "int8", "bf16", "fp32"),
     "recompute": (0.0, 0.5, 1.0),  # share of the layers
 }
-MOST_TOKENS = {"fp32": 512}  # in a micro-batch: what takes minutes is left out
+MOST_TOKENS = {"bf16": 2048, "fp32": 512}  # in a micro-batch, by what is computed in: what takes minutes is left out
 STEPS, ITEMS, NEW_TOKENS = 3, 12, 16
 
 
@@ -81,16 +82,18 @@ class Case:
     targets: str | tuple[str, ...]
     weights: str
     recompute: int  # layers
+    compute: str
 
     @property
     def name(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else "+".join(self.targets)
         return (f"{self.architecture} {self.sequence}x{self.micro_batch} r={self.rank} {targets} {self.weights} "
-                f"{self.recompute} recomputed")  # fmt: skip
+                f"{self.recompute} recomputed, {self.compute}")  # fmt: skip
 
 
-def draw(count: int, seed: int) -> list[Case]:
-    """`count` cases, as many of each architecture, and of each value of a setting, as can be."""
+def draw(count: int, seed: int, compute: str = "bf16") -> list[Case]:
+    """`count` cases, as many of each architecture, and of each value of a setting, as can be. They compute in
+    `compute`, but for those with weights in fp32."""
     made, cases = random.Random(seed), list[Case]()
     names = itertools.cycle(ARCHITECTURES)
     decks: dict[str, list[Any]] = {name: [] for name in SETTINGS}
@@ -98,7 +101,8 @@ def draw(count: int, seed: int) -> list[Case]:
         for name, deck in decks.items():  # as cards are dealt: each value before any comes again
             deck.extend(() if deck else made.sample(SETTINGS[name], len(SETTINGS[name])))
         architecture, chosen = next(names), {name: deck.pop() for name, deck in decks.items()}
-        if chosen["sequence"] * chosen["micro_batch"] > MOST_TOKENS.get(chosen["weights"], 2048):
+        chosen["compute"] = "fp32" if chosen["weights"] == "fp32" else compute
+        if chosen["sequence"] * chosen["micro_batch"] > MOST_TOKENS[chosen["compute"]]:
             continue
         if architecture == "phi3" and "q_proj" in chosen["targets"]:
             chosen["targets"] = ("qkv_proj",)  # fused there
@@ -128,19 +132,19 @@ def write_model(architecture: str, folder: Path) -> Path:
     return folder
 
 
-def write_run(case: Case, model: Path, folder: Path) -> Path:
+def write_run(case: Case, model: Path, folder: Path, items: int = ITEMS) -> Path:
     """The run file of a case: items of its sequence (a token a letter, and the end), and a task of such prompts."""
     folder.mkdir()
     made = random.Random(0)
     letters = string.ascii_lowercase + " "
-    for name, count, length in (("train", ITEMS, case.sequence - 1), ("test", ITEMS, case.sequence - NEW_TOKENS)):
+    for name, count, length in (("train", items, case.sequence - 1), ("test", items, case.sequence - NEW_TOKENS)):
         texts = ("".join(made.choices(letters, k=max(length, 16))) for _ in range(count))
         lines = (json.dumps({"prompt": text[:-8], "completion": text[-8:]}) for text in texts)
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     task = {"name": "copy", "data": str(folder / "test.jsonl"), "kind": "exact",
             "decoding": {"max_new_tokens": NEW_TOKENS, "stop": []}}  # fmt: skip
     run = {"model": str(model), "weights": case.weights, "out": str(folder / "run"), "task": str(folder / "task.yaml"),
-           "compute": "fp32" if case.weights == "fp32" else "bf16",
+           "compute": case.compute,
            "data": {"train": str(folder / "train.jsonl"), "validation": 0.0, "max_tokens": case.sequence},
            "adapter": {"rank": case.rank, "alpha": 2 * case.rank, "targets": case.targets},
            "tune": {"batch": case.micro_batch, "micro_batch": case.micro_batch, "recompute": case.recompute,
@@ -234,19 +238,22 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=40, help="how many are drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
+    parser.add_argument("--items", type=int, default=ITEMS, help="of a run's data, and of its task (%(default)s)")
+    parser.add_argument("--compute", choices=("bf16", "fp32"), default="bf16" if has_bf16() else "fp32",
+                        help="what is computed in, but with weights in fp32 (here %(default)s)")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="for checkpoints and runs; what is made there is removed")
     parser.add_argument("--results", type=Path, default=common.RESULTS / "plan", help="of the CSV files (%(default)s)")
     parser.add_argument("--picture", type=Path, default=common.ROOT / "docs" / "plan.svg", help="(%(default)s)")
     options = parser.parse_args(given)
-    cases = sorted(draw(options.cases, options.seed), key=lambda case: case.architecture)
+    cases = sorted(draw(options.cases, options.seed, options.compute), key=lambda case: case.architecture)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        compare(cases, Path(place), options.results, options.picture)
+        compare(cases, Path(place), options.results, options.picture, options.items)
 
 
-def compare(cases: list[Case], place: Path, results: Path, picture: Path) -> Pairs:
+def compare(cases: list[Case], place: Path, results: Path, picture: Path, items: int = ITEMS) -> Pairs:
     """Plan all `cases`, then run them; write the CSV files and the picture."""
     models = {name: write_model(name, place / name) for name in dict.fromkeys(case.architecture for case in cases)}
-    runs = {case: write_run(case, models[case.architecture], place / f"run-{number}")
+    runs = {case: write_run(case, models[case.architecture], place / f"run-{number}", items)
             for number, case in enumerate(cases)}  # fmt: skip
     os.sync()  # what was just written is not yet the disk's, and would count as this program's memory
     plans, pairs = {case: predicted(run) for case, run in runs.items()}, Pairs()

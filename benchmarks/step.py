@@ -52,7 +52,7 @@ def ours(folder: str, rank: int, targets: str, recompute: int) -> Phase:
     model.recompute(recompute)
     options = TuneConfig(batch=1, max_steps=10_000, learning_rate=1e-4)
     state = State(model.parameters_to_train(), options)
-    item = Item(ids=tokens(), learned=[False] + [True] * (TOKENS - 1), prompt_tokens=0, cut=0, origin="")
+    item = Item.of(ids=tokens(), learned=[False] + [True] * (TOKENS - 1), prompt_tokens=0, cut=0, origin="")
     plan = Plan(steps=10_000, steps_per_epoch=1, micro_batch=1, pad_id=258, seed=0, validate_at=frozenset())
     yield {}
     give_back()

@@ -116,10 +116,10 @@ class Ledger:
 
     def _parts(self, name: str, phase: Mapping[str, Any]) -> dict[str, int]:
         """The peak by part: what of `exact` was there in that phase, and the rest. Mapped weights are no part of it."""
-        there = {"tune": ("adapter", "gradients", "optimiser"), "evaluate_after": ("adapter",)}.get(name, ())
+        there = {"tune": ("adapter", "gradients", "optimiser")}.get(name, tuple[str, ...]())
         card = phase.get("cuda_peak_bytes")
-        if card is not None:
-            there = ("weights", "constants", *there)
+        if card is not None:  # on a processor the adapter that is evaluated is mapped, too
+            there = ("weights", "constants", *(there or ("adapter",) * (name == "evaluate_after")))
         known = {part: self.exact.get(part) for part in there}
         return measured.parts_of(phase["peak_bytes"] if card is None else card, known)
 

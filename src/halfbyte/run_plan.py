@@ -33,7 +33,7 @@ class RunPlan:
 
         adapter, options = config.adapter, config.tune
         shape = shape_info(self.model.net.config.to_dict(), rank=adapter.rank, targets=adapter.targets,
-                           native=self._native(), learned=self._learned())  # fmt: skip
+                           native=self._native(), learned=self._learned(), weights=config.weights)  # fmt: skip
         longest = self.data.counts.longest
         fixed, mapped = self._spoken_for(config, shape, longest)
         chosen = choose(
@@ -76,7 +76,7 @@ class RunPlan:
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""
         from halfbyte.model.adapter import quant_linears
-        from halfbyte.plan.activations import running_bytes
+        from halfbyte.plan.activations import library_bytes, running_bytes
         from halfbyte.plan.budget import spoken_for
         from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
@@ -86,10 +86,12 @@ class RunPlan:
         sizes = self.model.adapter_sizes(config.adapter)
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
-        there = CONTEXT_BYTES + mapped if on_card else running_bytes(shape, inventory.tokenizer_bytes)
+        there, b = CONTEXT_BYTES + mapped, int(self.model.dtype.itemsize)
+        if not on_card:
+            there = running_bytes(shape, inventory.tokenizer_bytes) + library_bytes(shape, matrices, b)
         fixed = spoken_for(
-            shape, matrices, packed=weights in QUANTISED, dtype_bytes=int(self.model.dtype.itemsize),
-            adapter_parameters=sum(sizes), optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),
+            shape, matrices, packed=weights in QUANTISED, dtype_bytes=b, adapter=sizes,
+            optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),
             step_tokens=self._share(config.tune.batch) * longest,
             there_bytes=there if config.memory != "auto" else 0,  # what is free is counted beside it
         )  # fmt: skip
@@ -165,7 +167,7 @@ class RunPlan:
 
     def _learned(self) -> int:
         """Learned tokens of the item that has most of them."""
-        return max(int(sum(item.learned)) for item in (*self.data.train, *self.data.validation))
+        return max(int(item.learned_tokens) for item in (*self.data.train, *self.data.validation))
 
     def _length(self, config: RunConfig) -> Any:
         from halfbyte.plan.time import Length

@@ -17,7 +17,7 @@ from halfbyte.data.encode import Item
 
 def item(length, first=0):
     ids = list(range(first, first + length))
-    return Item(ids, [t >= length // 2 for t in range(length)], length // 2, 0, "a:1")
+    return Item.of(ids, [t >= length // 2 for t in range(length)], length // 2, 0, "a:1")
 
 
 @pytest.mark.parametrize("items", [1, 2, 17, 1000])
@@ -82,7 +82,7 @@ def test_collate_pads_on_the_right_to_one_of_few_widths():
 
 
 def test_a_learned_token_that_equals_the_padding_is_learned():
-    batch = collate([Item([1, 2, 0], [False, False, True], 2, 0, "a:1"), item(4)], pad_id=0)
+    batch = collate([Item.of([1, 2, 0], [False, False, True], 2, 0, "a:1"), item(4)], pad_id=0)
     assert batch.labels[0, :4].tolist() == [IGNORED, IGNORED, 0, IGNORED]
 
 
@@ -94,7 +94,7 @@ def test_pack_lays_items_end_to_end_and_learns_no_first_token():
     assert batch.positions[0].tolist() == [*range(5), *range(3), *range(2), *range(6)]
     learned = [102, 103, 104, 201, 202, 301]
     assert [label for label in batch.labels[0].tolist() if label != IGNORED] == learned
-    everything = Item([1, 2], [True, True], 0, 0, "a:1")
+    everything = Item.of([1, 2], [True, True], 0, 0, "a:1")
     assert pack([everything] * 8, 0).labels[0].tolist() == [IGNORED, 2] * 8  # the row is full: nothing is filled
 
 

@@ -1,4 +1,6 @@
+import gc
 import json
+import tracemalloc
 
 import pytest
 
@@ -39,7 +41,9 @@ def test_load_training_counts_what_there_is(tmp_path):
     assert data.counts.longest == max(len(item.ids) for item in data.train)
     assert (data.counts.cut, data.counts.dropped) == (0, 0)
     assert data.pad_id == tokenizer.pad_token_id
-    assert len(data.examples) == len(data.train) and data.examples[0].record.origin == data.train[0].origin
+    assert {item.origin for item in (*data.train, *data.validation)} == {
+        f"{tmp_path / 'a.jsonl'}:{n + 1}" for n in range(200)
+    }
     text = data.describe()
     assert f"training data: {len(data.train)} items, {data.counts.tokens:,} tokens" in text
     assert "plain text, as the model has no chat template" in text and "cut" not in text
@@ -55,7 +59,7 @@ def test_cut_and_dropped_items_are_counted(tmp_path):
     assert (data.counts.items, data.counts.cut, data.counts.dropped) == (6, 1, 2)
     assert max(len(item.ids) for item in data.train) == data.counts.longest == 40
     assert "1 cut at max_tokens" in data.describe() and "2 left out" in data.describe()
-    assert len(data.examples) == 8 and not data.validation
+    assert not data.validation
 
 
 def test_nothing_to_learn_is_an_error(tmp_path):
@@ -121,7 +125,9 @@ def test_the_group_comes_from_the_run_or_from_the_task_that_is_trained_on(tmp_pa
     for config in (DataConfig(train=str(tmp_path / "task.yaml"), validation=0.2),
                    DataConfig(train=str(tmp_path / "all.jsonl"), validation=0.2, group="plate")):  # fmt: skip
         data = load_training(config, tiny_tokenizer(), 0)
-        sides = [{e.record.values["plate"] for e in side} for side in (data.examples, data.validation_examples)]
+        lines = (tmp_path / "all.jsonl").read_text().splitlines()
+        sides = [{json.loads(lines[int(item.origin.rpartition(":")[2]) - 1])["plate"] for item in side}
+                 for side in (data.train, data.validation)]  # fmt: skip
         assert all(sides) and not sides[0] & sides[1]
 
 
@@ -200,3 +206,16 @@ def test_the_tokenizer_is_called_once_for_all_items(tmp_path, monkeypatch, templ
     data = load_training(DataConfig(train=file), tokenizer, 0)
     assert len(data.train) + len(data.validation) == 500
     assert len(calls) <= 6
+
+
+def test_items_are_held_in_a_few_bytes_a_token_and_their_examples_not_at_all(tmp_path):
+    values = [{"prompt": f"{k} " + "word " * 100, "completion": str(k), "other": "o" * 500} for k in range(500)]
+    config, tokenizer = DataConfig(train=write(tmp_path / "a.jsonl", values), validation=0), tiny_tokenizer()
+    tokenizer(["warm", "up"])
+    gc.collect()
+    tracemalloc.start()
+    data = load_training(config, tokenizer, 0)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 6 * data.counts.tokens + 500 * data.counts.items

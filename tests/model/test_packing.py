@@ -29,7 +29,7 @@ KERNELS = ["reference", *(["cpu"] if native.isas() else [])]
 def items(lengths: tuple[int, ...] = LENGTHS) -> list[Item]:
     make = torch.Generator().manual_seed(2)
     ids = [torch.randint(4, 300, (length,), generator=make).tolist() for length in lengths]
-    return [Item(some, [at % 3 != 1 for at in range(len(some))], 1, 0, f"a:{n}") for n, some in enumerate(ids)]
+    return [Item.of(some, [at % 3 != 1 for at in range(len(some))], 1, 0, f"a:{n}") for n, some in enumerate(ids)]
 
 
 def opened(family: str, folder: Path, weights: str = "fp32", **overrides: Any) -> Model:

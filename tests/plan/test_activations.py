@@ -8,6 +8,8 @@ from torch import nn
 
 from halfbyte.config import AdapterConfig
 from halfbyte.kernels.choice import choose
+from halfbyte.kernels.product.cpu import FEW
+from halfbyte.kernels.product.reference import TILE
 from halfbyte.model.attention import use_attention
 from halfbyte.model.blocks import replace_parts
 from halfbyte.model.linear import QuantLinear
@@ -16,7 +18,9 @@ from halfbyte.plan.activations import (
     LOSS_CHUNK,
     PLAIN,
     layer_peak_bytes_per_token,
+    library_bytes,
     loss_bytes,
+    narrow_bytes,
     recomputed_bytes_per_token,
     saved_bytes_per_token,
     scratch_bytes,
@@ -31,6 +35,7 @@ from tests.tiny import FAMILIES, tiny_checkpoint
 
 ITEMS, TOKENS, RANK = 2, 48, 4
 NATIVE = Native(True, True, True, True, "as told")
+NATIVE_NORMS = Native(True, True, True, False, "as told")  # without products, as in fp32
 
 
 def _decoder(folder, targets):
@@ -113,8 +118,7 @@ def test_native_the_logits_lie_in_one_buffer_unless_the_head_does_more_than_a_pr
         info = shape_info(find(name).config | more, native=native)
         return loss_bytes(info, 512) / (256 * info.dims.vocabulary)
 
-    without_products = Native(True, True, True, False, "as told")
-    assert logits("llama-3.1-8b", NATIVE) == 2 and logits("llama-3.1-8b", without_products) == 4
+    assert logits("llama-3.1-8b", NATIVE) == 2 and logits("llama-3.1-8b", NATIVE_NORMS) == 2
     assert logits("llama-3.1-8b", NATIVE, logits_scaling=8.0) == 8
     assert logits("gemma-2-9b", NATIVE) == 12
 
@@ -178,3 +182,24 @@ def test_a_sliding_window_makes_a_mask_when_the_sequence_is_longer():
     short, long = (saved_bytes_per_token(info, tokens, padded=False) for tokens in (512, 513))
     assert long - short == 2 * 513 + 2 * 2 * (4096 - 1024)
     assert shape_info(config | {"use_sliding_window": False}).window is None
+
+
+def test_a_dense_weight_of_another_type_is_converted_by_rows(monkeypatch):
+    monkeypatch.setattr("halfbyte.plan.activations.cores", lambda: 2)
+    config, shapes = find("llama-3.1-8b").config, [(14336, 4096), (4096, 14336)]
+    wide, same, packed = (
+        shape_info(config, native=NATIVE_NORMS, weights=weights) for weights in ("bf16", "fp32", "nf4")
+    )
+    assert scratch_bytes(wide, shapes, 512, False, 4) == 4 * TILE * 14336
+    assert scratch_bytes(same, shapes, 512, False, 4) == 0 == scratch_bytes(wide, shapes, 512, False, 2)
+    tile, more = 4 * TILE * 4096, [sum(training_bytes(info, 1, 64, 32, 4)) for info in (packed, same)]
+    assert 0 < more[0] - more[1] <= tile  # of the head, in the loss
+    few, many = (sum(evaluation_bytes(packed, rows, 2, 4).values()) for rows in (FEW, FEW + 1))
+    assert many - few > tile
+    assert library_bytes(wide, shapes, 4) == 2 * 7_700_000 and library_bytes(wide, [(64, 64)], 4) == 2 * 4 * 64 * 64
+
+
+def test_the_narrow_copy_in_fp32_is_of_b_alone():
+    assert (
+        narrow_bytes([16 * 100, 16 * 300], 2) == 2 * 16 * 400 and narrow_bytes([16 * 100, 16 * 300], 4) == 4 * 16 * 300
+    )

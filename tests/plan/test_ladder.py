@@ -96,13 +96,12 @@ def test_the_packed_weights_are_mapped_and_no_part_of_the_peak(weights):
     mapped = plan.weights_bytes[weights.removesuffix("-single")] + plan.constants_bytes.get(
         weights.replace("-", "_"), 0
     )
-    for phase in ("open", "evaluate", "tune"):
-        assert plan.phases[phase].mapped_bytes == mapped
+    for phase, loaded in (("open", 0), ("evaluate", plan.adapter_bytes), ("tune", 0)):
+        assert plan.phases[phase].mapped_bytes == mapped + loaded
         assert "weights" not in plan.phases[phase].parts
     assert (plan.phases["pack"].peak_bytes == 0) == (weights in ("bf16", "fp32"))
-    assert ("scratch" in plan.phases["tune"].parts) and (plan.phases["tune"].parts["scratch"] == 0) == (
-        weights in ("bf16", "fp32")
-    )
+    scratch = plan.phases["tune"].parts["scratch"]  # what the library keeps, and a decoded matrix or converted rows
+    assert (scratch > 50 * 10**6) == (weights not in ("bf16", "fp32"))
 
 
 def test_less_memory_means_more_recomputation_until_nothing_helps():

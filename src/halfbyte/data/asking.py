@@ -47,7 +47,7 @@ def longest_scored(
     some = heapq.nlargest(most, examples, key=size)
     if options_of is None:
         rows = encoder.items(some)
-        return Longest(max(len(row.ids) for row in rows), 0, max(row.learned_tokens for row in rows))
+        return Longest(max(map(len, rows)), 0, max(row.learned_tokens for row in rows))
     asked = [with_options(encoder, example, options_of(example), ends) for example in some]
     own = max(len(option) for _, options in asked for option in options)
     return Longest(max(len(prompt) for prompt, _ in asked) + own, max(len(options) for _, options in asked), own)

@@ -61,7 +61,7 @@ def step_items(items: int, step: int, batch: int, seed: int) -> list[int]:
 def step_order(items: Sequence[Item], step: int, batch: int, seed: int) -> list[Item]:
     """The items of an optimiser step, the longest first (so that a lack of memory shows at once)."""
     chosen = [items[number] for number in step_items(len(items), step, batch, seed)]
-    return sorted(chosen, key=lambda item: -len(item.ids))
+    return sorted(chosen, key=lambda item: -len(item))
 
 
 def micro_batches(chosen: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
@@ -74,14 +74,13 @@ def collate(items: Sequence[Item], pad_id: int) -> Batch:
 
     With few widths, the libraries below build and keep their code for few shapes.
     """
-    longest = max(len(item.ids) for item in items)
+    longest = max(map(len, items))
     shape = (len(items), longest if len(items) == 1 else -(-longest // WIDTH) * WIDTH)
     ids = torch.full(shape, pad_id, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, IGNORED, dtype=torch.int64)
     for row, item in enumerate(items):
-        length = len(item.ids)
-        tokens = torch.tensor(item.ids, dtype=torch.int64)
+        length, tokens = len(item), torch.tensor(item.tokens, dtype=torch.int64)
         ids[row, :length] = tokens
         mask[row, :length] = 1
         labels[row, :length] = tokens.masked_fill(~torch.tensor(item.learned), IGNORED)
@@ -100,10 +99,11 @@ def pack(items: Sequence[Item], pad_id: int) -> Batch:
     labels: list[int] = []
     positions: list[int] = []
     for item in items:
-        ids += item.ids
-        labels += [i if learned else IGNORED for i, learned in zip(item.ids, item.learned, strict=True)]
-        labels[-len(item.ids)] = IGNORED
-        positions += range(len(item.ids))
+        own = item.ids
+        ids += own
+        labels += [i if learned else IGNORED for i, learned in zip(own, item.learned, strict=True)]
+        labels[-len(own)] = IGNORED
+        positions += range(len(own))
     rest = -len(ids) % WIDTH
     ids += [pad_id] * rest
     labels += [IGNORED] * rest

@@ -88,7 +88,7 @@ class ItemCheck:
             self._stops = frozenset({encoder.eos})
 
     def add(self, item: Item) -> None:
-        whole, tallies, origin = len(item.ids) + item.cut, self._tallies, item.origin
+        whole, tallies, origin = len(item) + item.cut, self._tallies, item.origin
         self.lengths.append(whole)
         learned = item.learned_tokens
         if not learned:
@@ -96,7 +96,7 @@ class ItemCheck:
             tallies["nothing_learned"].add(origin, found)
             return
         self.kept += 1
-        self.tokens += len(item.ids)
+        self.tokens += len(item)
         self.learned_tokens += learned
         if item.cut:
             self.cut_prompt += item.cut_prompt
@@ -108,9 +108,9 @@ class ItemCheck:
                 tallies["end_unmarked"].add(origin)
         if self._begins_twice(item.ids):
             tallies["double_bos"].add(origin, self._shown(item.ids[:6]))
-        if self.context is not None and len(item.ids) > self.context:
-            tallies["context"].add(origin, f"{len(item.ids):,} tokens")
-        if self.vocabulary is not None and (highest := max(item.ids)) >= self.vocabulary:
+        if self.context is not None and len(item) > self.context:
+            tallies["context"].add(origin, f"{len(item):,} tokens")
+        if self.vocabulary is not None and (highest := max(item.tokens)) >= self.vocabulary:
             tallies["vocabulary"].add(origin, f"token {highest:,} of {self.vocabulary:,}: {self._shown([highest])}")
 
     def side(self) -> Side:
@@ -153,9 +153,9 @@ class ItemCheck:
         return {str(share): int(value) for share, value in zip(_PERCENT, values, strict=True)}
 
     def _end_is_learned(self, item: Item) -> bool:
-        if item.learned[-1] and item.ids[-1] in self._stops:
+        if item.flags[-1] and item.tokens[-1] in self._stops:
             return True
-        return any(learned and token in self._stops for token, learned in zip(item.ids, item.learned, strict=True))
+        return any(learned and token in self._stops for token, learned in zip(item.tokens, item.flags, strict=True))
 
     def _begins_twice(self, ids: list[int]) -> bool:
         prefix = self.encoder.prefix

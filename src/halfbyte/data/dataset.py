@@ -42,20 +42,18 @@ class Counts:
             items=len(kept),
             cut=sum(item.cut > 0 for item in kept),
             dropped=dropped,
-            tokens=sum(len(item.ids) for item in kept),
+            tokens=sum(map(len, kept)),
             learned_tokens=sum(item.learned_tokens for item in kept),
-            longest=max((len(item.ids) for item in kept), default=0),
+            longest=max(map(len, kept), default=0),
         )
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Items to train on and to validate on, with the examples that they were made of."""
+    """Items to train on and to validate on. The examples that they were made of are not kept."""
 
     train: list[Item]
     validation: list[Item]
-    examples: list[Example]  # of train, the dropped ones included
-    validation_examples: list[Example]
     counts: Counts
     validation_counts: Counts
     pad_id: int
@@ -113,7 +111,7 @@ def load_training(config: DataConfig, tokenizer: Any, seed: int, watch: Watch | 
         raise DataError("nothing would be learned", where=config.train, found=found, do="raise data.max_tokens")
     if validation and not held_out:
         notes.append("no validation: none of its items has a learned token within max_tokens")
-    return TrainingData(items, held_out, train, validation, counts, held_counts, encoder.pad, notes)
+    return TrainingData(items, held_out, counts, held_counts, encoder.pad, notes)
 
 
 def group_of(config: DataConfig) -> str | None:
@@ -150,7 +148,7 @@ def _encode(
         faults += [item for item in made if isinstance(item, DataError)]
         items += [item for item in made if isinstance(item, Item)]
     raise_gathered(faults, len(examples), "examples")
-    kept = [item for item in items if any(item.learned)]
+    kept = [item for item in items if item.learned_tokens]
     return kept, Counts.of(kept, len(items) - len(kept))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,18 +32,40 @@ _ANCHORS = ("\n", "=", "a", ".")  # texts after which a tokenizer continues with
 
 @dataclass(slots=True)
 class Item:
-    """One sequence: `learned[t]` says that the loss counts the prediction of `ids[t]` from the tokens before it."""
+    """One sequence: `learned[t]` says that the loss counts the prediction of `ids[t]` from the tokens before it.
 
-    ids: list[int]
-    learned: list[bool]
+    All items of a run are held while it trains, at 5 bytes a token; as lists they would take 40 or more.
+    """
+
+    tokens: array[int]  # `ids`, 4 bytes each
+    flags: bytes  # `learned`, a byte each: 0 or 1
     prompt_tokens: int  # tokens before the completion (of a conversation: before its last answer)
     cut: int  # tokens that max_tokens took off
     origin: str  # "file:line"
     cut_prompt: int = 0  # of the tokens that were cut, those of the prompt
 
+    @classmethod
+    def of(
+        cls, ids: Sequence[int], learned: Sequence[bool], prompt_tokens: int, cut: int, origin: str, cut_prompt: int = 0
+    ) -> Item:
+        return cls(array("i", ids), bytes(learned), prompt_tokens, cut, origin, cut_prompt)
+
+    @property
+    def ids(self) -> list[int]:
+        """A list of its own at each call; the number of tokens is `len(item)`."""
+        return self.tokens.tolist()
+
+    @property
+    def learned(self) -> list[bool]:
+        """A list of its own at each call."""
+        return list(map(bool, self.flags))
+
     @property
     def learned_tokens(self) -> int:
-        return sum(self.learned)
+        return sum(self.flags)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 @dataclass(slots=True)
@@ -139,7 +162,7 @@ class Encoder:
         learned[0] = False
         prompt_tokens = added + sum(len(part) for part in parts[: text.prompt_segments])
         kept = len(with_prefix) if max_tokens is None else min(len(with_prefix), max_tokens)
-        return Item(with_prefix[:kept], learned[:kept], min(prompt_tokens, kept), len(with_prefix) - kept,
+        return Item.of(with_prefix[:kept], learned[:kept], min(prompt_tokens, kept), len(with_prefix) - kept,
                     example.record.origin, max(0, prompt_tokens - kept))  # fmt: skip
 
     def _with_prefix(self, ids: list[int]) -> list[int]:

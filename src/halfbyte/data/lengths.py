@@ -88,11 +88,11 @@ def _sides(config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]
 def _encoded(train: list[Example], validation: list[Example], encoder: Encoder, config: DataConfig) -> Lengths:
     def items(examples: Sequence[Example], size: Callable[[Example], int]) -> list[Item]:
         found = encoder.items(heapq.nlargest(ENCODED, examples, key=size), config.learn, config.max_tokens)
-        return [item for item in found if any(item.learned)]
+        return [item for item in found if item.learned_tokens]
 
     whole = items(train, _size)
     answers = [*whole, *items(train, _answer_size), *items(validation, _size), *items(validation, _answer_size)]
-    longest = max((len(item.ids) for item in whole), default=config.max_tokens)
+    longest = max((len(item) for item in whole), default=config.max_tokens)
     few = len(train) <= ENCODED
     which = "all items" if few else f"the {ENCODED} items with the most bytes"
     return Lengths(len(train), len(validation), longest, max((item.learned_tokens for item in answers), default=1),

@@ -67,7 +67,7 @@ class Shown:
 
 def first_example(item: Item, tokenizer: Any) -> Shown:
     """The item for `console.print`; `.text` and `.plain` are its two forms."""
-    heading = f"first example ({item.origin}): {len(item.ids):,} tokens, {item.learned_tokens:,} of them learned"
+    heading = f"first example ({item.origin}): {len(item):,} tokens, {item.learned_tokens:,} of them learned"
     return Shown(heading, runs(item, tokenizer))
 
 

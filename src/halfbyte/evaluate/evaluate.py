@@ -208,9 +208,7 @@ def _ask_loss(model: Model, tasks: TaskSet, batch: int | str, progress: Progress
 
     encoder = Encoder(model.tokenizer, tasks.task.chat)
     encoded = encoder.items(tasks.asked(encoder))
-    check_lengths(
-        model, [len(row.ids) for row in encoded], [row.origin for row in encoded], what="prompt and reference"
-    )
+    check_lengths(model, [*map(len, encoded)], [row.origin for row in encoded], what="prompt and reference")
     empty = [row.origin for row in encoded if not row.learned_tokens]
     if empty:
         raise DataError("an item has no token that the loss could count", where=empty[0], found=f"{len(empty)} items")

@@ -31,6 +31,10 @@ there in full. The first layers are the ones that are recomputed, since the last
 The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
 really saves (`tests/plan/test_activations.py`).
 
+Where there is no native product (16 bits without AVX512-BF16, fp32 with AVX-512 or without AVX2), a dense matrix of
+another type than the activations, as the head in 16 bits is, is converted 4096 rows at a time, and MKL or oneDNN keep
+some MB for each thread.
+
 With chunks of 128 tokens in the loss, a training step of the 1B shape (512 tokens, rank 16, AVX512-BF16, a toy
 tokenizer) peaked at 1206, 918 and 634 MB with 0, 8 and 16 of 16 layers recomputed. 290 MB of it stood there once the
 model was open, and 899, 604 and 348 MB were planned for the rest: up to 24 MB more are slack, which the runtime's share
@@ -49,16 +53,16 @@ from typing import Any
 from halfbyte.config import AdapterConfig
 from halfbyte.environment import cores
 from halfbyte.errors import ConfigError
+from halfbyte.formats import QUANTISED
 from halfbyte.plan.native import Native, plain
 from halfbyte.plan.shapes import Dimensions, dimensions, is_known, tensors_from, text_config
 from halfbyte.targets import select_targets
 
-# Measured on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon: a process of `tune` holds 318 MB
-# once its libraries are imported (the same to 0.1 MB in every process), and 330 with some data read and a model of toy
-# vocabulary opened; a tokenizer of 49k or 128k entries takes 29 or 76 MB. The first passes through a model leave 8 MB
-# more behind (a thread for the backward pass, what the libraries set up when they are first used, code and caches of
-# Python's).
-RUNTIME_BYTES, WORKING_BYTES = 329_000_000, 8_000_000
+# Measured on x86-64 Linux with torch 2.13 (CPU) and transformers 5.23, as RssAnon: a process of `tune` holds 311 to 316
+# MB once its libraries are imported and some data read, and 322 at most while a model of toy vocabulary is opened; a
+# tokenizer of 49k or 128k entries takes 29 or 76 MB. The first passes through a model leave up to 10 MB more behind (a
+# thread for the backward pass, what the libraries set up when they are first used, code and caches of Python's).
+RUNTIME_BYTES, WORKING_BYTES = 322_000_000, 10_000_000
 TOKENIZER_FACTOR = 8.4  # bytes in memory for each byte of tokenizer.json
 TOKENIZER_ENTRY = 72  # bytes of the file for each entry of the vocabulary
 
@@ -67,6 +71,11 @@ LOSS_CHUNK = 256  # tokens whose logits are there at once (halfbyte.model.loss.C
 LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied
 _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a head that is more than a product
+
+# What the library below torch's products keeps for each thread: MKL in fp32 (no more than the largest matrix takes,
+# until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4 threads.
+_LIBRARY = {4: 7_700_000, 2: 2_300_000}
+_TILE = 4096  # rows of a dense matrix that are converted at once (kernels/product/reference.py)
 
 # Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
 # a thread's buffers (sums, decoded weights, a strip of attention), and the accumulators of dK and dV.
@@ -94,6 +103,12 @@ class ShapeInfo:
     scaled: bool  # the head is more than a product: it caps or scales
     native: Native
     learned: int | None = None  # tokens of an item whose loss counts, at most; None: all of them
+    weights: str = "nf4"  # the format that runs
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of a number in what is not packed, the head's, too."""
+        return 4 if self.weights == "fp32" else 2
 
     @property
     def unknown(self) -> str:
@@ -107,8 +122,10 @@ def shape_info(
     targets: str | Sequence[str] = "all",
     native: Native = PLAIN,
     learned: int | None = None,
+    weights: str = "nf4",
 ) -> ShapeInfo:
-    """Read a config.json's mapping. Never raises for a family that is not modelled: `dims` is None then."""
+    """Read a config.json's mapping. Never raises for a family that is not modelled: `dims` is None then. `weights`: the
+    format that runs."""
     text = text_config(config)
     dims = dimensions(text) if is_known(text) else None
     window = text.get("sliding_window")
@@ -128,6 +145,7 @@ def shape_info(
         scaled=any(text.get(name) not in (None, 0, 1) for name in _SCALES),
         native=native,
         learned=learned,
+        weights=weights,
     )
 
 
@@ -212,8 +230,24 @@ def loss_bytes(info: ShapeInfo, tokens: int, dtype_bytes: int = 2) -> int:
     """
     each = LOSS_BYTES + SOFTCAP_BYTES * info.softcap
     if info.native.norms:  # the kernels of the loss run where those of the norms do
-        each = dtype_bytes * ((4 + 2 * info.softcap) if info.scaled else 1 if info.native.products else 2)
+        each = dtype_bytes * ((4 + 2 * info.softcap) if info.scaled else 1)
     return min(LOSS_CHUNK, tokens) * (known_dims(info).vocabulary or 0) * each
+
+
+def tile_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], dtype_bytes: int) -> int:
+    """Bytes of the rows of a dense matrix [out, in] that are converted at once for activations of another type."""
+    if info.dense_bytes == dtype_bytes or info.native.products:
+        return 0
+    return dtype_bytes * max((min(rows, _TILE) * columns for rows, columns in matrices), default=0)
+
+
+def head_tile_bytes(info: ShapeInfo, dtype_bytes: int) -> int:
+    """The same of the head, where it stands beside the buffer of packed weights (else it is part of the scratch)."""
+    return tile_bytes(info, [_head(info)], dtype_bytes) if info.weights in QUANTISED else 0
+
+
+def _head(info: ShapeInfo) -> tuple[int, int]:
+    return (info.dims.vocabulary or 0, info.dims.hidden) if info.dims is not None else (0, 0)
 
 
 def training_bytes(
@@ -234,24 +268,27 @@ def training_bytes(
     ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8) * dims.hidden
     logits = loss_bytes(info, learned, b)
     in_loss = count * (kept_layers * saved + inputs) + ends + logits
+    in_loss += head_tile_bytes(info, b)
     working = b * dims.hidden + layer_peak_bytes_per_token(info, tokens, b)
     all_kept = count * (kept_layers * saved + inputs)
-    heap = _holes_bytes(b * dims.query * count, min(dims.layers, kept_layers + 1), all_kept)
+    heap = _holes_bytes(b * dims.query * count, dims.layers, kept_layers, all_kept)
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + working) + (0 if info.scaled else logits)
     return max(in_loss, in_layer) - logits + heap, logits
 
 
-def _holes_bytes(block: int, layers: int, kept: int) -> int:
+def _holes_bytes(block: int, layers: int, kept_layers: int, kept: int) -> int:
     """Bytes of the holes in glibc's heap at the end of a forward pass, for queries of `block` bytes and `kept` bytes.
 
     Blocks from 1 MB on are mapped by themselves. Smaller ones that soon go (as many as `_AT_ONCE` while positions are
-    put into queries and keys) lie in the heap, and what a layer keeps of small tensors (the LoRA products, logarithms)
-    is put into the gaps that they leave, so that those of the next layer need new room. Of items that are so long that
-    their blocks are mapped, shorter ones can still need more.
+    put into queries and keys) lie in the heap, and what a layer keeps of small tensors (the LoRA products, logarithms,
+    the adapter's narrow copy; one that is computed again its input) is put into the gaps that they leave, so that those
+    of the next layer need new room. Of items that are so long that their blocks are mapped, shorter ones can still need
+    more, in the layers that are not computed again.
     """
     small = min(block, _MAPPED)
+    layers = layers if block < _MAPPED else min(layers, kept_layers + 1)
     shorter = kept * (block - small) // max(1, block)  # less is kept of items whose blocks are just not mapped
     return max(0, layers * _AT_ONCE * small - shorter)
 
@@ -273,11 +310,13 @@ def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: 
 
     Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once (in fp32
     they are in the result), and each thread's decoded piece (kernels/product/amx.h, many.h, fp32.h); else one matrix
-    decoded, if they are packed.
+    decoded, if they are packed, or some rows of one converted.
     """
     shapes = list(matrices)
     if not info.native.products:
-        return b * max((rows * columns for rows, columns in shapes), default=0) if packed else 0
+        if not packed:
+            return tile_bytes(info, [*shapes, _head(info)], b)
+        return b * max((rows * columns for rows, columns in shapes), default=0)
     rows = min(_ROWS, tokens)
     if info.dims is not None and info.dims.vocabulary:
         shapes.append((info.dims.vocabulary, info.dims.hidden))  # the head, with fewer rows
@@ -287,6 +326,19 @@ def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: 
     laid_out = max((2 * min(steps, _LAID_OUT) for _, steps in ways), default=0) + 2 * info.rank
     sums = max((4 * outputs for outputs, steps in ways if steps > _LAID_OUT), default=0)
     return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)
+
+
+def library_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int) -> int:
+    """Bytes that the processor's library keeps while it multiplies with `matrices` [out, in]; where these products are
+    native, with those of the adapter."""
+    if info.native.products and (b == 2 or info.weights != "fp32"):
+        matrices = [(info.rank, max(shape)) for shape in matrices] if b == 4 else ()
+    return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
+
+
+def narrow_bytes(sizes: Sequence[int], b: int) -> int:
+    """Bytes of the adapter's copy in the type of activations, of its matrices A and B in turn; in fp32 A is no copy."""
+    return b * sum(sizes if b < 4 else sizes[1::2])
 
 
 def known_dims(info: ShapeInfo) -> Dimensions:

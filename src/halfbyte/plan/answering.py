@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.plan.activations import ShapeInfo, known_dims
+from halfbyte.plan.activations import ShapeInfo, head_tile_bytes, known_dims
 
 _CACHE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # keys and values of one batch
 _MOST_TOKENS, _MOST_ROWS = 16384, 128
@@ -20,6 +20,8 @@ _AT_ONCE = {"cpu": 2048}  # tokens in one forward; more give the products nothin
 _OF_OPTIONS = {"cpu": 512}  # the same of options' own tokens: each row takes the keys and values of its whole prompt
 _LOGITS = {"cpu": 2**23}  # numbers in the logits of scored tokens at once: 32 MiB in fp32
 _MOST_LOGITS = 2**25
+_POSITION = 4096  # bytes a token of positions, their angles, cosines and sines (fp32), and of the mask
+_FEW = 16  # positions up to which the head is multiplied as it is stored (kernels/product/cpu.py)
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,22 @@ def evaluation_bytes(
     """
     dims, b = known_dims(info), dtype_bytes
     there = pieces(rows, tokens, kind, budget, dims.vocabulary or 0, scored)
-    mlp = 3 * dims.mlp + 3 * dims.hidden
-    attention = 4 * dims.query + 2 * dims.key + 2 * dims.hidden
-    working = b * max(mlp, attention)
+    # Of hidden states the model holds its embeddings and each layer's input, the layer what it adds to and the norm
+    # of it.
+    mlp = 3 * dims.mlp + 4 * dims.hidden
+    attention = 4 * dims.query + 2 * dims.key + 3 * dims.hidden
+    working = b * max(mlp, attention) + _POSITION
     if info.scores:
         working = max(working, b * attention + dims.heads * tokens * (b + 4 + b))
     if scored is None:
         each = b * (1 + (b < 4 or info.scaled))  # near ties are looked for in a copy
     else:
         each = b * (1 + info.scaled) + 4 * (not info.native.norms)  # without a native kernel, the softmax's logarithm
+    logits = there.positions * (dims.vocabulary or 0) * each
+    in_head = there.tokens * b * dims.hidden + logits
+    in_head += head_tile_bytes(info, b) if there.positions > _FEW else 0
     return {
         "kv_cache": there.cached * dims.layers * 2 * dims.key * b,
-        "activations": there.tokens * working,
-        "logits": there.positions * (dims.vocabulary or 0) * each,
+        "activations": max(there.tokens * working, in_head) - logits,
+        "logits": logits,
     }

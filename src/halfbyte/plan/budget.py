@@ -8,10 +8,10 @@ recomputed they are left out of the sum, and the reason says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from halfbyte.plan.activations import ShapeInfo, scratch_bytes, training_bytes
+from halfbyte.plan.activations import ShapeInfo, narrow_bytes, scratch_bytes, training_bytes
 
 MOST_ITEMS = 16  # items at once; more gain nothing
 MOST_TOKENS = 4096  # tokens at once: from there on the products run at full speed, more gain nothing on a CPU
@@ -59,7 +59,7 @@ def spoken_for(
     info: ShapeInfo,
     matrices: Iterable[tuple[int, int]],
     *,
-    adapter_parameters: int,
+    adapter: Sequence[int],
     optimiser_bytes: int,
     step_tokens: int,
     packed: bool,
@@ -69,11 +69,11 @@ def spoken_for(
     """Bytes of a training that are taken whatever is chosen: the adapter with its gradients, AdamW's moments and the
     narrow copy, the buffers that all layers share, and `there_bytes` of what stands there before it begins.
 
-    `matrices` [out, in] are the linear layers, `packed` says whether they are quantised, `step_tokens` are the tokens
-    of an optimiser step at most.
+    `adapter` are the numbers of its matrices, A and B in turn, `matrices` [out, in] the linear layers, `packed` says
+    whether they are quantised, `step_tokens` are the tokens of an optimiser step at most.
     """
-    adapter = (8 + dtype_bytes) * adapter_parameters + optimiser_bytes
-    return adapter + scratch_bytes(info, matrices, step_tokens, packed, dtype_bytes) + there_bytes
+    own = 8 * sum(adapter) + narrow_bytes(adapter, dtype_bytes) + optimiser_bytes
+    return own + scratch_bytes(info, matrices, step_tokens, packed, dtype_bytes) + there_bytes
 
 
 def choose(

@@ -205,7 +205,7 @@ def make_plan(
     chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
     sizes = _adapter_sizes(linears, chosen, rank)
     adapter = sum(sizes)
-    info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned)
+    info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned, weights=weights)
     quantised = inventory.quantised
     packed = packed_sizes(quantised.values())
     weights_bytes = stored_bytes(inventory, packed)
@@ -216,13 +216,16 @@ def make_plan(
     opened: dict[str, int | None] = {"runtime": runtime}
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
         opened, mapped = {"context": CONTEXT_BYTES, "weights": mapped}, 0
-    fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": b * adapter}
+    fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": activations.narrow_bytes(sizes, b)}
+    library = 0 if kind == "cuda" else activations.library_bytes(info, linears.values(), b)
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
     def scratch(tokens: int) -> int:
-        return activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b)
+        return library + activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b)
 
+    loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
+    answering = fixed | {"adapter": 4 * adapter - loaded}
     asked, budget = evaluation_sequence or sequence, token_budget(text_config(inventory.config), b, kind)
     there = pieces(evaluation_batch, asked, kind, budget, info.dims.vocabulary or 0 if info.dims else 0, scored)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
@@ -232,8 +235,8 @@ def make_plan(
     phases = {
         "pack": packing(inventory, weights),
         "open": Phase(opened, mapped),
-        "evaluate": Phase({**fixed, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored),
-                           "scratch": scratch(there.tokens)}, mapped),
+        "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored),
+                           "scratch": scratch(there.tokens)}, None if mapped is None else mapped + loaded),
         "tune": Phase({**needs, **training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
@@ -276,16 +279,17 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     """What `tune` will choose for the settings that were `asked`; None where the memory or a shape is not known."""
     rank, weights, sequence = asked["rank"], asked["weights"], asked["sequence"]
     info = shape_info(inventory.config, rank=rank, targets=asked["targets"], native=asked["native"],
-                      learned=asked["learned"])  # fmt: skip
+                      learned=asked["learned"], weights=weights)  # fmt: skip
     if asked["memory_bytes"] is None or (info.dims is not None and info.dims.vocabulary is None):
         return None
     b, mapped = activation_bytes(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0
     names = select_targets(asked["targets"], list(inventory.linears), where=f"the linear layers of {inventory.name}")
     sizes, on_card = _adapter_sizes(inventory.linears, names, rank), asked["kind"] == "cuda"
     runtime = activations.running_bytes(info, inventory.tokenizer_bytes)
+    runtime += activations.library_bytes(info, inventory.linears.values(), b)
     fixed = spoken_for(
         info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
-        adapter_parameters=sum(sizes), optimiser_bytes=moment_bytes(asked["optimiser"], sizes),
+        adapter=sizes, optimiser_bytes=moment_bytes(asked["optimiser"], sizes),
         step_tokens=step_items * sequence, there_bytes=CONTEXT_BYTES + mapped if on_card else runtime,
     )  # fmt: skip
     recompute = asked["recompute"]
@@ -297,8 +301,8 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
 
 
 def _adapter_sizes(linears: Mapping[str, tuple[int, int]], names: Iterable[str], rank: int) -> list[int]:
-    """Numbers of each matrix of the adapter."""
-    return [rank * side for name in names for side in linears[name]]
+    """Numbers of each matrix of the adapter: of each layer [out, in] A and B."""
+    return [rank * side for name in names for side in reversed(linears[name])]
 
 
 def _check(**counts: int) -> None:

@@ -169,7 +169,8 @@ def planned_phase(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What a plan's object says of a phase of a run: `peak_bytes`, `mapped_bytes`, `seconds`, `parts`; None or empty
     where it says nothing. The seconds are those of the whole phase."""
     phase = _mapping(_mapping(plan.get("phases")).get(PHASES[name]))
-    parts = {str(part): _number(size) for part, size in _mapping(phase.get("parts")).items() if part != "context"}
+    without = ("context", "adapter", "narrow_copy") if name == "evaluate_before" else ("context",)
+    parts = {str(part): _number(size) for part, size in _mapping(phase.get("parts")).items() if part not in without}
     peak = None if not parts or None in parts.values() else sum(size for size in parts.values() if size is not None)
     seconds = {"pack": phase.get("seconds"), "tune": _mapping(plan.get("expected")).get("seconds")}.get(name)
     return {"peak_bytes": peak, "mapped_bytes": _number(phase.get("mapped_bytes")), "seconds": _number(seconds),

@@ -71,13 +71,13 @@ def asked_lengths(encoder: Encoder, tasks: TaskSet, context: int | None) -> Leng
     """The items of a task as `evaluate` asks them. Raises DataError for an item that the tokenizer can't hold."""
     asked, kind = tasks.asked(encoder), tasks.task.kind
     if kind == "loss":
-        sizes = [len(item.ids) for item in encoder.items(asked)]
+        sizes = [len(item) for item in encoder.items(asked)]
     elif kind == "choice":
         longest: dict[tuple[str, ...], int] = {}  # of the options, which most tasks have in common
         for item, example in zip(tasks.items, asked, strict=True):
             if item.options not in longest:
                 choices = encoder.items([replace(example, completion=option) for option in item.options])
-                longest[item.options] = max(len(choice.ids) - choice.prompt_tokens for choice in choices)
+                longest[item.options] = max(len(choice) - choice.prompt_tokens for choice in choices)
         prompts = zip(encoder.prompts(asked), tasks.items, strict=True)
         sizes = [len(ids) + longest[item.options] for ids, item in prompts]
     else:
@@ -96,7 +96,7 @@ def training_lengths(encoder: Encoder, examples: Sequence[Example], data: DataCo
     if not items:
         raise DataError("there is nothing to train on", where=data.train or None,
                         found=f"{len(examples):,} examples, none with a completion")  # fmt: skip
-    sizes = [len(item.ids) for item in items]
+    sizes = [len(item) for item in items]
     learned = max(item.learned_tokens for item in items)
     return Training(len(items), fmean(sizes), max(sizes), learned, most, sum(item.cut > 0 for item in items))
 

@@ -32,8 +32,8 @@ def fingerprint(data: TrainingData) -> str:
     """SHA-256 over the tokens of all items and what is learned of them, in their order and by their side."""
     total = hashlib.sha256()
     for item in (*data.train, *data.validation):
-        total.update(len(item.ids).to_bytes(8, "little"))
-        total.update(np.asarray(item.ids, dtype="<i8").tobytes() + bytes(item.learned))
+        total.update(len(item).to_bytes(8, "little"))
+        total.update(np.asarray(item.tokens, dtype="<i8").tobytes() + item.flags)
     total.update(len(data.train).to_bytes(8, "little"))
     return total.hexdigest()
 

@@ -117,7 +117,7 @@ def train(
         state.progress.exploding = exploding
         if len(state.progress.first_losses) < FIRST:
             state.progress.first_losses.append(loss.value)
-        tokens = sum(len(item.ids) for item in chosen)
+        tokens = sum(map(len, chosen))
         seconds = time.perf_counter() - started
         record = StepRecord(
             step=step + 1,
@@ -182,14 +182,14 @@ def batch_loss(model: Model, batch: Batch) -> Tensor:
 
 def learned_tokens(items: Sequence[Item]) -> int:
     """Tokens that the loss counts: the first of a sequence is predicted by none."""
-    return sum(sum(item.learned[1:]) for item in items)
+    return sum(sum(item.flags[1:]) for item in items)
 
 
 @torch.no_grad()
 def validation_loss(model: Model, items: Sequence[Item], plan: Plan, ranks: Ranks = ALONE) -> float:
     """Mean cross-entropy over the learned tokens of `items`, in nats a token."""
     model.net.eval()
-    mine = ranks.share(sorted(items, key=lambda item: len(item.ids)))
+    mine = ranks.share(sorted(items, key=len))
     with ranks.together() as loss:
         for some in micro_batches(mine, plan.micro_batch):
             loss.value += batch_loss(model, plan.batch(some)).item()
