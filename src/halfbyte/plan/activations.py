@@ -30,8 +30,8 @@ there in full. The first layers are the ones that are recomputed, since the last
 The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
 really saves (`tests/plan/test_activations.py`).
 
-Where there is no native product (in fp32, and without AVX512-BF16), a dense matrix of another type than the activations,
-as the head in 16 bits is, is converted 4096 rows at a time, and MKL or oneDNN keep some MB for each thread.
+Where there is no native product (in fp32, and without AVX512-BF16), a dense matrix of another type than activations
+have, as the head in 16 bits is, is converted 4096 rows at a time, and MKL or oneDNN keep some MB for each thread.
 
 With chunks of 128 tokens in the loss, a training step of the 1B shape (512 tokens, rank 16, AVX512-BF16, a toy
 tokenizer) peaked at 1206, 918 and 634 MB with 0, 8 and 16 of 16 layers recomputed. 290 MB of it stood there once the

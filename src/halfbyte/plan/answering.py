@@ -106,7 +106,7 @@ def evaluation_bytes(
     """
     dims, b = known_dims(info), dtype_bytes
     there = pieces(rows, tokens, kind, budget, dims.vocabulary or 0, scored)
-    # Of hidden states the model holds its embeddings and each layer's input, the layer what it adds to and the norm of it.
+    # Hidden states: the model holds its embeddings and a layer's input, the layer what it adds to and the norm of it.
     mlp = 3 * dims.mlp + 4 * dims.hidden
     attention = 4 * dims.query + 2 * dims.key + 3 * dims.hidden
     working = b * max(mlp, attention) + _POSITION
