@@ -1,4 +1,4 @@
-"""Builds the native kernels: one shared library of kernels/*.cpp and kernels/*/cpu.cpp, loaded by ctypes
+"""Builds the native kernels: one shared library of kernels/*.cpp and kernels/*/*.cpp, loaded by ctypes
 (kernels/native.py).
 
 It needs no PyTorch headers, so one build serves every torch. It is optional: without a compiler the installation
@@ -43,7 +43,7 @@ setup(
     ext_modules=[
         Extension(
             "halfbyte.kernels._native",
-            sources=sorted(path.as_posix() for pattern in ("*.cpp", "*/cpu.cpp") for path in KERNELS.glob(pattern)),
+            sources=sorted(path.as_posix() for pattern in ("*.cpp", "*/*.cpp") for path in KERNELS.glob(pattern)),
             depends=sorted(path.as_posix() for path in KERNELS.rglob("*.h")),
             language="c++",
             optional=True,

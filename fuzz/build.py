@@ -39,11 +39,11 @@ def _has_fuzzer(compiler: str) -> bool:
 def build_fuzzers(names: list[str]) -> None:
     """BUILD/NAME of each driver. What is newer than its sources stays. The attention takes a minute or two."""
     headers = [*KERNELS.rglob("*.h"), *SOURCES.glob("*.h")]
-    objects = {kernel: BUILD / f"kernel-{kernel}.o" for name in names for kernel in _kernels(name)}
+    objects = {kernel: BUILD / f"kernel-{kernel.replace('/', '-')}.o" for name in names for kernel in _kernels(name)}
     compiler = clang()
     jobs = []
     for kernel, out in objects.items():
-        source = KERNELS / kernel / "cpu.cpp"
+        source = KERNELS / f"{kernel}.cpp"
         if _older(out, [source, *headers]):
             jobs.append(([compiler, *_FLAGS, *_CHECKED, "-fsanitize=fuzzer-no-link", "-c", str(source), "-o"], out))
     _run(jobs)
@@ -57,10 +57,10 @@ def build_fuzzers(names: list[str]) -> None:
 
 
 def _kernels(driver: str) -> list[str]:
-    """The folders of kernels that a driver calls; that of dequantise knows the instruction sets."""
-    if driver.startswith("product_") and driver != "product_int8":
-        return ["product", "gate", "dequantise"]
-    return list(dict.fromkeys([driver, "dequantise"]))
+    """The sources that a driver calls, without their ending; that of dequantise knows the instruction sets."""
+    products = ["product/cpu", "gate/cpu"]
+    own = {"product_bf16": products, "product_few": products, "product_fp32": ["product/fp32"]}
+    return list(dict.fromkeys([*own.get(driver, [f"{driver}/cpu"]), "dequantise/cpu"]))
 
 
 def build_replays(library: Path, folder: Path, compiler: str = "c++") -> dict[str, Path]:

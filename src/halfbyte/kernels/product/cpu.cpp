@@ -6,7 +6,6 @@
 // call torch (see __init__.py).
 #include "../gate/gate.h"
 #include "bf16.h"
-#include "fp32.h"
 
 namespace halfbyte {
 namespace {
@@ -120,20 +119,6 @@ HALFBYTE_API void halfbyte_product_few(const void* matrix, const void* x, int64_
     if (dtype == kBf16)
         return multiply_few_rows(of, static_cast<const bf16*>(x), count, static_cast<const bf16*>(bias), static_cast<bf16*>(out), threads, isa);
     multiply_few_rows(of, static_cast<const float*>(x), count, static_cast<const float*>(bias), static_cast<float*>(out), threads, isa);
-}
-
-// fp32, for AVX2: x [count, columns] -> out [count, rows], or with `transposed` x [count, rows] -> out [count, columns]. A dense
-// matrix is bf16; bias [rows] or null.
-HALFBYTE_API void halfbyte_product_fp32(const void* matrix, const void* x, int64_t count, const void* bias, void* out, int transposed,
-                                        int threads) {
-#ifdef HALFBYTE_X86
-    const auto& of = *static_cast<const MatrixArgument*>(matrix);
-    const int64_t steps = transposed ? of.rows : of.columns, columns = transposed ? of.columns : of.rows;
-    fp32::multiply({of, static_cast<const float*>(x), static_cast<const float*>(bias), count, steps, columns, static_cast<float*>(out), transposed != 0},
-                   threads);
-#else
-    (void)matrix, (void)x, (void)count, (void)bias, (void)out, (void)transposed, (void)threads;
-#endif
 }
 
 // bf16: x [count, columns] -> out [count, rows], or with `transposed` x [count, rows] -> out [count, columns].
