@@ -59,7 +59,8 @@ def plan(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         print(json.dumps(compare.to_json(rows), indent=2))
     else:
-        compare.render(rows, console)
+        if any(not isinstance(row, compare.Failed) for row in rows):
+            compare.render(rows, console)
     return compare.say_errors(rows, Output(stderr=True)) or compare.exit_code(rows)
 
 

@@ -59,8 +59,8 @@ def test_json_keeps_the_order_and_says_what_is_wrong(capsys, tmp_path):
 
 def test_where_all_fail_each_is_named(capsys, tmp_path):
     assert main(["plan", str(tmp_path), "lama-3.9-8b"]) == 2
-    said = capsys.readouterr().out
-    assert f"{tmp_path}: error: " in said.replace("\n", "") and "lama-3.9-8b: error: " in said
+    said = capsys.readouterr()
+    assert f"error: {tmp_path}: " in said.err and said.err.count("lama-3.9-8b: ") == 1 and not said.out
 
 
 def test_one_mistake_in_the_options_is_one_error(capsys):
@@ -79,3 +79,12 @@ def test_what_is_no_error_of_the_users_is_not_swallowed():
         raise CheckpointError(f"{model} is broken")
 
     assert [str(row.error) for row in gather(["a", "b"], refused)] == ["a is broken", "b is broken"]
+
+
+def test_the_words_of_one_name_are_one_error():
+    def unknown(model):
+        raise ConfigError(f"the catalogue has no model '{model}'")
+
+    with pytest.raises(ConfigError, match="the words of one model") as caught:
+        gather(["llama", "3.1", "8b"], unknown)
+    assert str(caught.value.do) == "write llama-3.1-8b"

@@ -96,3 +96,9 @@ def test_a_card_without_bf16_computes_in_fp16_where_that_holds_the_activations(m
     with_it, without = (plan_model(model, device=card, memory="16GB", weights=weights) for card in ("L4", "T4"))
     assert (with_it.settings["dtype_bytes"], without.settings["dtype_bytes"]) == (2, width)
     assert (without.phases["tune"].peak_bytes > with_it.phases["tune"].peak_bytes) == (width == 4)
+
+
+def test_an_amount_without_its_unit_is_guessed_at():
+    with pytest.raises(ConfigError) as caught:
+        find_device("24")
+    assert str(caught.value.do).startswith("with a unit, 24GB is an amount of memory")

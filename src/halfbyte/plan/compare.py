@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import ConfigError, HalfbyteError
+from halfbyte.plan.catalogue import lookup
 from halfbyte.plan.ladder import Plan
 from halfbyte.plan.phases import Phase
 from halfbyte.plan.prose import prose
@@ -36,8 +37,8 @@ Found = TypeVar("Found")
 
 
 def gather(models: Sequence[str], ask: Callable[[str], Found]) -> list[Found | Failed]:
-    """What `ask` gives for each model, or why it gives nothing. Raises the error itself where it gives nothing for any
-    of them and always for the same reason."""
+    """What `ask` gives for each model, or why it gives nothing. Raises one error where it gives nothing for any of them
+    and always for the same reason, or they are the words of one name."""
     rows: list[Found | Failed] = []
     for model in models:
         try:
@@ -47,6 +48,8 @@ def gather(models: Sequence[str], ask: Callable[[str], Found]) -> list[Found | F
     failed = [row for row in rows if isinstance(row, Failed)]
     if failed and len(failed) == len(rows) and len({str(row.error) for row in failed}) == 1:
         raise failed[0].error
+    if len(failed) == len(rows) > 1 and (meant := lookup("-".join(models))) is not None:
+        raise ConfigError("these are the words of one model", found=" ".join(models), do=f"write {meant.short_name}")
     return rows
 
 

@@ -89,6 +89,8 @@ def find_device(asked: str | None) -> Device:
         size = parse_bytes(name)
     except ConfigError:
         do = f"name a card ({', '.join(CARDS)}), an amount (24GB, 2x80GB), auto, cpu or cuda:N"
+        if name.strip().isdigit():
+            do = f"with a unit, {asked.strip()}GB is an amount of memory; or {do}"
         raise ConfigError("unknown device", where="device", found=repr(asked), do=do) from None
     if size < 1:
         raise ConfigError("a device needs memory", where="device", found=repr(asked), do="write e.g. 24GB")
