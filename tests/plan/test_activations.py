@@ -190,7 +190,8 @@ def test_a_dense_weight_of_another_type_is_converted_by_rows(monkeypatch):
     wide, same, packed = (
         shape_info(config, native=NATIVE_NORMS, weights=weights) for weights in ("bf16", "fp32", "nf4")
     )
-    assert scratch_bytes(wide, shapes, 512, False, 4) == 4 * TILE * 14336
+    assert scratch_bytes(wide, shapes, 1, False, 4) == 4 * TILE * 14336 - 2 * 4 * 14336
+    assert scratch_bytes(wide, shapes, 4096, False, 4, left=1) == 4 * TILE * 4096  # of another matrix than down
     assert scratch_bytes(same, shapes, 512, False, 4) == 0 == scratch_bytes(wide, shapes, 512, False, 2)
     tile, more = 4 * TILE * 4096, [sum(training_bytes(info, 1, 64, 32, 4)) for info in (packed, same)]
     assert 0 < more[0] - more[1] <= tile  # of the head, in the loss

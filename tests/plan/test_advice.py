@@ -44,6 +44,6 @@ def test_phases_beside_the_training_have_theirs() -> None:
     for answers, fits in ((int(found[1]), True), (int(found[1]) + 1, False)):
         again = plan_model("llama-3.2-1b", memory="1GB", rank=4, sequence=256, evaluation_batch=answers)
         assert ("evaluate" not in again.fit["advice"]) == fits
-    assert "not even one answer fits" in llama("700MB").fit["advice"]["evaluate"]
+    assert "not even one answer fits" in llama("600MB").fit["advice"]["evaluate"]
     assert "opening takes" in plan_model("llama-3.1-8b", device="4GB").fit["advice"]["open"]
     assert "pack" not in plan_model("llama-3.1-8b", device="1GB").fit["advice"]  # that is the host's

@@ -305,18 +305,27 @@ def running_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
     return runtime_bytes(info, tokenizer_bytes) + WORKING_BYTES
 
 
-def scratch_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2) -> int:
+def scratch_bytes(
+    info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2, left: int = 2
+) -> int:
     """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in].
 
     Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once (in fp32
     they are in the result), and each thread's decoded piece (kernels/product/amx.h, many.h, fp32.h); else one matrix
-    decoded, if they are packed, or some rows of one converted.
+    decoded, if they are packed, or some rows of one converted, which are gone after each product: while those of down
+    are there, `left` of the MLP's results are not (two of the gradients when it trains, one, whose block its output
+    takes, when it answers).
     """
     shapes = list(matrices)
     if not info.native.products:
         if not packed:
-            return tile_bytes(info, [*shapes, _head(info)], b)
+            mlp = info.dims.mlp if info.dims is not None else 0
+            others = [shape for shape in shapes if shape[1] != mlp]
+            down = tile_bytes(info, [shape for shape in shapes if shape[1] == mlp], b) - left * b * tokens * mlp
+            return max(down, tile_bytes(info, [*others, _head(info)], b))
         return b * max((rows * columns for rows, columns in shapes), default=0)
+    if info.weights == "fp32":  # torch multiplies these as they are
+        return 0
     rows = min(_ROWS, tokens)
     if info.dims is not None and info.dims.vocabulary:
         shapes.append((info.dims.vocabulary, info.dims.hidden))  # the head, with fewer rows

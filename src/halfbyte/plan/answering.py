@@ -109,7 +109,8 @@ def evaluation_bytes(
     # Of hidden states the model holds its embeddings and each layer's input, the layer what it adds to and the norm
     # of it.
     mlp = 3 * dims.mlp + 4 * dims.hidden
-    attention = 4 * dims.query + 2 * dims.key + 3 * dims.hidden
+    # Of queries: what is turned, two products, the turned half and the sum; before a norm of their own, one block more.
+    attention = (5 + bool(dims.family.qk_norm)) * dims.query + 3 * dims.key + 3 * dims.hidden
     working = b * max(mlp, attention) + _POSITION
     if info.scores:
         working = max(working, b * attention + dims.heads * tokens * (b + 4 + b))

@@ -221,22 +221,22 @@ def make_plan(
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
-    def scratch(tokens: int) -> int:
-        return library + activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b)
+    def scratch(tokens: int, left: int) -> int:
+        return library + activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
 
     loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
     answering = fixed | {"adapter": 4 * adapter - loaded}
     asked, budget = evaluation_sequence or sequence, token_budget(text_config(inventory.config), b, kind)
     there = pieces(evaluation_batch, asked, kind, budget, info.dims.vocabulary or 0 if info.dims else 0, scored)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
-             "scratch": scratch(batch * sequence)}  # fmt: skip
+             "scratch": scratch(batch * sequence, left=2)}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
     layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b)
     phases = {
         "pack": packing(inventory, weights),
         "open": Phase(opened, mapped),
         "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored),
-                           "scratch": scratch(there.tokens)}, None if mapped is None else mapped + loaded),
+                           "scratch": scratch(there.tokens, left=1)}, None if mapped is None else mapped + loaded),
         "tune": Phase({**needs, **training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
