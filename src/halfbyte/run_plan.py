@@ -88,7 +88,9 @@ class RunPlan:
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
         there, b = CONTEXT_BYTES + mapped, int(self.model.dtype.itemsize)
         if not on_card:
-            there = running_bytes(shape, inventory.tokenizer_bytes) + library_bytes(shape, matrices, b)
+            adapted = [(layer.out_features, layer.in_features) for layer in self.model.targeted(config.adapter)]
+            there = running_bytes(shape, inventory.tokenizer_bytes)
+            there += library_bytes(shape, matrices, b, adapted, self._share(config.tune.batch) * longest)
         fixed = spoken_for(
             shape, matrices, packed=weights in QUANTISED, dtype_bytes=b, adapter=sizes,
             optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),

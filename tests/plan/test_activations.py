@@ -197,7 +197,13 @@ def test_a_dense_weight_of_another_type_is_converted_by_rows(monkeypatch):
     assert 0 < more[0] - more[1] <= tile  # of the head, in the loss
     few, many = (sum(evaluation_bytes(packed, rows, 2, 4).values()) for rows in (FEW, FEW + 1))
     assert many - few > tile
-    assert library_bytes(wide, shapes, 4) == 2 * 7_700_000 and library_bytes(wide, [(64, 64)], 4) == 2 * 4 * 64 * 64
+    assert library_bytes(wide, shapes, 4, shapes, 512) == 2 * 7_700_000
+    assert library_bytes(wide, [(64, 64)], 4, shapes, 512) == 2 * 4 * 64 * 64
+    native = shape_info(config, native=NATIVE)  # the adapter's products are the library's
+    assert library_bytes(native, shapes, 4, [(2048, 1024)], 512) == 2 * (1_450 * 2048 + 420_000)
+    assert library_bytes(native, shapes, 4, [(2048, 1024)], 96) == 2 * (1_450 * 2048 // 4)
+    assert library_bytes(native, shapes, 4, shapes, 512) == 2 * (8_500_000 + 420_000)
+    assert library_bytes(native, shapes, 4, [], 96) == 0 == library_bytes(native, shapes, 2, shapes, 512)
 
 
 def test_the_narrow_copy_in_fp32_is_of_b_alone():

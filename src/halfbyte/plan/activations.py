@@ -75,6 +75,9 @@ _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a h
 # What the library below torch's products keeps for each thread: MKL in fp32 (no more than the largest matrix takes,
 # until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4 threads.
 _LIBRARY = {4: 7_700_000, 2: 2_300_000}
+# The same of MKL where only the adapter's products are its own (one side is the rank): by the wider side of a matrix
+# and the rows of activations, up to 384 of them; and the sums of many rows.
+_PANEL, _PANEL_ROWS, _PANELS, _SUMS = 1_450, 384, 8_500_000, 420_000
 _TILE = 4096  # rows of a dense matrix that are converted at once (kernels/product/reference.py)
 
 # Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
@@ -337,11 +340,17 @@ def scratch_bytes(
     return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)
 
 
-def library_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int) -> int:
-    """Bytes that the processor's library keeps while it multiplies with `matrices` [out, in]; where these products are
-    native, with those of the adapter."""
-    if info.native.products and (b == 2 or info.weights != "fp32"):
-        matrices = [(info.rank, max(shape)) for shape in matrices] if b == 4 else ()
+def library_bytes(
+    info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int, adapted: Iterable[tuple[int, int]], tokens: int
+) -> int:
+    """Bytes that the processor's library keeps while it multiplies `tokens` rows with `matrices` [out, in]; where these
+    products are native, with the adapter of those that are `adapted`."""
+    if info.native.products and b == 2:
+        return 0
+    if info.native.products and info.weights != "fp32":
+        widest = max((max(shape) for shape in adapted), default=0)
+        panels = min(_PANELS, _PANEL * widest * min(tokens, _PANEL_ROWS) // _PANEL_ROWS)
+        return cores() * (panels + (_SUMS if tokens >= _PANEL_ROWS else 0))
     return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
 
 

@@ -217,12 +217,13 @@ def make_plan(
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
         opened, mapped = {"context": CONTEXT_BYTES, "weights": mapped}, 0
     fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": activations.narrow_bytes(sizes, b)}
-    library = 0 if kind == "cuda" else activations.library_bytes(info, linears.values(), b)
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
     def scratch(tokens: int, left: int) -> int:
-        return library + activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
+        library = activations.library_bytes(info, linears.values(), b, [linears[name] for name in chosen], tokens)
+        shared = activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
+        return shared + (library if kind == "cpu" else 0)
 
     loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
     answering = fixed | {"adapter": 4 * adapter - loaded}
@@ -286,7 +287,8 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     names = select_targets(asked["targets"], list(inventory.linears), where=f"the linear layers of {inventory.name}")
     sizes, on_card = _adapter_sizes(inventory.linears, names, rank), asked["kind"] == "cuda"
     runtime = activations.running_bytes(info, inventory.tokenizer_bytes)
-    runtime += activations.library_bytes(info, inventory.linears.values(), b)
+    adapted = [inventory.linears[name] for name in names]
+    runtime += activations.library_bytes(info, inventory.linears.values(), b, adapted, step_items * sequence)
     fixed = spoken_for(
         info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
         adapter=sizes, optimiser_bytes=moment_bytes(asked["optimiser"], sizes),
