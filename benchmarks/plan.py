@@ -154,9 +154,10 @@ def write_run(case: Case, model: Path, folder: Path, items: int = ITEMS) -> Path
     return folder / "run.yaml"
 
 
-def halfbyte(*arguments: str) -> str:
-    """What the verb prints. Raises RuntimeError with its error where it fails."""
-    done = subprocess.run([sys.executable, "-m", "halfbyte", *arguments], capture_output=True, text=True)
+def halfbyte(*arguments: str, **variables: str) -> str:
+    """What the verb prints. Raises RuntimeError with its error where it fails. `variables` are of its environment."""
+    done = subprocess.run([sys.executable, "-m", "halfbyte", *arguments], capture_output=True, text=True,
+                          env=os.environ | variables)  # fmt: skip
     if done.returncode not in (0, 3):
         raise RuntimeError(f"halfbyte {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -172,7 +173,9 @@ def predicted(run: Path) -> dict[str, float]:
 
 def measured(run: Path) -> dict[str, float]:
     """The same figures of the run, made now."""
-    halfbyte("tune", str(run), "--force")
+    cache = run.parent / "cache"  # else each case left a packed copy in the user's
+    halfbyte("tune", str(run), "--force", HALFBYTE_CACHE=str(cache))
+    shutil.rmtree(cache, ignore_errors=True)
     folder = run.parent / "run"
     phases = json.loads((folder / "measured.json").read_text(encoding="utf-8"))["phases"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
