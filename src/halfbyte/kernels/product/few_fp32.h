@@ -4,11 +4,11 @@
 // Method: 64 weights of a row of W at a time. The 16 levels of NF4 lie in four registers by their bytes; a byte shuffle in
 // each looks up 32 weights, and unpacking puts the bytes together to fp32. That leaves the weights in an order of its own,
 // in which x is laid out once a call. They stay in registers, for four rows of x at most; the block's scale multiplies the
-// sum of the block. 3 shuffles for 8 weights are what sets the pace: a core of a Zen 3 goes through 5 weights a cycle.
+// sum of the block. 3 shuffles for 8 weights are what sets the pace: from its caches a core of a Zen 3 goes through 4
+// weights a cycle.
 // A row's sum has one order, whatever the number of threads or of rows beside it.
 //
-// Rejected: two permutations of fp32 and a blend (as fast on older Intel processors, slower on AMD's and newer ones);
-// decoding to the first-level cache before multiplying (a fourth of the speed).
+// Rejected: decoding to the first-level cache, by permutations of fp32, before multiplying (two fifths of the speed).
 #pragma once
 
 #include "shared.h"
@@ -19,10 +19,10 @@ namespace halfbyte {
 namespace {
 namespace fp32 {
 
-constexpr int64_t kFewRows = 8;      // up to here this is faster than fp32.h
-constexpr int kTogether = 4;       // rows of x that a decoded weight meets in registers
-constexpr int64_t kStrip = 16;     // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
-constexpr int64_t kAhead = 1024;   // bytes to fetch ahead: the processor stops at the end of a page (7 to 30 % for a dense W)
+constexpr int64_t kFewRows = 8;  // up to here this is faster than fp32.h
+constexpr int kTogether = 4;     // rows of x that a decoded weight meets in registers
+constexpr int64_t kStrip = 16;   // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
+constexpr int64_t kAhead = 1024;  // bytes to fetch ahead: the processor stops at the end of a page (7 to 30 % for a dense W)
 constexpr int64_t kRowsOfStrip = 8;  // rows of W that go over a strip of x before the next
 
 // ---- 64 weights, as two halves of 4 x 8 -------------------------------------------------------------------------------
