@@ -136,6 +136,12 @@ class RunConfig:
         check=_memory,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; to plan, also a card (T4) or its memory (24GB)")
+    stream: str = option(
+        "auto",
+        "on: the layers' weights stay in the host's memory and come to the card one ahead of use; "
+        "auto: on where the card has no room for them",
+        check=one_of("auto", "on", "off"),
+    )
     compute: str = option(
         "auto",
         "type that is computed in; auto: bf16 unless a measurement finds fp32 faster, and never int8",

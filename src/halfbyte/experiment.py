@@ -66,6 +66,7 @@ def tune(
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.adapter import load_adapter
     from halfbyte.model.build import choose_device
+    from halfbyte.model.stream import require_card
     from halfbyte.tune.folder import alone_in, prepare_folder
     from halfbyte.tune.loop import ALONE
     from halfbyte.tune.optimiser import require
@@ -74,7 +75,7 @@ def tune(
     ranks = ranks or ALONE
     require_model(config.model)
     device = ranks.device(config.device)
-    choose_device(device)
+    require_card(config.stream, choose_device(device)[0])
     require(config.tune.optimiser)
     task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
@@ -82,17 +83,16 @@ def tune(
     load_examples(config.data.train, config.data.template)  # their faults are cheap to find before anything else
     if task is not None:
         check_judge(load_task_set(task, seed=config.seed))
-    if not force:
-        _refuse(config, LEAST_TOKENS, console)
+    _foreseen(config, LEAST_TOKENS, console, force)
     read = functools.cache(lambda: _checked_data(config, task, console))
     begun = resume and (Path(config.out) / "run.yaml").is_file()
     config = prepare_folder(config, resume, lambda: read()[1])
     data, _, checked = read()
-    if not force:
-        _refuse(config, data.counts.longest, console)
+    stream = _foreseen(config, data.counts.longest, console, force)
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute,
-                  "settled when the run began" if begun else "as asked")  # fmt: skip
+                  "settled when the run began" if begun else "as asked", stream,
+                  "as planned" if config.stream == "auto" else "as asked")  # fmt: skip
     ledger = Ledger(folder, console)
     ranks.wait()  # before anything is written, all have found the folder as it was
     with contextlib.ExitStack() as held:
@@ -183,9 +183,11 @@ def _checked_data(
     return data, inputs_of(origin(prepared.checkpoint), prepared.checkpoint.path, data), report
 
 
-def _refuse(config: RunConfig, longest: int, console: Console) -> None:
-    """Raises DoesNotFit for a run that can't fit, however it is cut, if its longest item has `longest` tokens: before
-    anything is packed or loaded. What is not known yet is left to the check after loading, and that is said."""
+def _foreseen(config: RunConfig, longest: int, console: Console, force: bool) -> str:
+    """Whether the run's weights are streamed to a card, before anything is packed or loaded.
+
+    Raises DoesNotFit, unless `force`, for a run that can't fit, however it is cut, if its longest item has `longest`
+    tokens. What is not known yet is left to the check after loading, and that is said."""
     from halfbyte.plan.budget import amount
     from halfbyte.plan.ladder import plan_model
 
@@ -204,13 +206,15 @@ def _refuse(config: RunConfig, longest: int, console: Console) -> None:
             compute=config.compute,
             device=config.device,
             revision=config.revision,
+            stream=config.stream,
         )
     except CheckpointError as error:  # what is really wrong is said when it opens
-        console.print(f"whether it fits is not known before the model is here: {error.what}", markup=False)
-        return
+        if not force:
+            console.print(f"whether it fits is not known before the model is here: {error.what}", markup=False)
+        return config.stream
     fit = made.fit
-    if fit["fits"] is not False:
-        return
+    if fit["fits"] is not False or force:
+        return config.stream if config.stream == "on" else str(made.settings["stream"])
     found = f"{amount(fit['needed_bytes'])} needed for one pass over items of {longest} tokens, "
     found += f"{amount(fit['memory_bytes'])} are there: {amount(-fit['spare_bytes'])} too much"
     do = f"{fit['advice']['tune']}; or start anyway with --force"
@@ -272,6 +276,8 @@ def _say_choices(model: Any, console: Console) -> None:
 
     kernel = kernels.choose(model.device)
     console.print(f"device {model.device}: {model.device_reason}", markup=False)
+    if model.stream_reason:
+        console.print(f"stream {'off' if model.streamer is None else 'on'}: {model.stream_reason}", markup=False)
     say_compute(model, console)
     console.print(f"kernels {kernel.name}: {kernel.reason}", markup=False)
     parts = "; ".join(map(str, model.replaced)) or "no norm or gated MLP that halfbyte computes itself"

@@ -115,6 +115,14 @@ def moment_bytes(optimiser: str, sizes: Iterable[int]) -> int:
     return sum(2 * n + 8 * -(-n // MOMENT_BLOCKSIZE) if narrow and n >= LEAST_8BIT else 8 * n for n in sizes)
 
 
+SLOT_ALIGNMENT = 256  # bytes: where a tensor begins among others that are copied to a card at once
+
+
+def aligned(size: int) -> int:
+    """The bytes that a tensor of `size` bytes takes there."""
+    return -(-size // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+
 COPIED_BYTES = 256_000_000  # that are converted, unasked, to another compute type than the stored one
 
 

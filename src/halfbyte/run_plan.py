@@ -80,13 +80,16 @@ class RunPlan:
         from halfbyte.plan.budget import spoken_for
         from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
+        from halfbyte.plan.streaming import streaming, weights_on_card
         from halfbyte.plan.weighing import mapped_bytes
 
         weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
         sizes = self.model.adapter_sizes(config.adapter)
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
-        there, b = CONTEXT_BYTES + mapped, int(self.model.dtype.itemsize)
+        streamed = streaming(inventory, weights) if self.model.streamer is not None else None
+        there = CONTEXT_BYTES + sum(size or 0 for size in weights_on_card(mapped, streamed).values())
+        b = int(self.model.dtype.itemsize)
         if not on_card:
             adapted = [(layer.out_features, layer.in_features) for layer in self.model.targeted(config.adapter)]
             there = running_bytes(shape, inventory.tokenizer_bytes)
@@ -161,6 +164,7 @@ class RunPlan:
             native=self._native(),
             compute=config.compute,
             device=self._device(config),
+            stream="off" if self.model.streamer is None else "on",
             length=self._length(config),
             learned=self._learned(),
             settled=self.chosen,

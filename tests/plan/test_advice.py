@@ -21,7 +21,7 @@ def test_a_single_option_that_is_enough_is_named_with_its_value() -> None:
     assert found is not None
     assert llama("3GB", sequence=int(found[1]), recompute=32).fit["fits"]
     assert not llama("3GB", sequence=int(found[1]) + 1, recompute=32).fit["fits"]
-    wide = plan_model("llama-3.1-8b", device="12GB", weights="bf16").fit["advice"]["tune"]
+    wide = plan_model("llama-3.1-8b", device="12GB", weights="bf16", stream="off").fit["advice"]["tune"]
     assert "take weights nf4" in wide and "data.max_tokens" not in wide
     asked = llama("8GB", sequence=1024, recompute=0).fit["advice"]["tune"]
     assert asked.startswith("leave tune.recompute to auto")
@@ -45,5 +45,5 @@ def test_phases_beside_the_training_have_theirs() -> None:
         again = plan_model("llama-3.2-1b", memory="1GB", rank=4, sequence=256, evaluation_batch=answers)
         assert ("evaluate" not in again.fit["advice"]) == fits
     assert "not even one answer fits" in llama("600MB").fit["advice"]["evaluate"]
-    assert "opening takes" in plan_model("llama-3.1-8b", device="4GB").fit["advice"]["open"]
+    assert "opening takes" in plan_model("llama-3.1-8b", device="4GB", stream="off").fit["advice"]["open"]
     assert "pack" not in plan_model("llama-3.1-8b", device="1GB").fit["advice"]  # that is the host's

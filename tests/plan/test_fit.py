@@ -21,16 +21,19 @@ def test_the_largest_fits_and_one_more_does_not(where):
         fitting = plan_model("llama-3.1-8b", recompute=32, **where, **{name: value})
         assert _whole(fitting) <= plan.memory_bytes
         if found["limit"] == "memory":
-            beyond = plan_model("llama-3.1-8b", recompute=32, **where, **{name: value + 1})
+            beyond = plan_model("llama-3.1-8b", recompute=32, stream="off", **where, **{name: value + 1})
             assert _whole(beyond) > plan.memory_bytes
 
 
 def test_spare_is_what_is_left():
     plan = plan_model("llama-3.1-8b", device="24GB")
     assert plan.fit["fits"] and plan.fit["spare_bytes"] == plan.memory_bytes - _whole(plan) > 0
-    tight = plan_model("llama-3.1-8b", device="5GB")
+    tight = plan_model("llama-3.1-8b", device="5GB", stream="off")
     assert tight.fit["fits"] is False and tight.fit["spare_bytes"] < 0 and tight.fits is False
-    assert {found["value"] for found in tight.fit["largest"].values()} == {None} and tight.fit["first"] is None
+    assert {found["value"] for found in tight.fit["largest"].values()} == {None} and tight.fit["first"] == "stream: on"
+    assert "take stream: on" in tight.fit["advice"]["tune"]
+    streamed = plan_model("llama-3.1-8b", device="5GB", stream="on", recompute=32)
+    assert streamed.fit["fits"] and _whole(tight) - _whole(streamed) == tight.fit["give_up"][0]["saved_bytes"]
 
 
 def test_the_context_ends_a_sequence():
@@ -55,10 +58,19 @@ def test_prices_are_those_of_the_other_plan():
 
 
 def test_what_costs_time_only_goes_first_and_what_cuts_items_last():
-    asked = {"weights": "bf16", "sequence": 2048, "recompute": 0}
-    first = {size: plan_model("llama-3.1-8b", device=size, **asked).fit["first"] for size in ("20GB", "14GB", "60GB")}
-    int8 = "weights int8, every layer recomputed"
-    assert first == {"20GB": "recomputation: 32 of 32 layers", "14GB": int8, "60GB": None}
+    asked = {"weights": "bf16", "sequence": 2048, "recompute": 0, "stream": "off"}
+    sizes = ("20GB", "14GB", "60GB")
+    first = {size: plan_model("llama-3.1-8b", device=size, **asked).fit["first"] for size in sizes}
+    assert first == {
+        "20GB": "recomputation: 32 of 32 layers",
+        "14GB": "stream: on, every layer recomputed",
+        "60GB": None,
+    }
+    asked |= {"stream": "on"}
+    assert plan_model("llama-3.1-8b", device="4GB", **asked).fit["first"] is None
+    assert "weights nf4, every layer recomputed" in {
+        one["what"] for one in plan_model("llama-3.1-8b", device="5GB", **asked).fit["give_up"] if one["enough"]
+    }
 
 
 def test_a_packed_checkpoint_can_not_change_its_weights(tmp_path):

@@ -27,7 +27,7 @@ def test_what_fits_and_what_does_not_is_said_with_prices():
     assert any(reason.startswith("time: unknown, because only this machine's processor") for reason in plan.reasons)
     said = _shown(plan)
     assert "training on T4: fits" in said and "to spare" in said and "the largest that fits" in said
-    said = _shown(plan_model("llama-3.1-8b", device="2x14GB", weights="bf16"))
+    said = _shown(plan_model("llama-3.1-8b", device="2x14GB", weights="bf16", stream="off"))
     assert "does not fit" in said and "weights int8: enough" in said and "<- first" in said
     assert "2 devices, on paper" in said and "assumed:" in said
     assert "2 x a card with 14GB" in said

@@ -252,7 +252,7 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
             continue
         if fused and first.out_features % 2 == 0:
             yield from (Layout(names[0], names[0], names[1], act, gate_first) for gate_first in (True, False))
-        elif not fused and layers[names[1]].frozen.shape == first.frozen.shape:
+        elif not fused and layers[names[1]].home.shape == first.home.shape:
             gate, up, last = names
             yield Layout(gate, up, last, act)
 

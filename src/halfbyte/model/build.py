@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from halfbyte import targets
 from halfbyte.checkpoint.load import load_state
@@ -29,13 +28,14 @@ from halfbyte.kernels.compute import compute_name
 from halfbyte.kernels.cross_entropy import fault_on_card
 from halfbyte.memory import hold_little
 from halfbyte.model.adapter import load_adapter, quant_linears
-from halfbyte.model.assemble import assemble, multiply_bytes, settle_compute
+from halfbyte.model.assemble import assemble, decoder_layers, multiply_bytes, settle_compute
 from halfbyte.model.attention import use_attention
 from halfbyte.model.blocks import Replacement, replace_parts
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import Head, LinearHead
 from halfbyte.model.recompute import recomputed
 from halfbyte.model.rotary import replace_rotary
+from halfbyte.model.stream import Streamer, settle_stream
 from halfbyte.plan.devices import find_device
 
 Progress = Callable[[str, int, int], None]  # what, done, total (bytes)
@@ -85,6 +85,8 @@ class Model:
     attention: Choice | None = None  # transformers' name of it, and why; None: as transformers chose
     replaced: list[Replacement] = field(default_factory=list)  # the parts that halfbyte computes itself, and which not
     files: Stamps = field(default_factory=Stamps)  # that its weights are mapped from
+    streamer: Streamer | None = None  # brings the layers' weights to the card; None: all of them are there
+    stream_reason: str = ""
 
     def __post_init__(self) -> None:
         self._body: Any = getattr(self.net, self.net.base_model_prefix, None)
@@ -161,7 +163,7 @@ class Model:
 
     def layers(self) -> list[Any]:
         """The decoder's layers that can be computed again in the backward pass instead of being remembered."""
-        return [module for module in self.net.modules() if isinstance(module, GradientCheckpointingLayer)]
+        return decoder_layers(self.net)
 
     def recompute(self, count: int) -> None:
         """Compute the first `count` layers again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
@@ -246,6 +248,7 @@ def load_model(
     adapter: Path | AdapterConfig | None = None,
     device: str = "auto",
     compute: str = "auto",
+    stream: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Model:
@@ -254,7 +257,8 @@ def load_model(
     A checkpoint that is not in that format yet is packed once into the cache and mapped from there. `adapter` is a
     folder with a PEFT adapter, or the configuration of a fresh one (seeded with `seed`). `compute` is the type that
     activations have: bf16, fp16, fp32, int8 (bf16, with packed weights multiplied as bytes) or auto, see
-    `halfbyte.kernels.compute`.
+    `halfbyte.kernels.compute`; `stream`, on or off, whether a card gets the layers' weights one ahead of use; auto:
+    where it has no room for them and for answers.
     Raises CheckpointError, ConfigError.
     """
     where, reason = choose_device(device)
@@ -263,7 +267,8 @@ def load_model(
     net, files = skeleton(checkpoint), Stamps.of(checkpoint)
     state = load_state(checkpoint, net)
     chosen = settle_compute(compute, where, net, state, weights)
-    assemble(net, state, where, chosen.dtype)
+    streamed, why = settle_stream(stream, where, checkpoint.path, weights, chosen.name)
+    streamer = assemble(net, state, where, chosen.dtype, stream=streamed)
     if chosen.name == "int8":
         chosen = multiply_bytes(net)
     net.eval().requires_grad_(False)
@@ -286,6 +291,8 @@ def load_model(
         attention=use_attention(net, where),
         replaced=replaced,
         files=files,
+        streamer=streamer,
+        stream_reason=why,
     )
     if isinstance(adapter, AdapterConfig):
         made.add_adapter(adapter, seed)

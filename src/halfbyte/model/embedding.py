@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class FrozenEmbedding(nn.Embedding):
-    """Stands where an embedding stood; hands out rows in `dtype`, whatever the type of `weight` [V, H].
+    """Stands where an embedding stood; hands out rows in `dtype`, whatever the type of `weight` [V, H], on the ids'
+    device, wherever the weight lies.
 
     Some families scale their rows; the rows that are looked up go through the base's own forward as a small embedding.
     """
@@ -31,7 +32,7 @@ class FrozenEmbedding(nn.Embedding):
         return made
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = self.weight.detach()[input.reshape(-1)].to(self.dtype)
+        rows = self.weight.detach()[input.reshape(-1).to(self.weight.device)].to(input.device, self.dtype)
         small = copy.copy(self._base[0])
         small._parameters = {"weight": rows}  # type: ignore[dict-item]
         small.padding_idx = None

@@ -1,4 +1,4 @@
-"""The bytes that a model really holds, counted over its tensors."""
+"""The bytes that a model really holds, counted over its tensors: where they are at home, if they are streamed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def held_bytes(net: nn.Module) -> dict[str, int]:
     constants: list[Tensor] = []
     adapter: list[Tensor] = []
     for layer in quant_linears(net).values():
-        frozen = layer.frozen
+        frozen = layer.home
         if isinstance(frozen, NF4Weight):
             weights.append(frozen.codes)
             constants += [frozen.absmax] + ([] if frozen.nested_absmax is None else [frozen.nested_absmax])

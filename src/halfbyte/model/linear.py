@@ -15,6 +15,7 @@ Legend: T tokens, I in-features, O out-features, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class _QuantLinearFunction(torch.autograd.Function):
         scaling: float,
         dropout: float,
         int8: bool,
+        bring: Callable[[], None] | None,
     ) -> Tensor:
         h_TR = keep_TI = None
         if narrow is not None:
@@ -54,6 +56,7 @@ class _QuantLinearFunction(torch.autograd.Function):
         kept = (x_TI, h_TR, keep_TI) if narrow is not None else (None, None, None)
         ctx.save_for_backward(*kept)
         ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout, ctx.int8 = weight, narrow, scaling, dropout, int8
+        ctx.bring = bring
         if any(ctx.needs_input_grad) and recompute.ends_with(sum(tensor is not None for tensor in kept)):
             return x_TI.new_empty(1).expand(len(x_TI), weight.shape[0])  # nobody will read it
         pair = None if narrow is None or h_TR is None else (h_TR, narrow[1])
@@ -74,21 +77,24 @@ class _QuantLinearFunction(torch.autograd.Function):
             grad_A = (grad_h.T @ _dropped(x_TI, keep_TI, ctx.dropout)).float()
             pair = (grad_h, narrow_A) if keep_TI is None else None
         if ctx.needs_input_grad[0]:
+            if ctx.bring is not None:
+                ctx.bring()
             grad_x = kernels.linear_transposed(grad_TO, ctx.weight, pair, int8=ctx.int8)
             if keep_TI is not None:
                 grad_x += _dropped(grad_h @ narrow_A, keep_TI, ctx.dropout)
-        return grad_x, None, None, grad_A, grad_B, None, None, None, None
+        return grad_x, None, None, grad_A, grad_B, None, None, None, None, None
 
 
 def _linear(
     x_TI: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: tuple[Tensor | None, Tensor | None],
     narrow: tuple[Tensor, Tensor] | None, scaling: float, dropout: float, int8: bool,
+    bring: Callable[[], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """The sum; where no gradient will be asked for, without autograd, which costs a decoded token several
-    microseconds a layer."""
+    microseconds a layer. `bring` is called before the backward pass reads the weight, if it does not stay there."""
     if torch.is_grad_enabled() or dropout > 0:
         return _QuantLinearFunction.apply(  # type: ignore[no-untyped-call,no-any-return]
-            x_TI, weight, bias, *lora, narrow, scaling, dropout, int8
+            x_TI, weight, bias, *lora, narrow, scaling, dropout, int8, bring
         )
     if narrow is None:
         return kernels.linear(x_TI, weight, bias, int8=int8)
@@ -121,6 +127,8 @@ class QuantLinear(nn.Module):
 
     `weight` is a packed weight or a dense [O, I] tensor; `bias` [O] or None, frozen, in the compute dtype.
     `lora_A` [R, I] and `lora_B` [O, R] are fp32 parameters, or None. Inputs are [..., I] in the compute dtype.
+    `home` is the weight where it always lies, `frozen` that which is multiplied: another one only where it is streamed
+    (`halfbyte.model.stream`).
     `int8`: many rows are multiplied with the packed weight as bytes, in both directions (kernels/product_int8).
     """
 
@@ -130,7 +138,7 @@ class QuantLinear(nn.Module):
 
     def __init__(self, weight: FrozenWeight, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.frozen = weight
+        self.settle(weight)
         self.out_features, self.in_features = int(weight.shape[0]), int(weight.shape[1])
         self.register_buffer("bias", bias, persistent=False)
         self.register_parameter("lora_A", None)
@@ -173,6 +181,7 @@ class QuantLinear(nn.Module):
             self.scaling,
             self.dropout if self.training else 0.0,
             self.int8,
+            self._bring,
         )
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -200,6 +209,19 @@ class QuantLinear(nn.Module):
         return super().train(mode)
 
     @property
+    def frozen(self) -> FrozenWeight:
+        """The weight, which is there from now on until that of another layer is asked for."""
+        if self._bring is not None:
+            self._bring()
+        return self._in_use
+
+    def settle(
+        self, home: FrozenWeight, in_use: FrozenWeight | None = None, bring: Callable[[], None] | None = None
+    ) -> None:
+        """From here on the weight lies in `home`, and if it is streamed, in `in_use` after each call of `bring`."""
+        self.home, self._in_use, self._bring = home, home if in_use is None else in_use, bring
+
+    @property
     def weight(self) -> Tensor:
         """Some architectures read their layers' weights themselves; what they compute would leave the adapter out."""
         raise CheckpointError(
@@ -210,7 +232,7 @@ class QuantLinear(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.frozen.device
+        return self._in_use.device
 
     def fuse(self, dtype: torch.dtype) -> nn.Linear:
         """The plain layer that computes the same: the dequantised weight with the adapter added, as `dtype`."""
@@ -224,6 +246,6 @@ class QuantLinear(nn.Module):
         return linear
 
     def extra_repr(self) -> str:
-        kind = self.frozen.weights if isinstance(self.frozen, (NF4Weight, Int8Weight)) else str(self.frozen.dtype)
+        kind = self.home.weights if isinstance(self.home, (NF4Weight, Int8Weight)) else str(self.home.dtype)
         rank = 0 if self.lora_A is None else self.lora_A.shape[0]
         return f"{self.in_features}, {self.out_features}, weight={kind}" + (f", rank={rank}" if rank else "")

@@ -43,7 +43,7 @@ def _training(plan: Plan, fit: Fit, memory: int) -> str:
         value = fit.largest[name].value
         if value is not None and value < asked[name]:
             ways.append(f"lower {option} to {value}{also}")
-    ways += [f"take {one.what}" for one in fit.give_up if one.enough and one.what.startswith("weights")]
+    ways += [f"take {one.what}" for one in fit.give_up if one.enough and one.what.startswith(("weights", "stream"))]
     if ways:
         return f"{', or '.join(ways)}, or raise memory to {amount(fit.needed_bytes or 0)}"
     least = fit.least_bytes or 0

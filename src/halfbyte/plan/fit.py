@@ -1,7 +1,8 @@
 """What fits: how much to spare, the largest that does, and what to give up first, each with its price.
 
 Everything is asked of the plan itself, made again with other settings (some milliseconds each), so an answer can't
-differ from the plan of that setting. "Largest" recomputes every layer: the most that can be had at all.
+differ from the plan of that setting. "Largest" recomputes every layer: the most that can be had at all, with weights
+that are streamed to a card or lie there as in the plan.
 
 On a CPU the mapped weights count where they have room beside the least that the run needs; otherwise they are read from
 disk again and again, and what is spared is counted without them (`plan.budget`).
@@ -139,6 +140,10 @@ def _concessions(make: Make, plan: Plan, memory: int, mapped: bool, price: Price
     tries: list[tuple[str, dict[str, Any], str]] = []
     if now < layers:
         tries.append((f"recomputation: {layers} of {layers} layers", {"recompute": layers}, "time, and nothing else"))
+    if "weights" in plan.phases["tune"].parts and asked["stream"] == "off":
+        tries.append(
+            ("stream: on", {"stream": "on"}, "memory of the host, and time where few tokens are at work at once")
+        )
     if asked["batch"] > 1:
         half = asked["batch"] // 2
         tries.append((f"batch {half}", {"batch": half}, "nothing but speed: the optimiser's step stays as it is"))
@@ -160,6 +165,8 @@ def _concessions(make: Make, plan: Plan, memory: int, mapped: bool, price: Price
         after = price(trial)
         tokens = asked["batch"] * asked["sequence"] / (trial.settings["batch"] * trial.settings["sequence"])
         factor = tokens * after / before if before and after is not None else None
+        if "stream" in changed:
+            factor = None  # depends on the link and the tokens at once; the plan's reasons say how
         saved = (need(plan, mapped) or 0) - (need(trial, mapped) or 0)
         enough = (need(trial, mapped) or 0) <= memory
         found.append(Concession(what, saved, factor, enough, cost))

@@ -28,6 +28,7 @@ from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.phases import Phase, evaluation, packing, settle_recompute, training, verdict
 from halfbyte.plan.shapes import TensorSpec, text_config
+from halfbyte.plan.streaming import in_words, streaming, weights_on_card
 from halfbyte.plan.time import Length
 from halfbyte.plan.weighing import gb, mapped_bytes, mapped_of, packed_sizes, state_bytes, stored_bytes
 from halfbyte.targets import select_targets
@@ -64,6 +65,7 @@ class Plan:
     fit: dict[str, Any] = field(default_factory=dict)
     parallel: dict[str, Any] = field(default_factory=dict)
     held_bytes: dict[str, int | None] = field(default_factory=dict)
+    streaming: dict[str, Any] = field(default_factory=dict)  # of a base that is streamed to the card; else empty
 
     @property
     def why_unknown(self) -> str:
@@ -124,6 +126,7 @@ def plan_model(
     step_items: int | None = None,
     settled: str | None = None,
     optimiser: str = "adamw",
+    stream: str = "auto",
 ) -> Plan:
     """Plan a local folder, a model of the catalogue or one of the hub, without torch and without reading weights.
 
@@ -139,7 +142,8 @@ def plan_model(
     machine's processor), `ranks` how many of them would train together over links of `link` bytes a second each,
     `length` the run whose time is asked for.
     With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
-    (`budget.choose`); where they are settled already, `settled` says why. `optimiser` is `tune.optimiser`.
+    (`budget.choose`); where they are settled already, `settled` says why. `optimiser` is `tune.optimiser`, `stream` as
+    in a run: auto is on where a card has no room for the weights beside one item, every layer recomputed.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -170,6 +174,7 @@ def plan_model(
         "compute": compute, "kind": where.kind, "learned": learned, "settled": settled, "foreseen": foreseen,
         "optimiser": optimiser,
     }  # fmt: skip
+    asked["stream"] = settle_stream(inventory, asked, stream) if where.kind == "cuda" else "off"
     choice = None if step_items is None else _choice(inventory, asked, batch, step_items)
     if choice is not None:
         asked |= {"batch": choice.micro_batch, "recompute": choice.recompute, "settled": str(choice)}
@@ -199,6 +204,7 @@ def make_plan(
     settled: str | None = None,
     foreseen: str = "",
     optimiser: str = "adamw",
+    stream: str = "off",
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
@@ -214,8 +220,9 @@ def make_plan(
     b = activation_bytes(weights, compute)
     runtime = activations.runtime_bytes(info, inventory.tokenizer_bytes)
     opened: dict[str, int | None] = {"runtime": runtime}
+    streamed = streaming(inventory, weights) if stream == "on" else None
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
-        opened, mapped = {"context": CONTEXT_BYTES, "weights": mapped}, 0
+        opened, mapped = {"context": CONTEXT_BYTES, **weights_on_card(mapped, streamed)}, 0
     fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": activations.narrow_bytes(sizes, b)}
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
@@ -253,7 +260,7 @@ def make_plan(
                   "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch,
                   "evaluation_sequence": asked, "scored": None if scored is None else asdict(scored),
                   "recompute": layers,
-                  "layers": info.layers, "compute": compute, "dtype_bytes": b},
+                  "layers": info.layers, "compute": compute, "dtype_bytes": b, "stream": "on" if streamed else "off"},
         parameters=inventory.parameters,
         linear_parameters=sum(rows * columns for rows, columns in quantised.values()),
         linear_layers=len(quantised),
@@ -268,12 +275,25 @@ def make_plan(
         phases=phases,
         fits=fits,
         reasons=[*reasons, settled or why, *([f"compute {compute}: {foreseen}"] if foreseen else []),
-                 f"activations: {native}"],
+                 *([in_words(streamed)] if streamed else []), f"activations: {native}"],
         notes=[*inventory.notes, *_kept(inventory, experts, weights)],
         unknown=unknown,
         packed=inventory.packed,
         held_bytes=held_bytes(inventory, weights, b),
+        streaming=asdict(streamed) | {"seconds_a_pass": streamed.seconds} if streamed else {},
     )  # fmt: skip
+
+
+def settle_stream(inventory: Inventory, asked: Mapping[str, Any], stream: str) -> str:
+    """Whether the weights are streamed to a card: "on" or "off". `asked`: the settings of `make_plan`.
+
+    auto: on where they leave no room for one item with every layer recomputed, since that costs less than the link."""
+    if stream != "auto" or asked["memory_bytes"] is None or streaming(inventory, asked["weights"]) is None:
+        return "off" if stream == "auto" else stream
+    least = dict(asked) | {"stream": "off", "batch": 1}
+    least["recompute"] = make_plan(inventory, **least).settings["layers"]
+    need = make_plan(inventory, **least).phases["tune"].peak_bytes
+    return "on" if need is not None and need > asked["memory_bytes"] else "off"
 
 
 def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step_items: int) -> Choice | None:
@@ -289,10 +309,13 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     runtime = activations.running_bytes(info, inventory.tokenizer_bytes)
     adapted = [inventory.linears[name] for name in names]
     runtime += activations.library_bytes(info, inventory.linears.values(), b, adapted, step_items * sequence)
+    if on_card:
+        streamed = streaming(inventory, weights) if asked["stream"] == "on" else None
+        runtime = CONTEXT_BYTES + sum(size or 0 for size in weights_on_card(mapped, streamed).values())
     fixed = spoken_for(
         info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
         adapter=sizes, optimiser_bytes=moment_bytes(asked["optimiser"], sizes),
-        step_tokens=step_items * sequence, there_bytes=CONTEXT_BYTES + mapped if on_card else runtime,
+        step_tokens=step_items * sequence, there_bytes=runtime,
     )  # fmt: skip
     recompute = asked["recompute"]
     return choose(

@@ -1,0 +1,221 @@
+"""A base model that is larger than the card: its layers stay in the host's memory and come to the card ahead of use.
+
+Method: all tensors of a decoder layer's linear weights stand behind each other in one buffer of the host, pinned so
+that the card reads it by itself, and the card has two slots, each as large as the largest layer. Layer i comes into
+slot i % 2. A `QuantLinear` asks for its layer before it multiplies (`need`), in the backward pass again; the first to
+ask waits for the copy, and begins that of the layer that is next in the direction of travel, on a stream of its own,
+as soon as all that was asked of the slot's old content is done. So a pass costs the longer of computing and copying a
+layer, and two layers of the base are on the card at a time. The forward pass ends on the layer that the backward pass
+begins with, and back: nothing is copied there.
+
+The matrices of a layer are views in its slot, made once, so the same kernels run on the same bits as if all were there.
+Embedding, head, norms, biases and the adapter stay on the card; so do weights of a layer that are no linear layers (a
+mixture's fused experts).
+
+Trade-off: of a number of layers that is odd, the first and the last share a slot, and a pass without a backward pass
+waits for the first one.
+
+Rejected: weights that the card reads from the host in place, because each product would read them again; moving modules
+by hooks of their own, because a hook does not see the backward pass of a layer that is computed again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfbyte.errors import ConfigError
+from halfbyte.formats import Weights, aligned
+from halfbyte.kernels.packed import Int8Weight
+from halfbyte.kernels.product.reference import FrozenWeight
+from halfbyte.model.linear import QuantLinear
+
+SLOTS = 2
+
+
+class Streamer:
+    """The linear layers of each of a model's layers, of which two are on `device` at a time.
+
+    Raises ConfigError where there are no layers, or where the host's memory can't be pinned.
+    """
+
+    def __init__(self, layers: Sequence[Sequence[QuantLinear]], device: torch.device) -> None:
+        if not layers:
+            raise ConfigError("this architecture's layers can't be streamed", where="stream",
+                              found="no layers of linear layers in it", do="use stream: off")  # fmt: skip
+        self.device = device
+        self.host = [_host_buffer(layer, device) for layer in layers]
+        size = max(len(buffer) for buffer in self.host)
+        self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
+        cuda = device.type == "cuda"
+        self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self._arrived = [torch.cuda.Event() if cuda else None for _ in range(SLOTS)]  # type: ignore[no-untyped-call]
+        self._held: list[int | None] = [None] * SLOTS  # the layer in each slot, or on its way there
+        self._current: int | None = None  # the layer that was needed last; it stays in its slot until another is
+        for index, layer in enumerate(layers):
+            _settle(layer, self.host[index], self.slots[index % SLOTS], partial(self.need, index))
+        if cuda:
+            weakref.finalize(self, _unpin, self.host).atexit = False
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(map(len, self.host))
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(map(len, self.slots))
+
+    def need(self, index: int) -> None:
+        """What is asked for from here on, in the current stream, finds layer `index` in its slot."""
+        before = self._current
+        if index == before:
+            return
+        slot = index % SLOTS
+        if self._held[slot] != index:
+            self._bring(index)
+        arrived = self._arrived[slot]
+        if arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(arrived)
+        self._current = index
+        ahead = self._next(index, before)
+        if ahead is not None and ahead % SLOTS != slot and self._held[ahead % SLOTS] != ahead:
+            self._bring(ahead)
+
+    def _next(self, index: int, before: int | None) -> int | None:
+        """The layer that will be needed after `index`, which was needed after `before`."""
+        last = len(self.host) - 1
+        if index == last and not torch.is_grad_enabled():
+            return 0
+        if index == 0 or before is None or index > before:
+            return min(index + 1, last)
+        return index - 1
+
+    def _bring(self, index: int) -> None:
+        """Begin to copy layer `index` into its slot, once all that was asked of what lies there is done."""
+        slot, source = index % SLOTS, self.host[index]
+        target = self.slots[slot][: len(source)]
+        self._held[slot] = index
+        arrived = self._arrived[slot]
+        if self._copies is None or arrived is None:
+            target.copy_(source)
+            return
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copies):
+            target.copy_(source, non_blocking=True)
+            arrived.record(self._copies)
+
+
+def require_card(asked: str, device: torch.device) -> None:
+    """Raises ConfigError where streaming is asked for and there is no card to stream to."""
+    if asked == "on" and device.type != "cuda":
+        raise ConfigError("there is no card to stream layers to", where="stream", found=f"device {device}",
+                          do="use stream: auto or off; a processor reads the weights where they are")  # fmt: skip
+
+
+def settle_stream(asked: str, device: torch.device, path: Path, weights: Weights, compute: str) -> tuple[bool, str]:
+    """Whether the model in `path` is streamed to `device`, and why. `auto`: where what is planned for it and for
+    answers to some prompts is more than what is free there. Raises ConfigError where there is no card."""
+    require_card(asked, device)
+    if device.type != "cuda":
+        return False, ""
+    if asked != "auto":
+        return asked == "on", "as asked"
+    from halfbyte.plan.devices import CONTEXT_BYTES, Device
+    from halfbyte.plan.ladder import EVALUATION_BATCH, plan_model
+
+    free = int(torch.cuda.mem_get_info(device)[0])
+    card = Device("cuda", str(device), free, compute == "bf16", "")
+    made = plan_model(str(path), weights=weights, compute=compute, device=card, stream="off").phases["evaluate"]
+    need = None if made.peak_bytes is None else made.peak_bytes - CONTEXT_BYTES  # which is there by now
+    if need is None or need <= free:
+        return False, "the card holds the weights"
+    return (
+        True,
+        f"the weights and {EVALUATION_BATCH} answers need {need / 1e9:.2f} GB on the card, {free / 1e9:.2f} are free",
+    )
+
+
+def stream_layers(net: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> Streamer:
+    """Let the linear layers within each of `layers` (modules of `net`), whose weights lie on the host, be streamed to
+    `device`; those that stand in none of them go there. Raises ConfigError."""
+    taken: set[QuantLinear] = set()
+    found: list[list[QuantLinear]] = []
+    for layer in layers:
+        own = [module for module in layer.modules() if isinstance(module, QuantLinear) and module not in taken]
+        taken.update(own)
+        found += [own] if own else []
+    for module in net.modules():
+        if isinstance(module, QuantLinear) and module not in taken:
+            module.settle(module.home.to(device))
+    return Streamer(found, device)
+
+
+def _parts(weight: FrozenWeight) -> dict[str, Tensor]:
+    """The tensors of a weight by their names."""
+    if isinstance(weight, Tensor):
+        return {"dense": weight}
+    if isinstance(weight, Int8Weight):
+        return {"codes": weight.codes, "scale": weight.scale}
+    nested = {} if weight.nested_absmax is None else {"nested_absmax": weight.nested_absmax}
+    return {"codes": weight.codes, "absmax": weight.absmax, **nested}
+
+
+def _host_buffer(layer: Sequence[QuantLinear], device: torch.device) -> Tensor:
+    """The weights of a layer behind each other, as uint8, pinned where `device` is a card."""
+    tensors = [tensor for linear in layer for tensor in _parts(linear.home).values()]
+    buffer = torch.empty(sum(aligned(tensor.nbytes) for tensor in tensors), dtype=torch.uint8)
+    if device.type == "cuda":
+        _pin(buffer)
+    first = 0
+    for tensor in tensors:
+        _view(buffer, first, tensor).copy_(tensor)
+        first += aligned(tensor.nbytes)
+    return buffer
+
+
+def _settle(layer: Sequence[QuantLinear], host: Tensor, slot: Tensor, bring: Callable[[], None]) -> None:
+    """Let the weights of a layer be views in `host`, where they are at home, and in `slot`, where they are used."""
+    first = 0
+    for linear in layer:
+        at_home, in_use = {}, {}
+        for name, tensor in _parts(linear.home).items():
+            at_home[name], in_use[name] = _view(host, first, tensor), _view(slot, first, tensor)
+            first += aligned(tensor.nbytes)
+        linear.settle(_with(linear.home, at_home), _with(linear.home, in_use), bring)
+
+
+def _view(buffer: Tensor, first: int, like: Tensor) -> Tensor:
+    return buffer[first : first + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def _with(weight: FrozenWeight, parts: dict[str, Tensor]) -> FrozenWeight:
+    """`weight` made of other tensors."""
+    if isinstance(weight, Tensor):
+        return parts["dense"]
+    changed: dict[str, Any] = dict(parts)
+    return replace(weight, **changed)
+
+
+def _pin(buffer: Tensor) -> None:
+    """Pin the memory of `buffer`.
+
+    By registering it: what torch allocates as pinned memory is as large as the next power of two.
+    """
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    fault = int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
+    if fault:
+        raise ConfigError("the host's memory can't be pinned for the card", where="stream",
+                          found=f"CUDA's error {fault} for {buffer.nbytes:,} bytes",
+                          do="free memory of the host, raise its limit of locked memory, or stream: off")  # fmt: skip
+
+
+def _unpin(buffers: Sequence[Tensor]) -> None:
+    for buffer in buffers:
+        torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[no-untyped-call]
