@@ -117,6 +117,9 @@ class TuneConfig:
         unit="layers",
         check=number_or("auto", 0),
     )
+    offload_activations: bool = option(
+        False, "on a card, what layers keep for the backward pass lies in the host's memory meanwhile"
+    )
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def tune(
     ranks = ranks or ALONE
     require_model(config.model)
     device = ranks.device(config.device)
-    require_card(config.stream, choose_device(device)[0])
+    require_card(config, choose_device(device)[0])
     require(config.tune.optimiser)
     task = load_task(Path(config.task), scorer) if config.task else None
     if not config.data.train:
@@ -207,6 +207,7 @@ def _foreseen(config: RunConfig, longest: int, console: Console, force: bool) ->
             device=config.device,
             revision=config.revision,
             stream=config.stream,
+            offload=options.offload_activations,
         )
     except CheckpointError as error:  # what is really wrong is said when it opens
         if not force:

@@ -117,7 +117,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         targets = [part.strip() for part in targets.split(",") if part.strip()]
     memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
-    optimiser, stream = TuneConfig.optimiser, RunConfig.stream
+    optimiser, stream, offload = TuneConfig.optimiser, RunConfig.stream, TuneConfig.offload_activations
     compute, device, data, why = "auto", options.device, dict[str, Any](), list[str]()
     model, config = _planned(model)
     if config is None:
@@ -128,7 +128,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         targets = config.adapter.targets if targets is None else targets
         memory = config.memory if memory is None else memory
         recompute, compute, optimiser = config.tune.recompute, config.compute, config.tune.optimiser
-        stream = config.stream
+        stream, offload = config.stream, config.tune.offload_activations
         device, (data, why) = device or config.device, _from_data(config, sequence)
         sequence = data.pop("sequence")
         if batch is None and config.tune.micro_batch != "auto":
@@ -147,6 +147,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         device=device or "auto",
         optimiser=optimiser,
         stream=stream,
+        offload=offload,
         ranks=options.gpus,
         link=options.link,
         **data,

@@ -33,7 +33,8 @@ class RunPlan:
 
         adapter, options = config.adapter, config.tune
         shape = shape_info(self.model.net.config.to_dict(), rank=adapter.rank, targets=adapter.targets,
-                           native=self._native(), learned=self._learned(), weights=config.weights)  # fmt: skip
+                           native=self._native(), learned=self._learned(), weights=config.weights,
+                           offload=options.offload_activations)  # fmt: skip
         longest = self.data.counts.longest
         fixed, mapped = self._spoken_for(config, shape, longest)
         chosen = choose(
@@ -165,6 +166,7 @@ class RunPlan:
             compute=config.compute,
             device=self._device(config),
             stream="off" if self.model.streamer is None else "on",
+            offload=config.tune.offload_activations,
             length=self._length(config),
             learned=self._learned(),
             settled=self.chosen,

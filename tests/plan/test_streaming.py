@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from halfbyte.plan.activations import (
+    ShapeInfo,
+    layer_peak_bytes_per_token,
+    recomputed_bytes_per_token,
+    saved_bytes_per_token,
+    shape_info,
+)
+from halfbyte.plan.catalogue import find
 from halfbyte.plan.inventory import take_inventory
 from halfbyte.plan.ladder import Plan, plan_model
 from halfbyte.plan.streaming import LINK, streaming
+from halfbyte.plan.weighing import gb
 
 MATRICES = {  # of a layer of Llama 3.1 8B
     "q": (4096, 4096), "k": (1024, 4096), "v": (1024, 4096), "o": (4096, 4096),
@@ -65,3 +74,28 @@ def test_a_processor_streams_nothing() -> None:
     plan = plan_model("llama-3.1-8b", memory="1GB")
     assert plan.settings["stream"] == "off" and "slots" not in plan.phases["tune"].parts
     assert plan_model("llama-3.1-8b", memory="1GB", stream="on").settings["stream"] == "off"
+
+
+def test_offloaded_activations_leave_two_layers_on_the_card() -> None:
+    asked = {"sequence": 2048, "batch": 4}
+    for layers, each in ((0, saved_bytes_per_token), (32, None)):
+        plan = llama("80GB", **asked, recompute=layers, offload=True)
+        whole = llama("80GB", **asked, recompute=layers)
+        info = shape_info(find("llama-3.1-8b").config)
+        kept = recomputed_bytes_per_token(info) if each is None else each(info, 2048, padded=True)
+        saved = saved_bytes_per_token(info, 2048, padded=True)
+        working = 2 * 4096 + layer_peak_bytes_per_token(info, 2048)
+        parts = plan.phases["tune"].parts
+        assert (parts["activations"] or 0) + (parts["logits"] or 0) == max(
+            4 * 2048 * (saved + kept + working) + (parts["logits"] or 0), _in_loss(info, kept, parts["logits"] or 0)
+        )
+        (said,) = [reason for reason in plan.reasons if reason.startswith("offload: ")]
+        assert gb(4 * 2048 * 32 * kept) in said
+        assert (plan.phases["tune"].peak_bytes or 0) < (whole.phases["tune"].peak_bytes or 0)
+    assert plan_model("llama-3.1-8b", memory="80GB", offload=True).settings["offload_activations"] is False
+
+
+def _in_loss(info: ShapeInfo, kept: int, logits: int) -> int:
+    """Of the last layer what it keeps; the last norm's input and result; hidden states and their gradient."""
+    tokens = 4 * 2048
+    return tokens * kept + tokens * (4 * 4096 + 4) + tokens * 12 * 4096 + logits

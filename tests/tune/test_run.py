@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from halfbyte.config import AdapterConfig, DataConfig, RunConfig, TuneConfig
 from halfbyte.data.dataset import TrainingData, load_training
 from halfbyte.errors import ConfigError, TrainingError
+from halfbyte.model import build, offload
 from halfbyte.model.build import Model, load_model
 from halfbyte.tune import loop
 from halfbyte.tune.folder import prepare_folder
 from halfbyte.tune.loop import StepRecord
-from halfbyte.tune.run import Outcome, run_training
+from halfbyte.tune.run import Outcome, Watch, run_training
 from tests.tiny import tiny_checkpoint
 
 
@@ -54,13 +55,14 @@ def options(source: Path, data_file: Path, out: Path, **tune: Any) -> RunConfig:
     )
 
 
-def run(config: RunConfig, *, resume: bool = False) -> tuple[Outcome, Model, str]:
+def run(config: RunConfig, *, resume: bool = False, watch: Watch | None = None) -> tuple[Outcome, Model, str]:
     config = prepare_folder(config, resume)
-    model = load_model(config.model, weights="nf4")
-    model.net.float()
+    model = load_model(config.model, weights="nf4", compute="fp32")
     data: TrainingData = load_training(config.data, model.tokenizer, config.seed)
     console = Console(file=io.StringIO(), width=120)
-    outcome = run_training(model, data, config, lambda _: {"planned": True}, resume=resume, console=console)
+    outcome = run_training(
+        model, data, config, lambda _: {"planned": True}, resume=resume, console=console, watch=watch
+    )
     return outcome, model, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -200,8 +202,7 @@ def test_the_loss_is_the_mean_over_the_learned_tokens_of_the_step(source: Path, 
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=0), adapter=AdapterConfig())
     run(config)
     record = metrics(folder / "run")[0]
-    model = load_model(config.model, weights="nf4")
-    model.net.float()
+    model = load_model(config.model, weights="nf4", compute="fp32")
     items = load_training(config.data, model.tokenizer, 0).train
     total, learned = 0.0, 0
     with torch.no_grad():
@@ -288,8 +289,7 @@ def test_a_packed_run_is_the_padded_one_to_rounding_and_goes_on_exactly(
 
 def _cut_short(config: RunConfig, steps: int) -> None:
     """Run `steps` steps of `config`, as if it had been stopped then."""
-    model = load_model(config.model, weights="nf4")
-    model.net.float()
+    model = load_model(config.model, weights="nf4", compute="fp32")
     data = load_training(config.data, model.tokenizer, config.seed)
     console = Console(file=io.StringIO())
     run_training(model, data, config, lambda _: {}, console=console, watch=lambda record, _: record.step < steps)
@@ -305,3 +305,21 @@ def test_a_run_of_a_version_that_always_padded_goes_on_padded(source: Path, data
     assert prepare_folder(config, resume=True).tune.packing == "off"
     with pytest.raises(ConfigError, match=r"tune\.packing: 'off' -> 'on'"):
         prepare_folder(dataclasses.replace(config, tune=dataclasses.replace(config.tune, packing="on")), resume=True)
+
+
+def test_streamed_layers_and_activations_on_the_host_change_no_bit_and_a_resume_may_change_them(
+    source: Path, data_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(options(source, data_file, folder / "whole", recompute=1))
+    wanted = load_file(folder / "whole" / "adapter-last" / "adapter_model.safetensors")
+    monkeypatch.setattr(build, "settle_stream", lambda *_: (True, "as the test asks"))
+    monkeypatch.setattr(offload, "LEAST", 0)
+    config = options(source, data_file, folder / "away", recompute=1, offload_activations=True)
+    _, model, _ = run(config, watch=lambda record, _: record.step < 3)
+    assert model.streamer is not None
+    monkeypatch.setattr(build, "settle_stream", lambda *_: (False, ""))
+    there = dataclasses.replace(config.tune, offload_activations=False)
+    outcome, model, _ = run(dataclasses.replace(config, stream="off", tune=there), resume=True)
+    assert model.streamer is None and outcome.before == 3 and outcome.finished
+    found = load_file(folder / "away" / "adapter-last" / "adapter_model.safetensors")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)

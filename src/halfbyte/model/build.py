@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from halfbyte.model.attention import use_attention
 from halfbyte.model.blocks import Replacement, replace_parts
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import Head, LinearHead
+from halfbyte.model.offload import Offloader, offloaded
 from halfbyte.model.recompute import recomputed
 from halfbyte.model.rotary import replace_rotary
 from halfbyte.model.stream import Streamer, settle_stream
@@ -165,11 +167,13 @@ class Model:
         """The decoder's layers that can be computed again in the backward pass instead of being remembered."""
         return decoder_layers(self.net)
 
-    def recompute(self, count: int) -> None:
-        """Compute the first `count` layers again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+    def recompute(self, count: int, *, offload: Offloader | None = None) -> None:
+        """Compute the first `count` layers again in the backward pass (Chen et al. 2016, arXiv:1604.06174); `offload`
+        takes what all layers keep to the host."""
         for index, layer in enumerate(self.layers()):
-            layer.gradient_checkpointing = index < count
-            layer._gradient_checkpointing_func = recomputed
+            layer.gradient_checkpointing = index < count or offload is not None
+            function: Callable[..., Any] = recomputed if index < count else offloaded
+            layer._gradient_checkpointing_func = functools.partial(function, offload=offload)
 
     def targeted(self, config: AdapterConfig) -> list[QuantLinear]:
         """The layers that `config` names. Raises ConfigError when a target matches nothing."""

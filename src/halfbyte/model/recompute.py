@@ -5,7 +5,7 @@ pass asks for the first of them, the layer runs once more on its inputs, and the
 until it has been used. The second run ends as soon as the last of them is there; a `QuantLinear` asks before its
 product whether it is (`ends_with`), so the last product of a layer, a quarter of its work in most families, is not
 done twice. Nor is attention, whose result is small for what it costs, with the product that follows it: these
-results are kept from the first run (`once`).
+results are kept from the first run (`once`). With an `Offloader` they and the layer's inputs lie on the host meanwhile.
 
 Rejected: torch.utils.checkpoint, which ends the second run after that product, and asks nothing before it.
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import TrainingError
+from halfbyte.model.offload import Group, Offloader, View, back
 
 
 class _Enough(Exception):
@@ -50,13 +51,12 @@ def once(work: Callable[[], tuple[Tensor, ...]], *, leads: bool = False) -> tupl
     `leads`: a product of the first of these tensors, if it comes next, shall be kept, too (`follows`).
     """
     run = _active.run
-    made, versions = run.kept.popleft() if run is not None and run.kept else ((), ())
-    if not made or any(tensor._version != version for tensor, version in zip(made, versions, strict=True)):
+    made = run.kept_before() if run is not None else ()
+    if not made:
         made = work()  # nothing is kept, or the layer has written over it
     if _active.first is not None:
         run = _active.first
-        held = tuple(tensor.detach() for tensor in made)  # as they are, they hold the graph, which holds this
-        run.kept.append((held, tuple(tensor._version for tensor in held)))
+        run.keep(made)
     if run is not None:
         run.leading = made[0].detach() if leads else None
     return made
@@ -81,19 +81,39 @@ class _Place:
 class _Recomputed:
     """One call of a layer: what it needs to be done again, and the places of the tensors that come out of that."""
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self.function, self.arguments, self.named = function, arguments, named
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any], group: Group | None
+    ) -> None:
+        self.function, self.arguments, self.named, self.group = function, arguments, named, group
         self.places: list[weakref.ref[_Place]] = []
         self.collected = 0
-        self.kept: deque[tuple[tuple[Tensor, ...], tuple[int, ...]]] = deque()
+        self.kept: deque[tuple[tuple[Tensor | View, ...], tuple[int, ...]]] = deque()
         self.leading: Tensor | None = None
         self.devices = sorted({a.get_device() for a in self._tensors() if a.is_cuda})
         self.random = torch.get_rng_state()
         self.random_of = [torch.cuda.get_rng_state(device) for device in self.devices]
         self.inputs = {id(a) for a in self._tensors()}
+        if group is not None:
+            self.inputs -= {id(a) for a in self._tensors() if a.requires_grad}
+            self.arguments = tuple(_put(group, a) for a in arguments)
+            self.named = {key: _put(group, a) for key, a in named.items()}
 
     def _tensors(self) -> list[Tensor]:
         return [a for a in (*self.arguments, *self.named.values()) if isinstance(a, Tensor)]
+
+    def keep(self, made: tuple[Tensor, ...]) -> None:
+        """Keep results of the first run for the second."""
+        held = tuple(tensor.detach() for tensor in made)  # as they are, they hold the graph, which holds this
+        versions = tuple(tensor._version for tensor in held)
+        self.kept.append((held if self.group is None else tuple(map(self.group.put, held)), versions))
+
+    def kept_before(self) -> tuple[Tensor, ...]:
+        """The results that were kept next; () where there are none, or the layer has written over them."""
+        kept, versions = self.kept.popleft() if self.kept else ((), ())
+        for one, version in zip(kept, versions, strict=True):
+            if isinstance(one, Tensor) and one._version != version:
+                return ()
+        return tuple(map(back, kept))
 
     @property
     def wanted(self) -> int:
@@ -146,21 +166,30 @@ class _Recomputed:
             self.kept.clear()  # what was not asked for would be taken for the first of another run
 
 
-def recomputed(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """`function(*arguments, **named)`, with its activations computed again in the backward pass.
+def recomputed(function: Callable[..., Any], *arguments: Any, offload: Offloader | None = None, **named: Any) -> Any:
+    """`function(*arguments, **named)`, with its activations computed again in the backward pass; with `offload`, what
+    that takes lies on the host meanwhile.
 
     The function must be deterministic but for torch's random numbers, whose states are set back.
     """
     if not torch.is_grad_enabled():
         return function(*arguments, **named)
-    run = _Recomputed(function, arguments, named)
+    group = None if offload is None else offload.group([function, *arguments, *named.values()])
+    run = _Recomputed(function, arguments, named, group)
     outer = _active.run, _active.first
     _active.run, _active.first = None, run  # what is kept from here on goes to this run, not to the one around it
     try:
         with torch.autograd.graph.saved_tensors_hooks(run.pack, run.unpack):
             return function(*arguments, **named)
     finally:
+        if group is not None:
+            group.close()
         _active.run, _active.first = outer
+
+
+def _put(group: Group, argument: Any) -> Any:
+    """What stands for an argument that is not needed before the second run."""
+    return group.put(argument) if isinstance(argument, Tensor) and argument.requires_grad else argument
 
 
 def _never_asked(packed: None) -> Tensor:
@@ -169,4 +198,6 @@ def _never_asked(packed: None) -> Tensor:
 
 def _apart(argument: Any) -> Any:
     """A tensor cut from the graph that it came from; anything else as it is."""
+    if isinstance(argument, View):
+        return argument.take().requires_grad_()
     return argument.detach().requires_grad_(argument.requires_grad) if isinstance(argument, Tensor) else argument

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfbyte.config import RunConfig
 from halfbyte.errors import ConfigError
 from halfbyte.formats import Weights, aligned
 from halfbyte.kernels.packed import Int8Weight
@@ -112,18 +113,25 @@ class Streamer:
             arrived.record(self._copies)
 
 
-def require_card(asked: str, device: torch.device) -> None:
-    """Raises ConfigError where streaming is asked for and there is no card to stream to."""
-    if asked == "on" and device.type != "cuda":
-        raise ConfigError("there is no card to stream layers to", where="stream", found=f"device {device}",
-                          do="use stream: auto or off; a processor reads the weights where they are")  # fmt: skip
+def require_card(config: RunConfig, device: torch.device) -> None:
+    """Raises ConfigError for options of a run that ask for what only a card has, the host's memory beside its own."""
+    asked = {"stream": config.stream == "on", "tune.offload_activations": config.tune.offload_activations}
+    for option, wanted in asked.items():
+        if wanted and device.type != "cuda":
+            raise _no_card(option, device)
+
+
+def _no_card(option: str, device: torch.device) -> ConfigError:
+    return ConfigError("this is for a card, whose memory is not the host's", where=option, found=f"device {device}",
+                       do="leave it away, or set device: cuda")  # fmt: skip
 
 
 def settle_stream(asked: str, device: torch.device, path: Path, weights: Weights, compute: str) -> tuple[bool, str]:
     """Whether the model in `path` is streamed to `device`, and why. `auto`: where what is planned for it and for
     answers to some prompts is more than what is free there. Raises ConfigError where there is no card."""
-    require_card(asked, device)
     if device.type != "cuda":
+        if asked == "on":
+            raise _no_card("stream", device)
         return False, ""
     if asked != "auto":
         return asked == "on", "as asked"

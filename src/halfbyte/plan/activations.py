@@ -107,6 +107,7 @@ class ShapeInfo:
     native: Native
     learned: int | None = None  # tokens of an item whose loss counts, at most; None: all of them
     weights: str = "nf4"  # the format that runs
+    offload: bool = False  # on a card: what layers keep lies on the host (halfbyte.model.offload)
 
     @property
     def dense_bytes(self) -> int:
@@ -126,6 +127,7 @@ def shape_info(
     native: Native = PLAIN,
     learned: int | None = None,
     weights: str = "nf4",
+    offload: bool = False,
 ) -> ShapeInfo:
     """Read a config.json's mapping. Never raises for a family that is not modelled: `dims` is None then. `weights`: the
     format that runs."""
@@ -149,6 +151,7 @@ def shape_info(
         native=native,
         learned=learned,
         weights=weights,
+        offload=offload,
     )
 
 
@@ -275,10 +278,30 @@ def training_bytes(
     working = b * dims.hidden + layer_peak_bytes_per_token(info, tokens, b)
     all_kept = count * (kept_layers * saved + inputs)
     heap = _holes_bytes(b * dims.query * count, dims.layers, kept_layers, all_kept)
+    if info.offload:
+        inside = _beside_the_host(info, saved, recompute, b)
+        in_loss += count * (inside[0] - kept_layers * saved) - count * inputs
+        return max(in_loss, count * (inside[1] + working) + (0 if info.scaled else logits)) - logits, logits
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + working) + (0 if info.scaled else logits)
     return max(in_loss, in_layer) - logits + heap, logits
+
+
+def _beside_the_host(info: ShapeInfo, saved: int, recompute: int, b: int) -> tuple[int, int]:
+    """Bytes a token of what layers keep that is on the card when the host holds the rest: in the loss that of the last
+    layer, and in the backward pass one layer in full with what the one before keeps."""
+    layers = known_dims(info).layers
+    kept = [recomputed_bytes_per_token(info, b)] * recompute + [saved] * (layers - recompute)
+    return kept[-1], saved + (max(kept[:-1]) if layers > 1 else 0)
+
+
+def offloaded_bytes(info: ShapeInfo, micro_batch: int, tokens: int, recompute: int, dtype_bytes: int = 2) -> int:
+    """Bytes of what the layers of one micro-batch keep, which then lie on the host."""
+    layers = known_dims(info).layers
+    saved = saved_bytes_per_token(info, tokens, padded=micro_batch > 1, dtype_bytes=dtype_bytes)
+    inputs = recomputed_bytes_per_token(info, dtype_bytes)
+    return micro_batch * tokens * ((layers - recompute) * saved + recompute * inputs)
 
 
 def _holes_bytes(block: int, layers: int, kept_layers: int, kept: int) -> int:

@@ -28,7 +28,7 @@ from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.phases import Phase, evaluation, packing, settle_recompute, training, verdict
 from halfbyte.plan.shapes import TensorSpec, text_config
-from halfbyte.plan.streaming import in_words, streaming, weights_on_card
+from halfbyte.plan.streaming import in_words, offload_words, streaming, weights_on_card
 from halfbyte.plan.time import Length
 from halfbyte.plan.weighing import gb, mapped_bytes, mapped_of, packed_sizes, state_bytes, stored_bytes
 from halfbyte.targets import select_targets
@@ -127,6 +127,7 @@ def plan_model(
     settled: str | None = None,
     optimiser: str = "adamw",
     stream: str = "auto",
+    offload: bool = False,
 ) -> Plan:
     """Plan a local folder, a model of the catalogue or one of the hub, without torch and without reading weights.
 
@@ -143,7 +144,8 @@ def plan_model(
     `length` the run whose time is asked for.
     With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
     (`budget.choose`); where they are settled already, `settled` says why. `optimiser` is `tune.optimiser`, `stream` as
-    in a run: auto is on where a card has no room for the weights beside one item, every layer recomputed.
+    in a run: auto is on where a card has no room for the weights beside one item, every layer recomputed;
+    `offload` is `tune.offload_activations`, which means nothing off a card.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -172,7 +174,7 @@ def plan_model(
         "evaluation_batch": evaluation_batch, "evaluation_sequence": evaluation_sequence, "native": native,
         "scored": scored,
         "compute": compute, "kind": where.kind, "learned": learned, "settled": settled, "foreseen": foreseen,
-        "optimiser": optimiser,
+        "optimiser": optimiser, "offload": offload and where.kind == "cuda",
     }  # fmt: skip
     asked["stream"] = settle_stream(inventory, asked, stream) if where.kind == "cuda" else "off"
     choice = None if step_items is None else _choice(inventory, asked, batch, step_items)
@@ -205,13 +207,15 @@ def make_plan(
     foreseen: str = "",
     optimiser: str = "adamw",
     stream: str = "off",
+    offload: bool = False,
 ) -> Plan:
     """The plan of an inventory; as `plan_model`, with everything looked up and without the answers of `complete`."""
     linears = inventory.linears
     chosen = select_targets(targets, list(linears), where=f"the linear layers of {inventory.name}")
     sizes = _adapter_sizes(linears, chosen, rank)
     adapter = sum(sizes)
-    info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned, weights=weights)
+    info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned, weights=weights,
+                      offload=offload)  # fmt: skip
     quantised = inventory.quantised
     packed = packed_sizes(quantised.values())
     weights_bytes = stored_bytes(inventory, packed)
@@ -260,7 +264,8 @@ def make_plan(
                   "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch,
                   "evaluation_sequence": asked, "scored": None if scored is None else asdict(scored),
                   "recompute": layers,
-                  "layers": info.layers, "compute": compute, "dtype_bytes": b, "stream": "on" if streamed else "off"},
+                  "layers": info.layers, "compute": compute, "dtype_bytes": b, "stream": "on" if streamed else "off",
+                  "offload_activations": offload},
         parameters=inventory.parameters,
         linear_parameters=sum(rows * columns for rows, columns in quantised.values()),
         linear_layers=len(quantised),
@@ -275,7 +280,8 @@ def make_plan(
         phases=phases,
         fits=fits,
         reasons=[*reasons, settled or why, *([f"compute {compute}: {foreseen}"] if foreseen else []),
-                 *([in_words(streamed)] if streamed else []), f"activations: {native}"],
+                 *([in_words(streamed)] if streamed else []), *offload_words(info, batch, sequence, layers, b),
+                 f"activations: {native}"],
         notes=[*inventory.notes, *_kept(inventory, experts, weights)],
         unknown=unknown,
         packed=inventory.packed,
@@ -300,7 +306,7 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     """What `tune` will choose for the settings that were `asked`; None where the memory or a shape is not known."""
     rank, weights, sequence = asked["rank"], asked["weights"], asked["sequence"]
     info = shape_info(inventory.config, rank=rank, targets=asked["targets"], native=asked["native"],
-                      learned=asked["learned"], weights=weights)  # fmt: skip
+                      learned=asked["learned"], weights=weights, offload=asked["offload"])  # fmt: skip
     if asked["memory_bytes"] is None or (info.dims is not None and info.dims.vocabulary is None):
         return None
     b, mapped = activation_bytes(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from halfbyte.formats import QUANTISED, Weights, aligned, packed_bytes
+from halfbyte.plan.activations import ShapeInfo, offloaded_bytes
 from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.weighing import gb
 
@@ -90,3 +91,12 @@ def in_words(made: Streaming) -> str:
             f"ahead of use, forward and backward: {1e3 * made.seconds:,.0f} ms a pass at {LINK / 1e9:.0f} GB/s "
             f"(assumed), which the products hide from about {100 * made.tokens_per_tflops:,.0f} tokens at once on, "
             "where the card multiplies at 100 TFLOP/s")  # fmt: skip
+
+
+def offload_words(info: ShapeInfo, batch: int, tokens: int, recompute: int, b: int) -> list[str]:
+    """The same of activations that lie on the host, if they do."""
+    if not info.offload or info.dims is None:
+        return []
+    size = offloaded_bytes(info, batch, tokens, recompute, b)
+    return [f"offload: {gb(size)} of activations lie in pinned memory of the host, {2e3 * size / LINK:,.0f} ms there "
+            f"and back at {LINK / 1e9:.0f} GB/s (assumed), beside the products"]  # fmt: skip

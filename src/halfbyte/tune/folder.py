@@ -29,7 +29,16 @@ _ELSEWHERE = "choose another: --set out=..."
 # What a run leaves that was killed before it trained
 _BEFORE = {"evaluations", measured.FILE, check_report.FILE, "task.yaml"}
 # Options that a resume may change: they decide when something is written or where it runs, not what comes out.
-_FREE = {"tune.checkpoint_every", "tune.explosion", "memory", "device", "stream", "out", "task"}
+_FREE = {
+    "tune.checkpoint_every",
+    "tune.explosion",
+    "tune.offload_activations",
+    "memory",
+    "device",
+    "stream",
+    "out",
+    "task",
+}
 
 
 def prepare_folder(config: RunConfig, resume: bool, inputs: Callable[[], Mapping[str, str]] | None = None) -> RunConfig:

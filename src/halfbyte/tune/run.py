@@ -30,6 +30,7 @@ from halfbyte.data.dataset import TrainingData
 from halfbyte.errors import HalfbyteError, TrainingError
 from halfbyte.memory import MemoryMeter, give_back, ran_out
 from halfbyte.model.build import Model
+from halfbyte.model.offload import Offloader
 from halfbyte.model.packing import packed_attention
 from halfbyte.option_files import write_yaml
 from halfbyte.output import Output, OutputLost
@@ -120,7 +121,8 @@ def _run(
         refuse_other_inputs(folder, inputs)
     if model.adapter is None:
         model.add_adapter(config.adapter, config.seed)
-    model.recompute(int(config.tune.recompute))
+    offload = Offloader(model.device) if config.tune.offload_activations else None
+    model.recompute(int(config.tune.recompute), offload=offload)
     state = State(model.parameters_to_train(), config.tune)
     making = made_with(model.device) | {"processes": ranks.count}
     if resume and ranks.leads:
