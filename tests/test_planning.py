@@ -92,3 +92,8 @@ def test_what_is_packed_and_why_is_said_and_written(
     said = capsys.readouterr().err
     assert "can't be packed" in said and "tune.packing" in said and "sinks" in said
     assert not (folder / "other").exists()
+    one = ["--set", "out=one", "--set", "tune.packing=on", "--set", "tune.micro_batch=1"]
+    assert main(["tune", str(run_yaml), *one]) == 0  # nothing is packed then, so nothing has to be able to
+    capsys.readouterr()
+    assert main(["tune", str(folder / "run0" / "run.yaml"), "--resume"]) == 0  # begun where it could be packed
+    assert "packing off: items are padded from here on, since its" in " ".join(capsys.readouterr().out.split())

@@ -104,7 +104,7 @@ def tune(
         config = dataclasses.replace(config, compute=model.compute)
         console.print(data.describe(), markup=False)
         console.print(first_example(data.train[0], model.tokenizer))
-        planner = RunPlan(model, data, force, console, ranks.count)
+        planner = RunPlan(model, data, force, console, ranks.count, begun=begun)
         settled = config
         config = ranks.from_first(lambda: planner.choose(settled))
         if not ranks.leads:

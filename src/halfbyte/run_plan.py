@@ -17,8 +17,11 @@ from halfbyte.plan.answering import Scored
 class RunPlan:
     """What the plan says of a run: the automatic choices, and plan.json."""
 
-    def __init__(self, model: Any, data: Any, force: bool, console: Console, ranks: int = 1) -> None:
+    def __init__(
+        self, model: Any, data: Any, force: bool, console: Console, ranks: int = 1, *, begun: bool = False
+    ) -> None:
         self.model, self.data, self.force, self.console = model, data, force, console
+        self.begun = begun  # the run goes on
         self.ranks = ranks  # that share each step's items, and on a CPU the memory
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
@@ -59,7 +62,7 @@ class RunPlan:
     def _packing(self, asked: str, micro_batch: int) -> tuple[str, str]:
         """Whether a micro-batch is packed, and why. What is planned for it is a bound then: as many tokens as padded.
 
-        Raises ConfigError where it is asked for and the model can't."""
+        Raises ConfigError where it is asked for and the model can't. A run that was begun elsewhere goes on without."""
         from halfbyte.model.packing import why_padded
 
         if asked == "off":
@@ -67,11 +70,11 @@ class RunPlan:
         if micro_batch == 1:
             return "off" if asked == "auto" else "on", "one item at a time has no padding"
         reason = why_padded(self.model)
-        if asked == "on" and reason:
+        if asked == "on" and reason and not self.begun:
             raise ConfigError("the items of a micro-batch can't be packed", where="tune.packing", found=reason,
                               do="use tune.packing: auto or off")  # fmt: skip
         if reason:
-            return "off", f"items are padded, since {reason}"
+            return "off", f"items are padded{' from here on' * (asked == 'on')}, since {reason}"
         return "on", "the items of a micro-batch stand in one row, without padding"
 
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:

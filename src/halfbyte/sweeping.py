@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from halfbyte.sweep.study import Row, Study
 
 # Options that may differ between the machines of a study: where things lie, and how they are cut.
-_LOCAL = {"model", "data.train", "data.validation", "task", "out", "device", "memory", "tune.checkpoint_every",
-          "tune.explosion", "tune.micro_batch", "tune.packing", "tune.recompute"}  # fmt: skip
+_LOCAL = {"model", "data.train", "data.validation", "task", "out", "device", "memory", "stream",
+          "tune.checkpoint_every", "tune.explosion", "tune.micro_batch", "tune.offload_activations", "tune.packing",
+          "tune.recompute"}  # fmt: skip
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 

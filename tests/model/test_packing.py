@@ -142,3 +142,26 @@ def test_flash_attention_is_used_where_it_is_there(folder: Path, monkeypatch: py
     with packed_attention(model):
         assert asked == [FLASH]
     assert asked == [FLASH, before] and before == (NAME if native.isas() else "sdpa")
+
+
+def test_a_flash_attention_that_fails_or_is_wrong_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("llama", folder)
+    monkeypatch.setattr(packing, "_ways", lambda _: [FLASH, NAME])
+    assert why_padded(model) == "" and model.packs_with == NAME  # it is not installed, and raises when it is asked for
+    before = model.net.config._attn_implementation
+    with packed_attention(model):
+        assert model.net.config._attn_implementation == NAME
+    assert model.net.config._attn_implementation == before
+    monkeypatch.setattr(packing, "_ways", lambda _: [FLASH])
+    assert "can't be used here" in why_padded(model)
+
+
+def test_memory_that_runs_out_in_the_trial_is_no_reason_to_pad(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("llama", folder)
+
+    def full(_: Model) -> str:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(packing, "_differs", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        why_padded(model)

@@ -56,7 +56,10 @@ def on_card(x: Tensor) -> bool:
 def liger() -> tuple[str, str]:
     """Liger-Kernel's version, or "" and why there is none."""
     try:
-        import liger_kernel.ops.rms_norm  # noqa: F401
+        from halfbyte.kernels.cross_entropy import gpu as _cross_entropy  # noqa: F401
+        from halfbyte.kernels.gate import gpu as _gate  # noqa: F401
+        from halfbyte.kernels.norm import gpu as _norm  # noqa: F401
+        from halfbyte.kernels.rotary import gpu as _rotary  # noqa: F401
 
         return metadata.version("liger-kernel"), ""
     except ModuleNotFoundError as error:

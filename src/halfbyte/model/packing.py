@@ -7,7 +7,8 @@ of the row. On a card with flash-attn, transformers' "flash_attention_2" does th
 the loss do not know of items.
 
 Families differ in what they hand to these functions, and some mix tokens elsewhere (convolutions, states). So it is
-tried when a run begins: two short items in a row must give the hidden states that each gives alone.
+tried when a run begins: two short items in a row must give the hidden states that each gives alone. A sliding window is
+longer than they are, and gradients are not looked at; tests do both for the families that they have.
 
 Rejected: one mask for the row, as large as its tokens squared, which rules out the fused attention that takes none.
 """
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from halfbyte.kernels.choice import choose
+from halfbyte.memory import ran_out
 from halfbyte.model.attention import NAME, register, uncovered
 
 FLASH = "flash_attention_2"  # transformers' name of it
@@ -36,16 +38,28 @@ def why_padded(model: Any) -> str:
         return reason
     if choose(model.device).isa is None and getattr(net.config, "attn_logit_softcapping", None):
         return "plain PyTorch has no fused attention with a soft cap"
-    with packed_attention(model):
-        return _differs(model)
+    reason = ""
+    for way in _ways(model):
+        try:
+            with packed_attention(model, way):
+                reason = _differs(model)
+        except Exception as error:  # whatever a flash-attn that does not fit this card or this torch raises
+            if ran_out(error):
+                raise
+            reason = f"{way} can't be used here: {' '.join(str(error).split())[:200]}"
+        if not reason:
+            model.packs_with = way
+            break
+    return reason
 
 
 @contextmanager
-def packed_attention(model: Any) -> Iterator[None]:
-    """Let `model` compute with an attention that knows of items in a row, and with its own again after it."""
+def packed_attention(model: Any, way: str = "") -> Iterator[None]:
+    """Let `model` compute with an attention that knows of items in a row (transformers' name of it; by default the one
+    that `why_padded` found to be right), and with its own again after it."""
     net = model.net
     before = str(net.config.get_text_config()._attn_implementation)
-    wanted = FLASH if _has_flash(model) else NAME
+    wanted = way or model.packs_with or _ways(model)[0]
     if wanted == before:
         yield
         return
@@ -57,10 +71,11 @@ def packed_attention(model: Any) -> Iterator[None]:
         net.set_attn_implementation(before)
 
 
-def _has_flash(model: Any) -> bool:
+def _ways(model: Any) -> list[str]:
+    """The attentions to try, best first."""
     narrow = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
     there = importlib.util.find_spec("flash_attn") is not None
-    return narrow and there and bool(getattr(model.net, "_supports_flash_attn", False))
+    return [FLASH, NAME] if narrow and there and getattr(model.net, "_supports_flash_attn", False) else [NAME]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ by hooks of their own, because a hook does not see the backward pass of a layer 
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -52,18 +53,22 @@ class Streamer:
             raise ConfigError("this architecture's layers can't be streamed", where="stream",
                               found="no layers of linear layers in it", do="use stream: off")  # fmt: skip
         self.device = device
-        self.host = [_host_buffer(layer, device) for layer in layers]
+        cuda = device.type == "cuda"
+        self.host: list[Tensor] = []
+        if cuda:
+            weakref.finalize(self, _unpin, self.host).atexit = False
+        for layer in layers:
+            self.host.append(_host_buffer(layer))
+            if cuda:
+                _pin(self.host)
         size = max(len(buffer) for buffer in self.host)
         self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
-        cuda = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._arrived = [torch.cuda.Event() if cuda else None for _ in range(SLOTS)]  # type: ignore[no-untyped-call]
         self._held: list[int | None] = [None] * SLOTS  # the layer in each slot, or on its way there
         self._current: int | None = None  # the layer that was needed last; it stays in its slot until another is
         for index, layer in enumerate(layers):
             _settle(layer, self.host[index], self.slots[index % SLOTS], partial(self.need, index))
-        if cuda:
-            weakref.finalize(self, _unpin, self.host).atexit = False
 
     @property
     def host_bytes(self) -> int:
@@ -175,12 +180,13 @@ def _parts(weight: FrozenWeight) -> dict[str, Tensor]:
     return {"codes": weight.codes, "absmax": weight.absmax, **nested}
 
 
-def _host_buffer(layer: Sequence[QuantLinear], device: torch.device) -> Tensor:
-    """The weights of a layer behind each other, as uint8, pinned where `device` is a card."""
+def _host_buffer(layer: Sequence[QuantLinear]) -> Tensor:
+    """The weights of a layer behind each other, as uint8, in pages that hold nothing else: a page is pinned once."""
     tensors = [tensor for linear in layer for tensor in _parts(linear.home).values()]
-    buffer = torch.empty(sum(aligned(tensor.nbytes) for tensor in tensors), dtype=torch.uint8)
-    if device.type == "cuda":
-        _pin(buffer)
+    size = sum(aligned(tensor.nbytes) for tensor in tensors)
+    room = torch.empty(mmap.PAGESIZE * (-(-size // mmap.PAGESIZE) + 1), dtype=torch.uint8)
+    before = -room.data_ptr() % mmap.PAGESIZE
+    buffer = room[before : before + size]
     first = 0
     for tensor in tensors:
         _view(buffer, first, tensor).copy_(tensor)
@@ -211,14 +217,15 @@ def _with(weight: FrozenWeight, parts: dict[str, Tensor]) -> FrozenWeight:
     return replace(weight, **changed)
 
 
-def _pin(buffer: Tensor) -> None:
-    """Pin the memory of `buffer`.
+def _pin(buffers: list[Tensor]) -> None:
+    """Pin the memory of the last of `buffers`; where that fails it is taken out of them.
 
     By registering it: what torch allocates as pinned memory is as large as the next power of two.
     """
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime, buffer = torch.cuda.cudart(), buffers[-1]  # type: ignore[no-untyped-call]
     fault = int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
     if fault:
+        buffers.pop()
         raise ConfigError("the host's memory can't be pinned for the card", where="stream",
                           found=f"CUDA's error {fault} for {buffer.nbytes:,} bytes",
                           do="free memory of the host, raise its limit of locked memory, or stream: off")  # fmt: skip

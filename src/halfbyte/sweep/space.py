@@ -37,10 +37,12 @@ _REFUSED = {
     "tune.checkpoint_every": _SAME_RESULT,
     "tune.explosion": "it only ends a run that has failed already",
     "tune.micro_batch": _SAME_RESULT,
+    "tune.offload_activations": _SAME_RESULT,
     "tune.packing": _SAME_RESULT,
     "tune.recompute": _SAME_RESULT,
     "memory": _SAME_RESULT,
     "device": _SAME_RESULT,
+    "stream": _SAME_RESULT,
     "task": "the test set is not there to choose by",
     "out": "every trial gets a folder of its own",
 }

@@ -138,7 +138,7 @@ def _run(
             cut_metrics(folder / METRICS, state.progress.step)
         except OSError as error:
             raise _refused(folder, error) from error
-    with packed_attention(model) if config.tune.packing == "on" else nullcontext():
+    with packed_attention(model) if _packed(config) else nullcontext():
         outcome = _train(model, data, state, config, console, watch, ranks)
     ranks.part()
     if ranks.leads:
@@ -214,6 +214,11 @@ def _train(
     )
 
 
+def _packed(config: RunConfig) -> bool:
+    """Whether several items stand in one row."""
+    return config.tune.packing == "on" and int(config.tune.micro_batch) > 1
+
+
 def _loop_plan(data: TrainingData, config: RunConfig) -> Plan:
     options = config.tune
     per_epoch = steps_per_epoch(len(data.train), options.batch)
@@ -225,7 +230,7 @@ def _loop_plan(data: TrainingData, config: RunConfig) -> Plan:
         micro_batch=int(options.micro_batch),
         pad_id=data.pad_id,
         seed=config.seed,
-        packed=options.packing == "on",
+        packed=_packed(config),
         validate_at=frozenset({*range(every, steps + 1, every), steps}) if data.validation else frozenset(),
     )
 

@@ -4,7 +4,8 @@
 // contraction into 64 KB that stay in the second-level cache, laid out in panels of 16 columns, each of which fills half
 // of the first-level cache while all rows of x go over it in register tiles of 6 x 16. So the fp32 matrix never exists,
 // which would cost a pass over 8 times the bytes of a 4-bit one before the product begins. Sums live in `out`.
-// Each output is summed in one order, whatever the number of threads or of rows.
+// Each output is summed in one order, whatever the number of threads or of rows; up to kFewRows rows go another way
+// (few_fp32.h), in another order.
 //
 // Rejected: decoding the whole matrix for torch's product (on a Zen 3 a quarter slower forward, a tenth in both directions);
 // shuffles to lay out x (no gain that could be measured).
