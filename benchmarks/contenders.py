@@ -1,4 +1,5 @@
-"""Who trains and decodes on a card, each in a process of its own: halfbyte, the stock stack, Unsloth.
+"""Who trains and decodes on a card, each in a process of its own: halfbyte (with all weights on the card, and with its
+layers streamed and its activations on the host), the stock stack, Unsloth.
 
 A case of a turn is {"do": "step", "tokens", "batch"}: one optimiser step over `batch` items of so many tokens, all of
 them learned; or {"do": "decode", "new_tokens"}: one greedy answer. Everybody has an adapter of rank 16 on all linear
@@ -39,13 +40,19 @@ def tokens_of(count: int, seed: int = 0) -> list[int]:
 
 
 class Halfbyte:
-    def __init__(self, folder: str, device: str, compute: str = "auto") -> None:
+    def __init__(self, folder: str, device: str, compute: str = "auto", streamed: bool = False) -> None:
         from halfbyte.config import AdapterConfig
         from halfbyte.model.build import load_model
+        from halfbyte.model.offload import Offloader
+        from halfbyte.model.stream import stream_layers
 
-        self.folder, self.device = str(Path(folder) / "nf4"), device
+        self.folder, self.device, self.streamed = str(Path(folder) / "nf4"), device, streamed
         self.free = _free(device)
-        self.model = load_model(self.folder, device=device, compute=compute)
+        on = streamed and device != "cpu"
+        self.model = load_model(self.folder, device=device, compute=compute, stream="on" if on else "off")
+        if streamed and not on:  # the same steps, where there is no card to spare
+            stream_layers(self.model.net, self.model.layers(), self.model.device)
+        self.offload = Offloader(self.model.device) if streamed else None
         self.model.add_adapter(AdapterConfig(rank=RANK, alpha=ALPHA))
 
     def ready(self, tokens: int, batch: int) -> tuple[Callable[[], float], Figures]:
@@ -56,9 +63,10 @@ class Halfbyte:
         from halfbyte.tune.state import State
 
         planned = plan_model(self.folder, rank=RANK, sequence=tokens, batch=batch, memory=self.free, device=self.device,
-                             compute=self.model.compute)  # fmt: skip
+                             compute=self.model.compute, stream="on" if self.streamed else "off",
+                             offload=self.streamed)  # fmt: skip
         layers = int(planned.settings["recompute"])
-        self.model.recompute(layers)
+        self.model.recompute(layers, offload=self.offload)
         options = TuneConfig(batch=batch, max_steps=10_000, learning_rate=RATE, warmup=0.0, schedule="constant")
         state = State(self.model.parameters_to_train(), options)
         items = [Item.of(tokens_of(tokens, seed), [False] + [True] * (tokens - 1), 0, 0, "") for seed in range(batch)]
@@ -151,15 +159,18 @@ class Unsloth(Stock):
 WHO: Mapping[str, type[Any]] = {"halfbyte": Halfbyte, "peer": Stock, "unsloth": Unsloth}
 
 
-def session(who: str, folder: str, device: str, compute: str = "auto", plain: bool = False) -> Phase:
-    """A loaded model and its turns; halfbyte computes in `compute`, and if `plain` by torch alone."""
+def session(
+    who: str, folder: str, device: str, compute: str = "auto", plain: bool = False, streamed: bool = False
+) -> Phase:
+    """A loaded model and its turns; halfbyte computes in `compute`, if `plain` by torch alone, and if `streamed` with
+    its weights and activations on the host."""
     with parity.reference() if plain else nullcontext():
-        yield from _session(who, folder, device, compute)
+        yield from _session(who, folder, device, compute, streamed)
 
 
-def _session(who: str, folder: str, device: str, compute: str) -> Phase:
+def _session(who: str, folder: str, device: str, compute: str, streamed: bool) -> Phase:
     began = time.perf_counter()
-    made = WHO[who](folder, device, compute) if who == "halfbyte" else WHO[who](folder, device)
+    made = Halfbyte(folder, device, compute, streamed) if who == "halfbyte" else WHO[who](folder, device)
     _settle(device)
     facts = {"bytes_per_token": float(made.bytes_per_token())} if who == "halfbyte" else {}
     case = yield {"seconds": time.perf_counter() - began, **facts}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.results import Result, Results, in_words, machine_in_words, table, times
 
-WHO = ("halfbyte", "peer", "unsloth")
+WHO = ("halfbyte", "streamed", "peer", "unsloth")
 FILES = ("gpu_check", "gpu")  # CSV
 GOALS = {"peer": 1.5, "unsloth": 1.0}  # times their tokens/s
 COPY, READ = 0.8, 0.6  # shares of a copy's bandwidth: dequantising, decoding
@@ -24,6 +24,7 @@ def page(folder: Path, notes: Sequence[str]) -> str:
     found = read(folder)
     rows = [row for row in found.rows if row.file == "gpu_check"]
     lines = ["# gpu-check", "", "peer: transformers, bitsandbytes and PEFT. Weights are random, in the real shape."]
+    lines += ["streamed: halfbyte with its layers' weights and its activations on the host."]
     lines += ["", *(machine_in_words(*place) for place in Results(rows).environments())]
     lines += ["", "## Speed and memory", "", *_speed(rows)]
     lines += ["", "## Goals", "", *table(("what", "goal", "found"), goals(found))]
@@ -37,7 +38,9 @@ def page(folder: Path, notes: Sequence[str]) -> str:
 def _speed(rows: Sequence[Result]) -> list[str]:
     cells = {(row.op, row.case, row.who, row.figure): row.median for row in rows if row.op in ("step", "decode")}
     cases = list(dict.fromkeys((op, case) for op, case, _, _ in cells))
-    header = ["case", *(f"{who}, {what}" for who in WHO for what in ("tokens/s", "peak")), "halfbyte, planned"]
+    planned = ("halfbyte", "streamed")
+    header = ["case", *(f"{who}, {what}" for who in WHO for what in ("tokens/s", "peak"))]
+    header += [f"{who}, planned" for who in planned]
     lines = []
     for op, case in sorted(cases, key=lambda key: (key[0] == "decode", _numbers(key[1]))):
         line = [f"{op}, {case}"]
@@ -46,7 +49,7 @@ def _speed(rows: Sequence[Result]) -> list[str]:
             full = (op, case, who, "out_of_memory") in cells
             line += ["does not fit" if full else "" if speed is None else f"{speed:,.4g}"]
             line += [_size(cells.get((op, case, who, "peak_bytes")))]
-        lines.append([*line, _size(cells.get((op, case, "halfbyte", "planned_peak_bytes")))])
+        lines.append([*line, *(_size(cells.get((op, case, who, "planned_peak_bytes"))) for who in planned)])
     return table(header, lines)
 
 
@@ -103,6 +106,9 @@ def _parity(found: Results) -> list[list[str]]:
     if any((row.op, row.figure) == ("kernels", "error_ratio") for row in found.rows):
         lines.append(["kernels: values that differ from the reference's", "0", f"{wrong_values(found):.0f}"])
         lines.append(["kernels: a product's error by torch's", f"at most {ERROR:g}", f"{worst_error(found):.3g}"])
+    unequal = {row.case: row.most for row in found.rows if (row.op, row.figure) == ("loss", "unequal")}
+    lines += [[f"loss, {case}, streamed: that differ from those with all on the card", "0", f"{most:.0f}"]
+              for case, most in unequal.items()]  # fmt: skip
     gaps = {(row.case, row.who): row.median for row in found.rows if (row.op, row.figure) == ("loss", "gap")}
     for case in dict.fromkeys(case for case, _ in gaps):
         goal = "twice torch's" if case.startswith("first") else "1 %"

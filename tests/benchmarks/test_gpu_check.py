@@ -36,13 +36,16 @@ def test_all_stages_run_and_the_page_has_them(tmp_path, quick, monkeypatch, caps
     assert "HALFBYTE_KERNELS" not in os.environ
     found = results.Results.read(tmp_path)
     for op, who in (("pack", "halfbyte"), ("kernels", "halfbyte"), ("open", "peer"), ("decode", "halfbyte"),
-                    ("decode", "peer"), ("loss", "processor"), ("loss", "torch")):  # fmt: skip
+                    ("decode", "peer"), ("loss", "processor"), ("loss", "torch"), ("loss", "streamed")):  # fmt: skip
         assert any((row.op, row.who) == (op, who) for row in found.rows), (op, who)
     for case in ("16 tokens, batch 1", "32 tokens, batch 2"):
         ours, theirs = (found.get("step", "tiny", case, who, "loss") for who in ("halfbyte", "peer"))
         assert ours and theirs and ours.median == pytest.approx(theirs.median, rel=0.01)
         assert found.get("step", "tiny", case, "halfbyte", "planned_peak_bytes")
+    alike = found.get("step", "tiny", "16 tokens, batch 1", "streamed", "loss")
+    assert alike and alike.median == found.get("step", "tiny", "16 tokens, batch 1", "halfbyte", "loss").median
     page = (tmp_path / "gpu_check.md").read_text()
+    assert "| loss, all of 2 steps, streamed: that differ from those with all on the card | 0 | 0 |" in page
     assert "| kernels: values that differ from the reference's | 0 | 0 |" in page
     assert "- unsloth: not here, as no_such_module is not installed" in page and page.count("\n| step, ") == 4
 
@@ -86,7 +89,7 @@ def test_goals_are_ratios_in_one_run(tmp_path):
     assert "| 2048 tokens, batch 4: speed by peer's | 1.5 x | 1.5 x |" in page
     assert "| 2048 tokens, batch 4: peak by peer's | below 1 x | 0.8 x |" in page
     assert "| kernels: values that differ from the reference's | 0 | 3 |" in page
-    assert "| step, 8192 tokens, batch 8 |  |  | does not fit |" in page
+    assert "| step, 8192 tokens, batch 8 |  |  |  |  | does not fit |" in page
 
 
 def test_what_other_runs_have_left_is_no_goal(tmp_path, quick, monkeypatch, capsys):
