@@ -52,8 +52,8 @@ class Halfbyte:
         self.model = load_model(self.folder, device=device, compute=compute, stream="on" if on else "off")
         if streamed and not on:  # the same steps, where there is no card to spare
             stream_layers(self.model.net, self.model.layers(), self.model.device)
-        self.offload = Offloader(self.model.device) if streamed else None
         self.model.add_adapter(AdapterConfig(rank=RANK, alpha=ALPHA))
+        self.offload = Offloader(self.model.device, self.model.net) if streamed else None
 
     def ready(self, tokens: int, batch: int) -> tuple[Callable[[], float], Figures]:
         from halfbyte.config import TuneConfig

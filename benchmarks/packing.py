@@ -32,13 +32,14 @@ def main(given: Sequence[str] | None = None) -> None:
     from halfbyte.data.batches import collate, micro_batches, pack, step_order, steps_per_epoch
     from halfbyte.data.dataset import load_training
     from halfbyte.model.build import load_model
-    from halfbyte.model.packing import packed_attention, why_padded
+    from halfbyte.model.packing import find_way, packed_attention
     from halfbyte.tune.loop import batch_loss
 
     config = load_run(common.ROOT / "src" / "halfbyte" / "demo" / "run.yaml", [])
     model = load_model(config.model, weights="nf4", adapter=config.adapter, device=options.device)
     data, batch = load_training(config.data, model.tokenizer, config.seed), config.tune.batch
-    if reason := why_padded(model):
+    model.packs_with, reason = find_way(model)
+    if not model.packs_with:
         raise SystemExit(f"benchmarks/packing.py: the model can't be packed here: {reason}")
     common.say(f"{model.device}, {model.compute}")
     whole = [step_order(data.train, step, batch, 0) for step in range(steps_per_epoch(len(data.train), batch))]

@@ -84,7 +84,7 @@ def test_what_is_packed_and_why_is_said_and_written(
         assert said in " ".join(capsys.readouterr().out.split())
         written = yaml.safe_load((folder / f"run{number}" / "run.yaml").read_text())
         assert written["tune"]["packing"] == packing
-    monkeypatch.setattr("halfbyte.model.packing.why_padded", lambda model: "its attention has sinks")
+    monkeypatch.setattr("halfbyte.model.packing.find_way", lambda model: ("", "its attention has sinks"))
     run_yaml = task_files(folder, models["tiny"], memory="8GB", tune="{micro_batch: 4, max_steps: 1}", out="padded")
     assert main(["tune", str(run_yaml)]) == 0
     assert "packing off: items are padded, since its attention has sinks" in " ".join(capsys.readouterr().out.split())
@@ -92,8 +92,10 @@ def test_what_is_packed_and_why_is_said_and_written(
     said = capsys.readouterr().err
     assert "can't be packed" in said and "tune.packing" in said and "sinks" in said
     assert not (folder / "other").exists()
-    one = ["--set", "out=one", "--set", "tune.packing=on", "--set", "tune.micro_batch=1"]
+    one = ["--set", f"out={folder / 'one'}", "--set", "tune.packing=on", "--set", "tune.micro_batch=1"]
     assert main(["tune", str(run_yaml), *one]) == 0  # nothing is packed then, so nothing has to be able to
     capsys.readouterr()
     assert main(["tune", str(folder / "run0" / "run.yaml"), "--resume"]) == 0  # begun where it could be packed
-    assert "packing off: items are padded from here on, since its" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "packing off here: items are padded until the run goes on elsewhere, since its attention has sinks" in said
+    assert yaml.safe_load((folder / "run0" / "run.yaml").read_text())["tune"]["packing"] == "on"

@@ -64,6 +64,7 @@ def tune(
     from halfbyte.evaluate.evaluate import largest_batch
     from halfbyte.evaluate.judge import check_judge
     from halfbyte.evaluate.tasks import load_task_set
+    from halfbyte.memory import give_back
     from halfbyte.model.adapter import load_adapter
     from halfbyte.model.build import choose_device
     from halfbyte.model.stream import require_card
@@ -73,6 +74,7 @@ def tune(
     from halfbyte.tune.run import run_training
 
     ranks = ranks or ALONE
+    give_back()  # what an earlier model of this process held is free for this one
     require_model(config.model)
     device = ranks.device(config.device)
     require_card(config, choose_device(device)[0])
@@ -88,17 +90,19 @@ def tune(
     begun = resume and (Path(config.out) / "run.yaml").is_file()
     config = prepare_folder(config, resume, lambda: read()[1])
     data, _, checked = read()
-    stream = _foreseen(config, data.counts.longest, console, force)
+    planned = _foreseen(config, data.counts.longest, console, force)
+    stream = ranks.from_first(lambda: planned)
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute,
-                  "settled when the run began" if begun else "as asked", stream,
-                  "as planned" if config.stream == "auto" else "as asked")  # fmt: skip
+                  "settled when the run began" if begun else "as asked", stream)  # fmt: skip
     ledger = Ledger(folder, console)
     ranks.wait()  # before anything is written, all have found the folder as it was
     with contextlib.ExitStack() as held:
         if ranks.leads and resume:
             held.enter_context(alone_in(folder))  # if another process trains there, that is said at once
         model = _open(what, device, ledger, console, ranks)
+        if config.stream == "auto" and model.stream_reason:
+            model.stream_reason = "as planned"
         model.targeted(config.adapter)  # a target that matches nothing is an error at once
         _say_choices(model, console)
         config = dataclasses.replace(config, compute=model.compute)
@@ -107,6 +111,7 @@ def tune(
         planner = RunPlan(model, data, force, console, ranks.count, begun=begun)
         settled = config
         config = ranks.from_first(lambda: planner.choose(settled))
+        model.packs_with = ranks.from_first(lambda: model.packs_with)
         if not ranks.leads:
             outcome = run_training(model, data, config, planner.plan_json, resume=resume, console=console, ranks=ranks)
             return 0 if outcome.finished else 130

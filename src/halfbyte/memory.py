@@ -30,7 +30,7 @@ _STATUS, _ROLLUP = Path("/proc/self/status"), Path("/proc/self/smaps_rollup")
 
 def give_back() -> None:
     """Return what earlier work freed to the system, so that the next phase is not charged for it: blocks of the pool,
-    scratch buffers, what MKL keeps for each thread (7 MB of it), holes of the heap."""
+    scratch buffers, what MKL keeps for each thread (7 MB of it), what torch keeps of a card, holes of the heap."""
     gc.collect()
     if (pool := sys.modules.get("halfbyte.kernels.pool")) is not None:
         pool.pool.clear()
@@ -38,6 +38,8 @@ def give_back() -> None:
         products.clear_all()
     if (torch := sys.modules.get("torch")) is not None:
         _free_buffers(torch)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
     trim()
 
 

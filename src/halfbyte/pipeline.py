@@ -30,7 +30,6 @@ class Target:
     compute: str = "auto"
     compute_from: str = "as asked"  # why it is that one, where it is not "auto"
     stream: str = "auto"
-    stream_from: str = "as asked"
 
 
 def run_folder(path: Path) -> Path:
@@ -86,10 +85,10 @@ def resolve(
     weights, why = weights or cast(Weights, config.weights), "as asked" if compute else "as the run was trained"
     compute = compute or config.compute
     if base:
-        return Target(config.model, config.revision, weights, None, folder, compute, why, config.stream)
+        return Target(config.model, config.revision, weights, None, folder, compute, why)
     if adapter is None and not (own / "adapter_config.json").is_file():
         raise CheckpointError("the run has no adapter yet", where=folder, do="finish it: halfbyte tune ... --resume")
-    return Target(config.model, config.revision, weights, adapter or own, folder, compute, why, config.stream)
+    return Target(config.model, config.revision, weights, adapter or own, folder, compute, why)
 
 
 def calibrate_machine(console: Console) -> None:
@@ -258,8 +257,6 @@ def load(what: Target, device: str, console: Console) -> Any:
         )
     if what.compute != "auto" and model.dtype_reason == "as asked":
         model.dtype_reason = what.compute_from
-    if what.stream != "auto" and model.stream_reason:
-        model.stream_reason = what.stream_from
     return model
 
 

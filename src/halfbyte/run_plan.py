@@ -55,27 +55,32 @@ class RunPlan:
                              do=f"{advice}; or start anyway with --force")  # fmt: skip
         self.chosen = str(chosen)
         self.console.print(self.chosen, markup=False)
-        packing, why = self._packing(options.packing, chosen.micro_batch)
-        self.console.print(f"packing {packing}: {why}", markup=False)
+        packing, said = self._packing(options.packing, chosen.micro_batch)
+        self.console.print(said, markup=False)
         return dataclasses.replace(config, tune=dataclasses.replace(config.tune, packing=packing))
 
     def _packing(self, asked: str, micro_batch: int) -> tuple[str, str]:
-        """Whether a micro-batch is packed, and why. What is planned for it is a bound then: as many tokens as padded.
+        """Whether a micro-batch is packed, and that with its reason. What is planned for it is a bound then: as many
+        tokens as padded.
 
-        Raises ConfigError where it is asked for and the model can't. A run that was begun elsewhere goes on without."""
-        from halfbyte.model.packing import why_padded
+        Raises ConfigError where it is asked for and the model can't. A run that was begun where it could pads here."""
+        from halfbyte.model.packing import find_way
 
         if asked == "off":
-            return "off", "as asked"
+            return "off", "packing off: as asked"
         if micro_batch == 1:
-            return "off" if asked == "auto" else "on", "one item at a time has no padding"
-        reason = why_padded(self.model)
-        if asked == "on" and reason and not self.begun:
-            raise ConfigError("the items of a micro-batch can't be packed", where="tune.packing", found=reason,
-                              do="use tune.packing: auto or off")  # fmt: skip
-        if reason:
-            return "off", f"items are padded{' from here on' * (asked == 'on')}, since {reason}"
-        return "on", "the items of a micro-batch stand in one row, without padding"
+            return "off" if asked == "auto" else asked, "packing off: one item at a time has no padding"
+        way, reason = find_way(self.model)
+        self.model.packs_with = way
+        if way:
+            worse = f" ({reason})" if reason else ""
+            return "on", f"packing on: the items of a micro-batch stand in one row, without padding{worse}"
+        if asked == "auto":
+            return "off", f"packing off: items are padded, since {reason}"
+        if self.begun:
+            return asked, f"packing off here: items are padded until the run goes on elsewhere, since {reason}"
+        raise ConfigError("the items of a micro-batch can't be packed", where="tune.packing", found=reason,
+                          do="use tune.packing: auto or off")  # fmt: skip
 
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""
@@ -90,7 +95,7 @@ class RunPlan:
         weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
         sizes = self.model.adapter_sizes(config.adapter)
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
-        on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights) or 0
+        on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights)
         streamed = streaming(inventory, weights) if self.model.streamer is not None else None
         there = CONTEXT_BYTES + sum(size or 0 for size in weights_on_card(mapped, streamed).values())
         b = int(self.model.dtype.itemsize)
@@ -104,7 +109,7 @@ class RunPlan:
             step_tokens=self._share(config.tune.batch) * longest,
             there_bytes=there if config.memory != "auto" else 0,  # what is free is counted beside it
         )  # fmt: skip
-        return fixed, 0 if on_card else mapped  # on a card they can't be dropped
+        return fixed, 0 if on_card else mapped or 0  # on a card they can't be dropped
 
     def _native(self) -> Any:
         """What the loaded model says of its parts."""

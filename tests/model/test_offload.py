@@ -5,6 +5,7 @@ No card is needed: on the CPU the same steps run one after the other, and stream
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from halfbyte.config import AdapterConfig
 from halfbyte.model.build import Model, load_model
 from halfbyte.model.loss import next_token_loss
 from halfbyte.model.offload import LEAST, Group, Offloader, View, offloaded
+from halfbyte.model.recompute import once, recomputed
 from halfbyte.plan.activations import recomputed_bytes_per_token, saved_bytes_per_token, shape_info
 from halfbyte.plan.native import of_model
 
@@ -61,7 +63,7 @@ def test_what_leaves_and_what_stays(layers: int, tmp_path: Path, monkeypatch: py
     groups: list[Group] = []
     made = Offloader.group
     monkeypatch.setattr(Offloader, "group", lambda self, a: (groups.append(made(self, a)), groups[-1])[1])
-    model.recompute(layers, offload=Offloader(CPU, least=0))
+    model.recompute(layers, offload=Offloader(CPU, model.net, least=0))
     model.net.train()
     loss = next_token_loss(model.hidden(IDS), IDS, model.logits)
     there = [any(away.there is not None for away in group._away.values()) for group in groups]
@@ -99,7 +101,11 @@ def test_a_tensor_that_several_keep_goes_once_and_what_is_shared_stays() -> None
         patch.setattr(Group, "put", lambda self, t: (away.append(put(self, t)), away[-1])[1])
         out = offloaded(layer, x, shared, offload=Offloader(CPU, least=0))
     gone = [one.memory for one in away if isinstance(one, View)]
-    assert len(gone) == 3 and len(set(map(id, gone))) == 2 and any(one is shared for one in away)
+    assert (
+        len(gone) == 3
+        and len(set(map(id, gone))) == 2
+        and any(isinstance(one, Tensor) and one.data_ptr() == shared.data_ptr() for one in away)
+    )
     out.sum().backward()
     assert x.grad is not None and torch.equal(x.grad, 2 * 3 * torch.exp(torch.tensor(3.0)) * torch.ones(50))
 
@@ -107,7 +113,89 @@ def test_a_tensor_that_several_keep_goes_once_and_what_is_shared_stays() -> None
 def test_small_tensors_stay() -> None:
     x = torch.ones(LEAST // 4 - 1, requires_grad=True)
     group = Offloader(CPU).group([])
-    assert group.put(x) is x and isinstance(group.put(torch.ones(LEAST // 4)), View)
+    stays = group.put(x)
+    assert (
+        isinstance(stays, Tensor)
+        and stays.data_ptr() == x.data_ptr()
+        and isinstance(group.put(torch.ones(LEAST // 4)), View)
+    )
+
+
+def alive() -> int:
+    return sum(isinstance(thing, Group) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("least", [0, LEAST])
+@pytest.mark.parametrize("layers", [0, 3])
+def test_what_lies_on_the_host_goes_with_the_graph(layers: int, least: int, tmp_path: Path) -> None:
+    """At once, with a backward pass and without: pinned memory does not wait for a collection of garbage."""
+    model = opened(tiny_checkpoint("llama", tmp_path / "model", num_hidden_layers=3))
+    model.recompute(layers, offload=Offloader(CPU, model.net, least))
+    model.net.train()
+    gc.collect()
+    gc.disable()
+    try:
+        for backward in (True, False, True):
+            loss = next_token_loss(model.hidden(IDS), IDS, model.logits)
+            assert alive() >= 3
+            if backward:
+                loss.backward()  # type: ignore[no-untyped-call]
+            del loss
+            assert alive() == 0
+    finally:
+        gc.enable()
+
+
+def test_small_inputs_keep_their_gradients(tmp_path: Path) -> None:
+    model = opened(tiny_checkpoint("llama", tmp_path / "model", num_hidden_layers=3))
+    assert all(map(torch.equal, gradients(model, 3, Offloader(CPU)), gradients(model, 3, None)))
+
+
+def test_the_weights_of_experts_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened(tiny_checkpoint("mixtral", tmp_path / "model"))
+    sent: list[int] = []
+    to_host = Offloader.to_host
+    monkeypatch.setattr(Offloader, "to_host", lambda self, m: (sent.append(m.data_ptr()), to_host(self, m))[1])
+    model.recompute(0, offload=Offloader(CPU, model.net, least=0))
+    model.net.train()
+    loss = next_token_loss(model.hidden(IDS), IDS, model.logits)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.net.parameters()}
+    assert sent and not weights & set(sent)
+    del loss
+
+
+def test_a_result_that_the_layer_writes_over_is_not_sent() -> None:
+    made: list[Tensor] = []
+
+    def layer(x: Tensor) -> Tensor:
+        (y,) = once(lambda: (x.detach() * 3,))
+        made.append(y)
+        y.mul_(2)
+        return (x * y).exp()
+
+    x = torch.full((4,), 0.1, requires_grad=True)
+    for offload in (None, Offloader(CPU, least=0)):
+        made.clear()
+        x.grad = None
+        recomputed(layer, x * 1, offload=offload).sum().backward()
+        assert x.grad is not None and torch.allclose(x.grad, 0.6 * torch.exp(torch.tensor(0.06)))
+        assert len(made) == 2 and torch.equal(made[0], made[1])  # it was made anew
+
+
+def test_a_call_within_another_leaves_what_that_one_keeps() -> None:
+    offload = Offloader(CPU, least=0)
+
+    def outer(x: Tensor) -> Tensor:
+        y = (x * 2).exp()
+        y = offloaded(lambda z: (z * 0.5).sin(), y, offload=offload)
+        return (y * y).exp()
+
+    found = []
+    for function in (lambda x: offloaded(outer, x, offload=offload), outer):
+        x = torch.linspace(0, 1, 8).requires_grad_()
+        function(x).sum().backward()
+        found.append(x.grad)
+    assert torch.equal(found[0], found[1])  # type: ignore[arg-type]
 
 
 # ---- streams and events, simulated -----------------------------------------------------------------------------------

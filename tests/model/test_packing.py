@@ -18,7 +18,7 @@ from halfbyte.model import attention, packing
 from halfbyte.model.adapter import quant_linears
 from halfbyte.model.attention import NAME, describe
 from halfbyte.model.build import Model, load_model
-from halfbyte.model.packing import FLASH, packed_attention, why_padded
+from halfbyte.model.packing import FLASH, find_way, packed_attention
 from halfbyte.tune.loop import batch_loss
 from tests.tiny import FAMILIES, tiny_checkpoint
 
@@ -67,9 +67,9 @@ def test_loss_and_gradients_are_those_of_padded_items(
     monkeypatch.setenv(VARIABLE, kernels)
     model = opened(family, folder)
     if family == "gemma2" and kernels == "reference":
-        assert "soft cap" in why_padded(model)
+        assert "soft cap" in find_way(model)[1]
         return
-    assert why_padded(model) == ""
+    assert find_way(model) == (NAME, "")
     before, seen = model.net.config._attn_implementation, []
     with packed_attention(model):
         monkeypatch.setattr(attention.cpu, "forward_by_item", noted(attention.cpu.forward_by_item, seen))
@@ -119,16 +119,16 @@ def test_a_model_that_mixes_items_is_found_out(folder: Path, monkeypatch: pytest
     attention.register()
     try:
         with packed_attention(model):
-            assert "what each gives alone" in why_padded(model)
+            assert "what each gives alone" in find_way(model)[1]
     finally:
         monkeypatch.undo()
         attention.register()
-    assert why_padded(model) == ""
+    assert find_way(model) == (NAME, "")
 
 
 def test_what_can_not_be_packed_says_why(folder: Path) -> None:
-    assert "drops out" in why_padded(load_model(str(tiny_checkpoint("gpt2", folder / "gpt2")), weights="fp32"))
-    assert "drops out" in why_padded(opened("llama", folder, attention_dropout=0.1))
+    assert "drops out" in find_way(load_model(str(tiny_checkpoint("gpt2", folder / "gpt2")), weights="fp32"))[1]
+    assert find_way(opened("llama", folder, attention_dropout=0.1))[0] == ""
 
 
 def test_flash_attention_is_used_where_it_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +147,16 @@ def test_flash_attention_is_used_where_it_is_there(folder: Path, monkeypatch: py
 def test_a_flash_attention_that_fails_or_is_wrong_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened("llama", folder)
     monkeypatch.setattr(packing, "_ways", lambda _: [FLASH, NAME])
-    assert why_padded(model) == "" and model.packs_with == NAME  # it is not installed, and raises when it is asked for
-    before = model.net.config._attn_implementation
+    way, why = find_way(model)
+    assert (
+        way == NAME and "flash_attention_2 can't be used here" in why
+    )  # it is not installed, and raises when it is asked for
+    before, model.packs_with = model.net.config._attn_implementation, way
     with packed_attention(model):
         assert model.net.config._attn_implementation == NAME
     assert model.net.config._attn_implementation == before
     monkeypatch.setattr(packing, "_ways", lambda _: [FLASH])
-    assert "can't be used here" in why_padded(model)
+    assert find_way(model)[0] == "" and "can't be used here" in find_way(model)[1]
 
 
 def test_memory_that_runs_out_in_the_trial_is_no_reason_to_pad(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,4 +167,4 @@ def test_memory_that_runs_out_in_the_trial_is_no_reason_to_pad(folder: Path, mon
 
     monkeypatch.setattr(packing, "_differs", full)
     with pytest.raises(RuntimeError, match="out of memory"):
-        why_padded(model)
+        find_way(model)

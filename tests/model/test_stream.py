@@ -5,17 +5,19 @@ No card is needed: on the CPU the same steps run one after the other, and stream
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from halfbyte.config import AdapterConfig
-from halfbyte.errors import ConfigError
-from halfbyte.formats import WEIGHTS
-from halfbyte.model import build
+from halfbyte.errors import ConfigError, DoesNotFit
+from halfbyte.formats import WEIGHTS, Weights
+from halfbyte.model import build, stream
 from halfbyte.model.adapter import quant_linears
 from halfbyte.model.assemble import decoder_layers
 from halfbyte.model.build import Model, load_model
@@ -23,9 +25,10 @@ from halfbyte.model.embedding import FrozenEmbedding
 from halfbyte.model.held import held_bytes
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import next_token_loss
-from halfbyte.model.stream import SLOTS, Streamer, stream_layers
+from halfbyte.model.stream import Streamer, stream_layers
 from halfbyte.plan.inventory import take_inventory
-from halfbyte.plan.streaming import streaming
+from halfbyte.plan.machine import this_machine
+from halfbyte.plan.streaming import SLOTS, streaming
 
 from ..tiny import FAMILIES, tiny_checkpoint
 from .streams import Event, Stream, advance, simulate, without_waits
@@ -173,6 +176,62 @@ def test_a_layer_outside_of_the_others_goes_to_the_device(tmp_path: Path, monkey
     assert apart.frozen is apart.home
 
 
+def test_a_host_without_room_is_told_before_anything_is_allocated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(tiny_checkpoint("llama", tmp_path / "model"), monkeypatch, stream=False)
+    machine = dataclasses.replace(this_machine(cuda=False), available_bytes=10_000)
+    monkeypatch.setattr(stream, "this_machine", lambda cuda: machine)
+    monkeypatch.setattr(stream, "_host_buffer", lambda _: pytest.fail("it was allocated"))
+    with pytest.raises(DoesNotFit, match="no room for the layers"):
+        stream_layers(model.net, model.layers(), CPU)
+
+
+@pytest.mark.parametrize(("family", "free", "on", "why"), [
+    ("llama", 10**9, False, "the card holds the weights"),
+    ("llama", 10**5, True, "with all weights on the card"),
+    ("gpt2", 10**5, False, "no linear layers"),
+    ("qwen3_moe", 10**9, False, "what else it must hold is not known"),
+    ("qwen3_moe", 10**5, True, "with all weights on the card"),
+])  # fmt: skip
+def test_auto_looks_at_what_is_free_on_the_card(
+    family: str, free: int, on: bool, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_checkpoint(family, tmp_path / "model", num_hidden_layers=8, n_layer=8)
+    for name, value in (
+        ("mem_get_info", (free - 60_000, 0)),
+        ("memory_reserved", 90_000),
+        ("memory_allocated", 30_000),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    weights: Weights = "bf16" if family == "gpt2" else "nf4"
+    found = stream.settle_stream("auto", torch.device("cuda", 0), source, weights, "bf16")
+    assert found[0] is on and why in found[1]
+
+
+def test_an_interrupted_copy_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_checkpoint("llama", tmp_path / "model", num_hidden_layers=4)
+    model, whole = (opened(source, monkeypatch, stream=on) for on in (True, False))
+    copy = Tensor.copy_
+
+    def interrupted(self: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        if self.dtype == torch.uint8:
+            raise KeyboardInterrupt
+        return copy(self, *arguments, **named)
+
+    with torch.no_grad():
+        model.hidden(IDS)
+        for layer in (0, 1, 2):
+            streamer = model.streamer
+            assert streamer is not None
+            with monkeypatch.context() as patch:
+                patch.setattr(Tensor, "copy_", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    streamer.need(layer)
+                    streamer.need(3 - layer)
+            assert torch.equal(model.hidden(IDS), whole.hidden(IDS))
+
+
 # ---- streams and events, simulated -----------------------------------------------------------------------------------
 
 
@@ -183,7 +242,7 @@ class _Arrived(Event):
         self.slot, self.streamer = slot, streamer
 
     def record(self, stream: Stream) -> None:
-        stream.work.append(("copy", self.slot, self.streamer._held[self.slot]))
+        stream.work.append(("copy", self.slot, self.streamer.coming))  # type: ignore[attr-defined]
         super().record(stream)
 
 
@@ -201,6 +260,13 @@ def _simulated(count: int, monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
     compute, copies = simulate(monkeypatch), Stream()
     layers = [[QuantLinear(torch.full((2, 2), float(index)))] for index in range(count)]
     streamer = Streamer(layers, CPU)
+    bring = streamer._bring
+
+    def noted(index: int) -> None:
+        streamer.coming = index  # type: ignore[attr-defined]
+        bring(index)
+
+    streamer._bring = noted  # type: ignore[method-assign]
     streamer._copies = copies  # type: ignore[assignment]
     streamer._arrived = [_Arrived(slot, streamer) for slot in range(SLOTS)]  # type: ignore[misc]
     for index, training in _asked(count, 3):

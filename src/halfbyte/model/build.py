@@ -85,7 +85,7 @@ class Model:
     dtype_reason: str = ""
     int8: bool = False  # products with packed weights are computed in it
     attention: Choice | None = None  # transformers' name of it, and why; None: as transformers chose
-    packs_with: str = ""  # transformers' name of the attention that was found right for items in a row
+    packs_with: str | None = None  # transformers' name of the attention for items in a row; "": there is none
     replaced: list[Replacement] = field(default_factory=list)  # the parts that halfbyte computes itself, and which not
     files: Stamps = field(default_factory=Stamps)  # that its weights are mapped from
     streamer: Streamer | None = None  # brings the layers' weights to the card; None: all of them are there

@@ -9,8 +9,8 @@ and a pass costs the longer of computing and copying a layer; those of the last 
 What goes is the memory of a tensor, once, however many operations keep it or views of it. What all layers share
 (positions' angles, a mask) stays, and so do tensors below `LEAST` bytes, for which a copy costs more than it saves.
 
-Memory is safe without the allocator's help: a tensor is let go only once the stream that may reuse its place waits for
-the copy, and copies wait for all that was asked for before them.
+Memory is safe without the allocator's help: all of it on the card belongs to the stream that computes; it is let go
+only once that stream waits for the copy, and copies wait for all that was asked for before them.
 
 Rejected: torch.autograd.graph.save_on_cpu, which waits for each copy, and takes a tensor that three products share to
 the host three times; `record_stream`, with which a host that runs ahead of the card gets none of the memory back.
@@ -25,16 +25,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LEAST = 1 << 16  # bytes
 
 
 class Offloader:
-    """Takes tensors from `device` to the host and back. On the CPU (in tests) the same steps run one by one."""
+    """Takes tensors from `device` to the host and back, but what `net` holds anyway (a mixture's experts). On the CPU
+    (in tests) the same steps run one by one."""
 
-    def __init__(self, device: torch.device, least: int | None = None) -> None:
+    def __init__(self, device: torch.device, net: nn.Module | None = None, least: int | None = None) -> None:
         self.device, self.least = device, LEAST if least is None else least
+        self.held = set() if net is None else {_place(tensor) for tensor in (*net.parameters(), *net.buffers())}
         cuda = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._last: Callable[[], Group | None] = lambda: None
@@ -53,8 +55,8 @@ class Offloader:
 
     def to_device(self, host: Tensor) -> Tensor:
         """A copy of `host` on the device that is being made."""
+        there = torch.empty(len(host), dtype=torch.uint8, device=self.device)
         with self.beside():
-            there = torch.empty(len(host), dtype=torch.uint8, device=self.device)
             return there.copy_(host, non_blocking=True)
 
     @contextlib.contextmanager
@@ -84,25 +86,31 @@ class Group:
         self.offloader = offloader
         self._before: Callable[[], Group | None] = (lambda: None) if before is None else weakref.ref(before)
         self._away: dict[int, Away] = {}  # by where it lay on the device
-        self._shared = {_place(tensor) for tensor in _tensors(arguments) if not tensor.requires_grad}
+        self._stays = {_place(tensor) for tensor in _tensors(arguments) if not tensor.requires_grad} | offloader.held
         self._mark: Any = None  # of the last copies, in either direction
+        self._open = True
+
+    def __del__(self) -> None:
+        """A graph that goes before its backward pass gives memory back into which a copy may be on its way."""
+        with contextlib.suppress(Exception):  # at the program's end
+            self.offloader.wait(self._mark)
 
     def put(self, tensor: Tensor) -> Tensor | View:
         """What is kept instead of `tensor`: itself where it stays. What is kept is not written over by anybody."""
         storage, place = tensor.untyped_storage(), _place(tensor)
-        if isinstance(tensor, torch.nn.Parameter) or place in self._shared or storage.nbytes() < self.offloader.least:
-            return tensor
+        if place in self._stays or storage.nbytes() < self.offloader.least:
+            return tensor.detach()  # an operation that keeps its own result, as it is, would hold itself for ever
         if place not in self._away:  # it is there until the call is over, so nothing else comes to lie in its place
             memory = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-            self._away[place] = Away(self, memory, self.offloader.to_host(memory))
+            self._away[place] = Away(memory, self.offloader.to_host(memory))
         self._away[place].uses += 1
-        return View(self._away[place], tensor.dtype, int(tensor.storage_offset()), tensor.shape, tensor.stride())
+        return View(self, self._away[place], tensor.dtype, int(tensor.storage_offset()), tensor.shape, tensor.stride())
 
     def close(self) -> None:
         """The call is over: nothing more is kept, and what the one before keeps leaves."""
-        self._mark = self.offloader.mark()
+        self._mark, self._open = self.offloader.mark(), False
         before = self._before()
-        if before is not None:
+        if before is not None and not before._open:  # else this call is part of it
             before.leave()
 
     def leave(self) -> None:
@@ -130,9 +138,9 @@ class Group:
 class Away:
     """Memory (uint8 [bytes]) that lies on the host, and for a while on the device, where `uses` tensors are in it."""
 
-    def __init__(self, group: Group, there: Tensor, host: Tensor) -> None:
-        self.group, self.host = group, host
+    def __init__(self, there: Tensor, host: Tensor) -> None:
         self.there: Tensor | None = there
+        self.host = host
         self.uses = self._taken = 0
 
     @property
@@ -140,11 +148,11 @@ class Away:
         """How many of them will still be asked for."""
         return self.uses - self._taken
 
-    def take(self) -> Tensor:
-        """The memory on the device, for work in the current stream."""
+    def take(self, group: Group) -> Tensor:
+        """The memory on the device, for work in the current stream; it is one of `group`."""
         if not self.left:  # the graph is gone through once more
             self._taken = 0
-        self.group.need()
+        group.need()
         memory = self.there
         assert memory is not None
         self._taken += 1
@@ -154,8 +162,9 @@ class Away:
 
 
 class View(NamedTuple):
-    """A tensor in memory that is away."""
+    """A tensor in memory that is away. Views hold the group, and nothing else does, so it goes with the graph."""
 
+    group: Group
     memory: Away
     dtype: torch.dtype
     offset: int
@@ -164,7 +173,7 @@ class View(NamedTuple):
 
     def take(self) -> Tensor:
         """The tensor on the device, for work in the current stream."""
-        memory = self.memory.take()
+        memory = self.memory.take(self.group)
         empty = torch.empty(0, dtype=self.dtype, device=memory.device)
         return empty.set_(memory.untyped_storage(), self.offset, self.shape, self.stride)
 
@@ -174,10 +183,11 @@ def offloaded(function: Callable[..., Any], *arguments: Any, offload: Offloader,
     if not torch.is_grad_enabled():
         return function(*arguments, **named)
     group = offload.group([function, *arguments, *named.values()])
-    with torch.autograd.graph.saved_tensors_hooks(group.put, back):
-        result = function(*arguments, **named)
-    group.close()
-    return result
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(group.put, back):
+            return function(*arguments, **named)
+    finally:
+        group.close()
 
 
 def back(kept: Tensor | View) -> Tensor:

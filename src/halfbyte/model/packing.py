@@ -31,14 +31,15 @@ _LENGTHS = (7, 5)  # of the items that are tried
 _NEAR = {torch.float32: 1e-3, torch.float16: 2**-4, torch.bfloat16: 2**-3}  # of the norm: many layers round
 
 
-def why_padded(model: Any) -> str:
-    """Why the items of a micro-batch can't stand in one row; empty if they can. Runs the model on two short items."""
+def find_way(model: Any) -> tuple[str, str]:
+    """The attention (transformers' name of it) by which the items of a micro-batch can stand in one row, "" if there is
+    none; and why there is none, or not a better one. Runs the model on two short items."""
     net = model.net
     if reason := uncovered(net):
-        return reason
+        return "", reason
     if choose(model.device).isa is None and getattr(net.config, "attn_logit_softcapping", None):
-        return "plain PyTorch has no fused attention with a soft cap"
-    reason = ""
+        return "", "plain PyTorch has no fused attention with a soft cap"
+    worse = reason = ""
     for way in _ways(model):
         try:
             with packed_attention(model, way):
@@ -48,15 +49,15 @@ def why_padded(model: Any) -> str:
                 raise
             reason = f"{way} can't be used here: {' '.join(str(error).split())[:200]}"
         if not reason:
-            model.packs_with = way
-            break
-    return reason
+            return way, worse
+        worse = reason
+    return "", reason
 
 
 @contextmanager
 def packed_attention(model: Any, way: str = "") -> Iterator[None]:
-    """Let `model` compute with an attention that knows of items in a row (transformers' name of it; by default the one
-    that `why_padded` found to be right), and with its own again after it."""
+    """Let `model` compute with an attention that knows of items in a row (by default the one that was found for it),
+    and with its own again after it."""
     net = model.net
     before = str(net.config.get_text_config()._attn_implementation)
     wanted = way or model.packs_with or _ways(model)[0]

@@ -105,7 +105,16 @@ class _Recomputed:
         """Keep results of the first run for the second."""
         held = tuple(tensor.detach() for tensor in made)  # as they are, they hold the graph, which holds this
         versions = tuple(tensor._version for tensor in held)
-        self.kept.append((held if self.group is None else tuple(map(self.group.put, held)), versions))
+        self.kept.append((held, versions))
+
+    def send(self) -> None:
+        """The first run is over: what was kept goes to the host, unless the layer has written over it."""
+        if self.group is None:
+            return
+        for _ in range(len(self.kept)):
+            sent = tuple(map(self.group.put, self.kept_before()))
+            self.kept.append((sent, tuple(one._version if isinstance(one, Tensor) else 0 for one in sent)))
+        self.group.close()
 
     def kept_before(self) -> tuple[Tensor, ...]:
         """The results that were kept next; () where there are none, or the layer has written over them."""
@@ -182,14 +191,14 @@ def recomputed(function: Callable[..., Any], *arguments: Any, offload: Offloader
         with torch.autograd.graph.saved_tensors_hooks(run.pack, run.unpack):
             return function(*arguments, **named)
     finally:
-        if group is not None:
-            group.close()
+        run.send()
         _active.run, _active.first = outer
 
 
 def _put(group: Group, argument: Any) -> Any:
-    """What stands for an argument that is not needed before the second run."""
-    return group.put(argument) if isinstance(argument, Tensor) and argument.requires_grad else argument
+    """What stands for an argument until the second run."""
+    sent = group.put(argument) if isinstance(argument, Tensor) and argument.requires_grad else None
+    return sent if isinstance(sent, View) else argument
 
 
 def _never_asked(packed: None) -> Tensor:

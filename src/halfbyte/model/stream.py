@@ -33,13 +33,17 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte.config import RunConfig
-from halfbyte.errors import ConfigError
+from halfbyte.errors import ConfigError, DoesNotFit
 from halfbyte.formats import Weights, aligned
 from halfbyte.kernels.packed import Int8Weight
 from halfbyte.kernels.product.reference import FrozenWeight
 from halfbyte.model.linear import QuantLinear
-
-SLOTS = 2
+from halfbyte.plan.devices import CONTEXT_BYTES, Device
+from halfbyte.plan.inventory import take_inventory
+from halfbyte.plan.ladder import plan_model
+from halfbyte.plan.machine import this_machine
+from halfbyte.plan.streaming import SLOTS
+from halfbyte.plan.streaming import settle as foretold_stream
 
 
 class Streamer:
@@ -55,15 +59,15 @@ class Streamer:
         self.device = device
         cuda = device.type == "cuda"
         self.host: list[Tensor] = []
+        self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         if cuda:
-            weakref.finalize(self, _unpin, self.host).atexit = False
+            weakref.finalize(self, _unpin, self.host, self._copies).atexit = False
         for layer in layers:
             self.host.append(_host_buffer(layer))
             if cuda:
                 _pin(self.host)
         size = max(len(buffer) for buffer in self.host)
         self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
-        self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._arrived = [torch.cuda.Event() if cuda else None for _ in range(SLOTS)]  # type: ignore[no-untyped-call]
         self._held: list[int | None] = [None] * SLOTS  # the layer in each slot, or on its way there
         self._current: int | None = None  # the layer that was needed last; it stays in its slot until another is
@@ -80,10 +84,9 @@ class Streamer:
 
     def need(self, index: int) -> None:
         """What is asked for from here on, in the current stream, finds layer `index` in its slot."""
-        before = self._current
-        if index == before:
+        before, slot = self._current, index % SLOTS
+        if index == before and self._held[slot] == index:
             return
-        slot = index % SLOTS
         if self._held[slot] != index:
             self._bring(index)
         arrived = self._arrived[slot]
@@ -107,15 +110,16 @@ class Streamer:
         """Begin to copy layer `index` into its slot, once all that was asked of what lies there is done."""
         slot, source = index % SLOTS, self.host[index]
         target = self.slots[slot][: len(source)]
-        self._held[slot] = index
+        self._held[slot] = None  # whoever interrupts what follows finds no layer that is not whole
         arrived = self._arrived[slot]
         if self._copies is None or arrived is None:
             target.copy_(source)
-            return
-        self._copies.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._copies):
-            target.copy_(source, non_blocking=True)
-            arrived.record(self._copies)
+        else:
+            self._copies.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._copies):
+                target.copy_(source, non_blocking=True)
+                arrived.record(self._copies)
+        self._held[slot] = index
 
 
 def require_card(config: RunConfig, device: torch.device) -> None:
@@ -140,24 +144,29 @@ def settle_stream(asked: str, device: torch.device, path: Path, weights: Weights
         return False, ""
     if asked != "auto":
         return asked == "on", "as asked"
-    from halfbyte.plan.devices import CONTEXT_BYTES, Device
-    from halfbyte.plan.ladder import EVALUATION_BATCH, plan_model
+    inventory = take_inventory(str(path))
+    if not inventory.linears:
+        return False, "the model has no linear layers that could be"
+    free = int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    free -= torch.cuda.memory_allocated(device)  # what torch holds and does not use is free, too
+    card = Device("cuda", str(device), free + CONTEXT_BYTES, compute == "bf16", "")  # the context is there by now
+    phases = plan_model(str(path), weights=weights, compute=compute, device=card, stream="off").phases
+    return foretold_stream(inventory, weights, phases["evaluate"], phases["open"], card.memory_bytes or 0)
 
-    free = int(torch.cuda.mem_get_info(device)[0])
-    card = Device("cuda", str(device), free, compute == "bf16", "")
-    made = plan_model(str(path), weights=weights, compute=compute, device=card, stream="off").phases["evaluate"]
-    need = None if made.peak_bytes is None else made.peak_bytes - CONTEXT_BYTES  # which is there by now
-    if need is None or need <= free:
-        return False, "the card holds the weights"
-    return (
-        True,
-        f"the weights and {EVALUATION_BATCH} answers need {need / 1e9:.2f} GB on the card, {free / 1e9:.2f} are free",
-    )
+
+def _host_has_room(layers: Sequence[Sequence[QuantLinear]]) -> None:
+    """Raises DoesNotFit where the host could not hold them: it would end this process when their pages are written."""
+    need = sum(aligned(part.nbytes) for layer in layers for linear in layer for part in _parts(linear.home).values())
+    free = this_machine(cuda=False).available_bytes
+    if free is not None and need > free:
+        raise DoesNotFit("the host has no room for the layers that are streamed to the card", where="stream",
+                         found=f"{need / 1e9:.2f} GB to pin, {free / 1e9:.2f} GB free",
+                         do="close other programs, or take a smaller model or format")  # fmt: skip
 
 
 def stream_layers(net: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> Streamer:
     """Let the linear layers within each of `layers` (modules of `net`), whose weights lie on the host, be streamed to
-    `device`; those that stand in none of them go there. Raises ConfigError."""
+    `device`; those that stand in none of them go there. Raises ConfigError, and DoesNotFit (nothing is allocated)."""
     taken: set[QuantLinear] = set()
     found: list[list[QuantLinear]] = []
     for layer in layers:
@@ -167,6 +176,7 @@ def stream_layers(net: nn.Module, layers: Iterable[nn.Module], device: torch.dev
     for module in net.modules():
         if isinstance(module, QuantLinear) and module not in taken:
             module.settle(module.home.to(device))
+    _host_has_room(found)
     return Streamer(found, device)
 
 
@@ -231,6 +241,8 @@ def _pin(buffers: list[Tensor]) -> None:
                           do="free memory of the host, raise its limit of locked memory, or stream: off")  # fmt: skip
 
 
-def _unpin(buffers: Sequence[Tensor]) -> None:
+def _unpin(buffers: Sequence[Tensor], copies: Any) -> None:
+    """Give the pages of `buffers` free, and before that the slots, into which the last copy may be on its way."""
+    copies.synchronize()
     for buffer in buffers:
         torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[no-untyped-call]

@@ -92,14 +92,16 @@ def choose(
 
     `memory_bytes` is what the run may take, `fixed_bytes` what of it is spoken for (adapter, gradients, optimiser,
     scratch), `mapped_bytes` the weights. Recomputation costs up to a third more, so it comes last: first the largest
-    micro-batch that does without, then, for one item at a time, as few layers as will fit. A family that is not
-    modelled gets the most careful choice.
+    micro-batch that does without, then, for one item at a time, as few layers as will fit. Where activations go to
+    the host it comes first: least goes there then. A family that is not modelled gets the most careful choice.
     """
     if info.dims is None:
         items, layers = micro_batch or 1, info.layers if recompute is None else recompute
         careful = "one item at a time, every layer recomputed: " if micro_batch is None and recompute is None else ""
         return Choice(items, layers, f"{careful}the need is {info.unknown}", None)
     layers, tokens = info.dims.layers, longest_tokens
+    if info.offload and recompute is None:
+        recompute = layers
 
     def need(items: int, count: int) -> int:
         return sum(training_bytes(info, items, tokens, min(count, layers), dtype_bytes))

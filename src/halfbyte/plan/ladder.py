@@ -28,7 +28,7 @@ from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.phases import Phase, evaluation, packing, settle_recompute, training, verdict
 from halfbyte.plan.shapes import TensorSpec, text_config
-from halfbyte.plan.streaming import in_words, offload_words, streaming, weights_on_card
+from halfbyte.plan.streaming import in_words, offload_words, settle, streaming, weights_on_card
 from halfbyte.plan.time import Length
 from halfbyte.plan.weighing import gb, mapped_bytes, mapped_of, packed_sizes, state_bytes, stored_bytes
 from halfbyte.targets import select_targets
@@ -294,12 +294,17 @@ def settle_stream(inventory: Inventory, asked: Mapping[str, Any], stream: str) -
     """Whether the weights are streamed to a card: "on" or "off". `asked`: the settings of `make_plan`.
 
     auto: on where they leave no room for one item with every layer recomputed, since that costs less than the link."""
-    if stream != "auto" or asked["memory_bytes"] is None or streaming(inventory, asked["weights"]) is None:
+    if stream == "on" and streaming(inventory, asked["weights"]) is None:
+        raise ConfigError("this architecture's layers can't be streamed", where="stream",
+                          found="no layers of linear layers in it", do="use stream: off")  # fmt: skip
+    if stream != "auto" or asked["memory_bytes"] is None:
         return "off" if stream == "auto" else stream
     least = dict(asked) | {"stream": "off", "batch": 1}
     least["recompute"] = make_plan(inventory, **least).settings["layers"]
-    need = make_plan(inventory, **least).phases["tune"].peak_bytes
-    return "on" if need is not None and need > asked["memory_bytes"] else "off"
+    phases = make_plan(inventory, **least).phases
+    return (
+        "on" if settle(inventory, asked["weights"], phases["tune"], phases["open"], asked["memory_bytes"])[0] else "off"
+    )
 
 
 def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step_items: int) -> Choice | None:

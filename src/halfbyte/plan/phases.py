@@ -78,6 +78,8 @@ def settle_recompute(
     if isinstance(recompute, int):
         layers = min(recompute, info.layers)
         return layers, f"recomputation: {layers} of {info.layers} layers, as asked{left_out}", counts
+    if info.offload:
+        return info.layers, "recomputation: every layer, since least goes to the host then", counts
     if not known:
         return info.layers, "recomputation: every layer, the careful choice where the need is unknown", counts
     if room is None:

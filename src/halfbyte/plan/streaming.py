@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from halfbyte.formats import QUANTISED, Weights, aligned, packed_bytes
 from halfbyte.plan.activations import ShapeInfo, offloaded_bytes
 from halfbyte.plan.inventory import Inventory
+from halfbyte.plan.phases import Phase
 from halfbyte.plan.weighing import gb
 
 SLOTS = 2
@@ -61,7 +62,9 @@ def streaming(inventory: Inventory, weights: Weights) -> Streaming | None:
     if not sizes:
         return None
     if any(spec.kind == "head" for spec in inventory.tensors):
-        stored += sum(_dense(weights) * spec.count for spec in inventory.tensors if spec.kind == "embedding")
+        stored += _dense(weights) * max(
+            (spec.count for spec in inventory.tensors if spec.kind == "embedding"), default=0
+        )
     return Streaming(len(sizes), numbers, stored, sum(sizes.values()), SLOTS * max(sizes.values()))
 
 
@@ -76,6 +79,20 @@ def _parts(weights: Weights, rows: int, columns: int, packed: bool) -> list[int]
         return [_dense(weights) * rows * columns]
     size = packed_bytes(weights, rows, columns)
     return [part for part in (size.codes, size.absmax, size.nested_absmax) if part]
+
+
+def settle(inventory: Inventory, weights: Weights, work: Phase, opened: Phase, memory_bytes: int) -> tuple[bool, str]:
+    """Whether the weights are streamed to a card with `memory_bytes`, and why; `work` is what it is to do and `opened`
+    the model alone, both planned with all weights on the card."""
+    need, made = work.peak_bytes, streaming(inventory, weights)
+    least = opened.peak_bytes if need is None else need
+    if least is None:
+        return False, "how much the card must hold is not known"
+    if least <= memory_bytes:
+        return False, "the card holds the weights" + (", and what else it must hold is not known" * (need is None))
+    if made is None or made.away_bytes <= made.slot_bytes:
+        return False, "the card does not hold the weights, but streaming would not spare memory"
+    return True, f"with all weights on the card {gb(least)} would be needed, {gb(memory_bytes)} are there"
 
 
 def weights_on_card(weights: int | None, streamed: Streaming | None) -> dict[str, int | None]:

@@ -121,7 +121,7 @@ def _run(
         refuse_other_inputs(folder, inputs)
     if model.adapter is None:
         model.add_adapter(config.adapter, config.seed)
-    offload = Offloader(model.device) if config.tune.offload_activations else None
+    offload = Offloader(model.device, model.net) if config.tune.offload_activations else None
     model.recompute(int(config.tune.recompute), offload=offload)
     state = State(model.parameters_to_train(), config.tune)
     making = made_with(model.device) | {"processes": ranks.count}
@@ -138,7 +138,7 @@ def _run(
             cut_metrics(folder / METRICS, state.progress.step)
         except OSError as error:
             raise _refused(folder, error) from error
-    with packed_attention(model) if _packed(config) else nullcontext():
+    with packed_attention(model) if _packed(config, model) else nullcontext():
         outcome = _train(model, data, state, config, console, watch, ranks)
     ranks.part()
     if ranks.leads:
@@ -155,7 +155,7 @@ def _train(
     ranks: Ranks,
 ) -> Outcome:  # fmt: skip
     options, folder = config.tune, Path(config.out)
-    plan = _loop_plan(data, config)
+    plan = _loop_plan(data, config, _packed(config, model))
     before, finished, stopped = state.progress.step, state.progress.step >= plan.steps, False
     give_back()
     with (
@@ -214,12 +214,12 @@ def _train(
     )
 
 
-def _packed(config: RunConfig) -> bool:
-    """Whether several items stand in one row."""
-    return config.tune.packing == "on" and int(config.tune.micro_batch) > 1
+def _packed(config: RunConfig, model: Model) -> bool:
+    """Whether several items stand in one row: as the run was settled, and if the model can on this machine."""
+    return config.tune.packing == "on" and int(config.tune.micro_batch) > 1 and model.packs_with != ""
 
 
-def _loop_plan(data: TrainingData, config: RunConfig) -> Plan:
+def _loop_plan(data: TrainingData, config: RunConfig, packed: bool) -> Plan:
     options = config.tune
     per_epoch = steps_per_epoch(len(data.train), options.batch)
     steps = total_steps(options, per_epoch)
@@ -230,7 +230,7 @@ def _loop_plan(data: TrainingData, config: RunConfig) -> Plan:
         micro_batch=int(options.micro_batch),
         pad_id=data.pad_id,
         seed=config.seed,
-        packed=_packed(config),
+        packed=packed,
         validate_at=frozenset({*range(every, steps + 1, every), steps}) if data.validation else frozenset(),
     )
 
