@@ -7,7 +7,7 @@ from typing import Any
 
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.plan import activations
-from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo
+from halfbyte.plan.activations import RUNTIME_BYTES, Gradients, ShapeInfo
 from halfbyte.plan.answering import Scored, evaluation_bytes
 from halfbyte.plan.budget import room_beside
 from halfbyte.plan.inventory import Inventory
@@ -48,29 +48,33 @@ def packing(inventory: Inventory, weights: Weights) -> Phase:
     return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
 
 
-def training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
+def training(
+    info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int, freed: Gradients
+) -> dict[str, int | None]:
     if info.dims is None:
         return {"activations": None, "logits": None}
-    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b)
+    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b, freed)
     return {"activations": kept, "logits": logits if info.dims.vocabulary else None}
 
 
 def evaluation(
-    info: ShapeInfo, batch: int, sequence: int, b: int, kind: str, budget: int, scored: Scored | None
+    info: ShapeInfo, batch: int, sequence: int, b: int, kind: str, budget: int, scored: Scored | None, new: int
 ) -> dict[str, int | None]:
     if info.dims is None:
         return {"kv_cache": None, "activations": None, "logits": None}
-    parts: dict[str, int | None] = {**evaluation_bytes(info, batch, sequence, b, kind, budget, scored)}
+    parts: dict[str, int | None] = {
+        **evaluation_bytes(info, batch, sequence, b, kind, budget, scored, new)
+    }
     return parts if info.dims.vocabulary else {**parts, "logits": None}
 
 
 def settle_recompute(
     info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int, mapped: int,
-    b: int,
+    b: int, freed: Gradients,
 ) -> tuple[int, str, bool]:  # fmt: skip
     """The number of layers to recompute, why, and whether the mapped weights count as part of the memory."""
     known = info.dims is not None and info.dims.vocabulary is not None
-    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b)) for layers in range(info.layers + 1)
+    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b, freed)) for layers in range(info.layers + 1)
              ] if known else []  # fmt: skip
     room = room_beside(memory_bytes, fixed, mapped, min(needs)) if needs and memory_bytes is not None else None
     left_out = f"; {room.reason}" if room is not None and room.reason else ""
