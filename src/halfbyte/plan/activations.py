@@ -264,17 +264,18 @@ def _head(info: ShapeInfo) -> tuple[int, int]:
 @dataclass(frozen=True)
 class Gradients:
     """Bytes of the adapter's gradients, which are freed at the beginning of a step: `mapped` those of matrices that glibc
-    maps by themselves, `small` those that lie in the heap, where others take their place until they are made anew."""
+    maps by themselves, `small` each of those that lie in the heap, where smaller blocks take their place until they are
+    made anew."""
 
     mapped: int = 0
-    small: int = 0
+    small: tuple[int, ...] = ()
 
 
 def gradients(sizes: Iterable[int], passes: int) -> Gradients:
     """Of the adapter's matrices with `sizes` numbers. With more than one of `passes` over micro-batches in a step they
     stand beside the activations from the second one on: nothing is there to be taken."""
     each = [4 * size for size in sizes] if passes == 1 else []
-    return Gradients(sum(size for size in each if size >= MAPPED), sum(size for size in each if size < MAPPED))
+    return Gradients(sum(size for size in each if size >= MAPPED), tuple(size for size in each if size < MAPPED))
 
 
 def training_bytes(
@@ -298,7 +299,7 @@ def training_bytes(
     logits = loss_bytes(info, learned, b)
     in_loss = count * (kept_layers * saved + inputs) + ends + logits
     in_loss += head_tile_bytes(info, b)
-    heap = max(0, _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs)) - freed.small)
+    heap = _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs), freed.small)
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
@@ -307,9 +308,11 @@ def training_bytes(
     return max(peak - freed.mapped, logits) - logits + heap, logits
 
 
-def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int) -> int:
+def _holes_bytes(
+    info: ShapeInfo, number: int, kept_layers: int, kept: int, freed: Sequence[int] = ()
+) -> int:  # fmt: skip
     """Bytes of the holes in glibc's heap at the end of a forward pass, for `number` bytes of one number of all tokens
-    and `kept` bytes.
+    and `kept` bytes, beside what is `freed` before it, which they fill where it is larger than one of them.
 
     Blocks from 1 MB on are mapped by themselves. Smaller ones that soon go (as many as `_AT_ONCE` while positions are
     put into queries and keys) lie in the heap, and what a layer keeps of small tensors (the LoRA products, logarithms,
@@ -321,10 +324,11 @@ def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int) -> i
     dims = known_dims(info)
     block, keys = number * dims.query, number * dims.key
     if block < MAPPED:
-        return dims.layers * _AT_ONCE * block
+        return max(0, dims.layers * _AT_ONCE * block - sum(size for size in freed if size > block))
     shorter = kept * (block - MAPPED) // block  # less is kept of items whose blocks are just not mapped
     of_shorter = max(0, min(dims.layers, kept_layers + 1) * _AT_ONCE * MAPPED - shorter)
-    return max(of_shorter, dims.layers * (_AT_ONCE - 1) * keys * (keys < MAPPED))
+    of_keys = dims.layers * (_AT_ONCE - 1) * keys if keys < MAPPED else 0
+    return max(0, of_shorter, of_keys - sum(size for size in freed if size > keys))
 
 
 def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
@@ -388,7 +392,7 @@ def library_bytes(
     else:
         widest = max((max(shape) for shape in adapted), default=0)
         widths = [min(widest, _PANEL), _half_panel(widest)]  # by the rank, and over the tokens
-        steps = [info.rank, min(tokens, _STEPS) if trains else 0]
+        steps = [info.rank, _STEPS if trains else 0]  # fewer tokens lie apart, on as many pages
     panels = sum(width * count for width, count in zip(widths, steps, strict=True))
     return b * (panels + min(tokens, _PANEL_ROWS) * _STEPS // 2 * bool(panels))
 
