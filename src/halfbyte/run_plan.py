@@ -23,7 +23,7 @@ class RunPlan:
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
         self.chosen = ""
-        # items at once, tokens of each, those of them that are generated, and what is scored; None: as the plan supposes
+        # items at once, tokens of each, those of them that are generated, what is scored; None: as the plan supposes
         self.asked: tuple[int, int, int, Scored | None] | None = None
 
     def choose(self, config: RunConfig) -> RunConfig:

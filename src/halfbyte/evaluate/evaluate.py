@@ -233,8 +233,8 @@ def _learned_text(item: Item) -> str:
 
 def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, int, int, Scored | None]:
     """(items at once, tokens of the longest with its answer, those of them that are generated, what is scored where
-    nothing is) of the batch that takes most memory for `task`. Of scored items the longest ones are encoded. Raises DataError as `load_task_set`
-    does, and for an item that can't be scored."""
+    nothing is) of the batch that takes most memory for `task`. Of scored items the longest ones are encoded. Raises
+    DataError as `load_task_set` does, and for an item that can't be scored."""
     from halfbyte.evaluate.generate import batches, end_tokens, token_budget
 
     tasks, encoder = load_task_set(task, seed=seed), Encoder(model.tokenizer, task.chat)

@@ -72,12 +72,13 @@ LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied
 _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a head that is more than a product
 
-# What the library below torch's products keeps for each thread where these are not native: MKL in fp32 (no more than the
-# largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2, 4 threads.
+# What the library below torch's products keeps for each thread where these are not native: MKL in fp32 (no more than
+# the largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4
+# threads.
 _LIBRARY = {4: 7_700_000, 2: 2_300_000}
-# With AVX2, MKL copies what it multiplies in fp32 into panels that it keeps, one for all threads: of the wider matrix at
-# most 6400 columns, and half of them at once where the contraction is long; of a contraction 384 steps. It reserves four
-# times as much and more; what is written to was read from RssAnon, product by product, for widths of 1024 to 14336.
+# With AVX2, MKL copies what it multiplies in fp32 into panels that it keeps, one for all threads: of the wider matrix
+# at most 6400 columns, and half of them at once where the contraction is long; of a contraction 384 steps. It reserves
+# more; what it writes to was read from RssAnon, product by product, for widths of 1024 to 14336 and 16 to 1024 tokens.
 _PANEL, _STEPS, _PANEL_ROWS = 6400, 384, 768
 _TILE = 4096  # rows of a dense matrix that are converted at once (kernels/product/reference.py)
 
@@ -263,9 +264,9 @@ def _head(info: ShapeInfo) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Bytes of the adapter's gradients, which are freed at the beginning of a step: `mapped` those of matrices that glibc
-    maps by themselves, `small` each of those that lie in the heap, where smaller blocks take their place until they are
-    made anew."""
+    """Bytes of the adapter's gradients, which are freed at the beginning of a step: `mapped` those of matrices that
+    glibc maps by themselves, `small` each of those that lie in the heap, where smaller blocks take their place until
+    they are made anew."""
 
     mapped: int = 0
     small: tuple[int, ...] = ()
@@ -316,10 +317,10 @@ def _holes_bytes(
 
     Blocks from 1 MB on are mapped by themselves. Smaller ones that soon go (as many as `_AT_ONCE` while positions are
     put into queries and keys) lie in the heap, and what a layer keeps of small tensors (the LoRA products, logarithms,
-    the adapter's narrow copy; one that is computed again its random state) is put into the gaps that they leave, so that
-    those of the next layer need new room. Where queries are mapped and keys, which are narrower, are not, theirs do. Of
-    items that are so long that their blocks are mapped, shorter ones can still need more, in the layers that are not
-    computed again.
+    the adapter's narrow copy; one that is computed again its random state) is put into the gaps that they leave, so
+    that those of the next layer need new room. Where queries are mapped and keys, which are narrower, are not, theirs
+    do. Of items that are so long that their blocks are mapped, shorter ones can still need more, in the layers that are
+    not computed again.
     """
     dims = known_dims(info)
     block, keys = number * dims.query, number * dims.key

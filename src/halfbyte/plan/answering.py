@@ -139,8 +139,8 @@ def evaluation_bytes(
 
 
 def _unwritten_bytes(info: ShapeInfo, rows: int, tokens: int, new: int, b: int) -> int:
-    """Bytes of whole pages that the last `new` of `tokens` tokens have in the cache, where a buffer is mapped by itself:
-    a row and head's columns lie together."""
+    """Bytes of whole pages that the last `new` of `tokens` tokens have in the cache, where a buffer is mapped by
+    itself: a row and head's columns lie together."""
     dims = known_dims(info)
     if rows * tokens * dims.key * b < MAPPED:
         return 0

@@ -138,11 +138,11 @@ def plan_model(
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `evaluation_batch` the answers at once, `evaluation_sequence` the tokens of the longest with its prompt
     (None: as `sequence`), `evaluation_new` those of them that are generated (0: not known), `scored` what a task scores
-    where nothing is generated, `items` those of a task (then as many at once as `evaluate` takes), `learned` the tokens of an item whose loss counts, at most (None: all), `native` the
-    parts that native code computes (None: as this machine's CPU will), `compute` the type of activations (auto: as the
-    weights, 16 bits where those are quantised). `device` is where it runs (see `devices.find_device`; None: this
-    machine's processor), `ranks` how many of them would train together over links of `link` bytes a second each,
-    `length` the run whose time is asked for.
+    where nothing is generated, `items` those of a task (then as many at once as `evaluate` takes), `learned` the tokens
+    of an item whose loss counts, at most (None: all), `native` the parts that native code computes (None: as this
+    machine's CPU will), `compute` the type of activations (auto: as the weights, 16 bits where those are quantised).
+    `device` is where it runs (see `devices.find_device`; None: this machine's processor), `ranks` how many of them
+    would train together over links of `link` bytes a second each, `length` the run whose time is asked for.
     With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
     (`budget.choose`); where they are settled already, `settled` says why, and `passes` how
     many micro-batches a step has. `optimiser` is `tune.optimiser`, `stream` as
