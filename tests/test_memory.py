@@ -114,3 +114,30 @@ def test_buffers_of_the_products_are_given_back() -> None:
     scratch.take((64, 64), torch.float32, torch.device("cpu"))
     memory.give_back()
     assert not scratch._buffers
+
+
+_HOLES = """
+import ctypes, sys
+from halfbyte import memory
+assert memory.hold_little()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+small = [libc.malloc(1 << 19) for _ in range(40)]  # 20 MB of the heap
+for block in small[:-1]:  # the last one keeps its end where it is
+    libc.free(block)
+memory.trim() if sys.argv[1] == "trim" else memory.give_back()
+large = libc.malloc(4 << 20)
+print("mapped" if ctypes.c_size_t.from_address(large - 8).value & 2 else "in the heap")
+memory.give_back()
+print(len(memory._closed))
+"""
+
+
+@pytest.mark.parametrize(("how", "where"), [("trim", "in the heap"), ("give_back", "mapped")])
+@linux
+def test_large_blocks_are_mapped_though_the_heap_has_holes(how: str, where: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _HOLES, how], capture_output=True, text=True, check=True)
+    found, closed = done.stdout.split("\n")[:2]
+    assert found == where
+    assert 10 <= int(closed) < 1024  # the holes are closed again, and few of 1 MB each are there

@@ -173,7 +173,7 @@ def _check_options(options: argparse.Namespace) -> None:
 def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any], list[str]]:
     """What the files of a run say of it, as `plan_model` takes it, and the reasons for it: `sequence`, unless it is
     given; `learned`, tokens of an item whose loss counts, at most; `length`, how long the run is; `step_items`; of its
-    task `items`, `evaluation_sequence` and `scored`.
+    task `items`, `evaluation_sequence`, `evaluation_new` and `scored`.
 
     What is not here or can't be read is left out: `tune` says better what is wrong with it.
     """
@@ -200,6 +200,7 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
         asked = None
     if asked is not None:
         found |= {"items": asked.items, "evaluation_sequence": asked.longest or config.data.max_tokens}
+        found["evaluation_new"] = task.decoding.max_new_tokens if task is not None and task.generates else 0
         found["scored"] = None if asked.scored is None else Scored(asked.scored.options, asked.scored.own)
     return found, [f"sequence: {'as asked' if sequence else data.reason}"]
 

@@ -26,8 +26,8 @@ class RunPlan:
         self.plan: dict[str, Any] = {}
         self.expected: dict[str, float] | None = None  # of the run, by the mean length of its items
         self.chosen = ""
-        # items at once, tokens of each, and what is scored; None: as the plan supposes
-        self.asked: tuple[int, int, Scored | None] | None = None
+        # items at once, tokens of each, those of them that are generated, what is scored; None: as the plan supposes
+        self.asked: tuple[int, int, int, Scored | None] | None = None
 
     def choose(self, config: RunConfig) -> RunConfig:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
@@ -159,7 +159,8 @@ class RunPlan:
 
         asked: dict[str, Any] = {}
         if self.asked is not None:
-            asked["evaluation_batch"], asked["evaluation_sequence"], asked["scored"] = self.asked
+            names = ("evaluation_batch", "evaluation_sequence", "evaluation_new", "scored")
+            asked = dict(zip(names, self.asked, strict=True))
         return plan_model(
             str(self.model.path),
             rank=config.adapter.rank,
@@ -176,10 +177,16 @@ class RunPlan:
             stream="off" if self.model.streamer is None else "on",
             offload=config.tune.offload_activations,
             length=self._length(config),
+            passes=self._passes(config),
             learned=self._learned(),
             settled=self.chosen,
             **asked,
         )
+
+    def _passes(self, config: RunConfig) -> int:
+        """Micro-batches of a step whose gradients are freed before the next; those of several ranks always stay."""
+        passes = -(-config.tune.batch // int(config.tune.micro_batch))
+        return passes if self.ranks == 1 else max(2, passes)
 
     def _learned(self) -> int:
         """Learned tokens of the item that has most of them."""

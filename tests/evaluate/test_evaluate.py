@@ -181,9 +181,9 @@ def test_the_largest_batch_is_what_generation_will_cut(
     prices: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, longest = plain_model(), len(Encoder(plain_model().tokenizer).prompt(Example.of_prompt("set 11 costs $")))
-    assert largest_batch(model, prices) == (12, longest + 8, None)
+    assert largest_batch(model, prices) == (12, longest + 8, 8, None)
     monkeypatch.setattr("halfbyte.plan.answering._MOST_ROWS", 5)
-    assert largest_batch(model, prices) == (5, longest + 8, None)
+    assert largest_batch(model, prices) == (5, longest + 8, 8, None)
 
 
 def test_a_chat_model_is_asked_through_its_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_every_kind_goes_from_its_file_to_its_result(kind: str, tmp_path: Path) 
         names -= {"accuracy_sum"} | ({"accuracy_per_token", "accuracy_per_byte"} if generated else {"unanswered"})
     assert set(result["metrics"]) == names and len(lines) == 9
     assert all(found["n"] is not None and found["better"] for found in result["metrics"].values())
-    assert len(result["details"]["worst"]) <= 9 and (largest_batch(plain_model(), task)[2] is None) == task.generates
+    assert len(result["details"]["worst"]) <= 9 and (largest_batch(plain_model(), task)[3] is None) == task.generates
     more = {"number": "calibration", "choice": "classes", "exact": "classes", "json": "fields"}
     assert set(result["details"]) >= {"worst", *({more[kind]} if kind in more else ())}
     if kind == "python":

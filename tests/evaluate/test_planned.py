@@ -72,14 +72,16 @@ def test_an_evaluation_holds_what_its_plan_says(
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "task.yaml").write_text(f"data: t.jsonl\nkind: {kind}\n{OWN[kind]}\n")
     model, task = plain_model(), load_task(tmp_path / "task.yaml")
-    count, tokens, scored = largest_batch(model, task)
+    count, tokens, new, scored = largest_batch(model, task)
     budget, text = generate.token_budget(model), model.net.config.get_text_config()
-    planned, seen = pieces(count, tokens, "cpu", budget, text.vocab_size, scored), Seen(model, monkeypatch)
+    planned = pieces(count, tokens, "cpu", budget, text.vocab_size, scored, new)
+    seen = Seen(model, monkeypatch)
     gc.collect()
     evaluate_task(model, task, tmp_path / "out", variant="x")
     info = shape_info(model.net.config.to_dict())
-    assert evaluation_bytes(info, count, tokens, 4, "cpu", budget, scored)["kv_cache"] == seen.cache_bytes
+    assert evaluation_bytes(info, count, tokens, 4, "cpu", budget, scored, new)["kv_cache"] == seen.cache_bytes
     assert 0.7 * planned.positions <= seen.positions <= planned.positions  # shorter options and texts are padded
+    assert new == (5 if kind == "exact" else 0)
     assert 0.7 * planned.tokens <= seen.tokens <= 1.05 * planned.tokens  # shorter items fill a batch better
 
     tiny_tokenizer().save_pretrained(tmp_path / "model")  # and the same before anything is loaded

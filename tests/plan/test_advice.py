@@ -35,9 +35,9 @@ def test_where_one_is_not_enough_or_nothing_is_that_is_said() -> None:
 
 
 def test_phases_beside_the_training_have_theirs() -> None:
-    plan = llama("1.9GB", rank=4)
+    plan = plan_model("mistral-7b-v0.3", memory="470MB", rank=1, sequence=4, evaluation_batch=1, evaluation_sequence=8)
     assert plan.fits is False and plan.fit["fits"] and set(plan.fit["advice"]) == {"pack"}
-    assert "where 2.42 GB are free" in plan.fit["advice"]["pack"]
+    assert "where 0.48 GB are free" in plan.fit["advice"]["pack"]
     plan = plan_model("llama-3.2-1b", memory="1GB", rank=4, sequence=256, evaluation_batch=64)
     found = re.match(r"(\d+) of 64 answers of 256 tokens", plan.fit["advice"]["evaluate"])
     assert plan.fit["fits"] and found is not None

@@ -9,10 +9,14 @@ import pytest
 
 from halfbyte.checkpoint.pack import pack
 from halfbyte.checkpoint.source import open_checkpoint
+from halfbyte.checkpoint.stream import BEHIND
+from halfbyte.checkpoint.writer import FLUSH
 from halfbyte.errors import ConfigError
 from halfbyte.plan import catalogue
+from halfbyte.plan.inventory import take_inventory
 from halfbyte.plan.ladder import plan_model
 from halfbyte.plan.native import Native, plain
+from halfbyte.plan.phases import LEAST_WAITING, WAITING
 from halfbyte.plan.weighing import gb
 from tests.plan.conftest import write_model
 from tests.tiny import FAMILIES, tiny_checkpoint
@@ -214,3 +218,14 @@ def test_the_plan_is_what_packing_writes_to_the_byte(family, weights, tmp_path):
     again = plan_model(str(packed), weights=weights, memory=GB)
     assert again.packed == weights and again.phases["pack"].peak_bytes == 0
     assert (again.weights_bytes, again.constants_bytes) == (plan.weights_bytes, plan.constants_bytes)
+
+
+def test_packing_holds_what_waits_for_the_disk_not_the_largest_tensor():
+    assert (WAITING, LEAST_WAITING) == (BEHIND, FLUSH)
+    entry = catalogue.find("llama-3.2-1b")
+    plan = plan_model("llama-3.2-1b", weights="int8", memory="8GB")
+    largest = 8192 * 2048 + 4 * 8192  # a matrix of the MLP, with the scales of its rows
+    assert plan.phases["pack"].parts["tensors"] == WAITING + largest < 2 * 2 * entry.config["vocab_size"] * 2048
+    mixture = plan_model("mixtral-8x7b-v0.1", weights="nf4", memory="8GB")  # its experts are put together first
+    experts = max(spec.count for spec in take_inventory("mixtral-8x7b-v0.1").tensors if spec.kind == "expert")
+    assert mixture.phases["pack"].parts["tensors"] == 2 * 2 * experts

@@ -231,10 +231,10 @@ def _learned_text(item: Item) -> str:
     return "".join(turn["content"] for turn in turns if turn["role"] == "assistant")
 
 
-def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, int, Scored | None]:
-    """(items at once, tokens of the longest with its answer, what is scored where nothing is generated) of the batch
-    that takes most memory for `task`. Of scored items the longest ones are encoded. Raises DataError as `load_task_set`
-    does, and for an item that can't be scored."""
+def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, int, int, Scored | None]:
+    """(items at once, tokens of the longest with its answer, those of them that are generated, what is scored where
+    nothing is) of the batch that takes most memory for `task`. Of scored items the longest ones are encoded. Raises
+    DataError as `load_task_set` does, and for an item that can't be scored."""
     from halfbyte.evaluate.generate import batches, end_tokens, token_budget
 
     tasks, encoder = load_task_set(task, seed=seed), Encoder(model.tokenizer, task.chat)
@@ -243,12 +243,12 @@ def largest_batch(model: Model, task: TaskConfig, seed: int = 0) -> tuple[int, i
         lengths, new = [len(ids) for ids in encoder.prompts(asked)], task.decoding.max_new_tokens
         cut = (list(rows) for rows in batches(lengths, new, "auto", model))
         sizes = [(len(rows), max(lengths[row] for row in rows) + new) for rows in cut]
-        return *max(sizes, key=lambda one: one[0] * one[1]), None
+        return *max(sizes, key=lambda one: one[0] * one[1]), new, None
     ends = end_tokens(model) | encoder.stops
     longest = longest_of(task, encoder, asked, lambda example: rendered_options(example, task)[0], ends)
     scored = Scored(longest.options, longest.own)
     most = items_at_once(token_budget(model), longest.tokens, model.device.type, scored)
-    return min(len(asked), most), longest.tokens, scored
+    return min(len(asked), most), longest.tokens, 0, scored
 
 
 def _ask(task: TaskConfig) -> Callable[[Model, TaskSet, int | str, Progress | None, Journal], _Asked]:

@@ -72,12 +72,14 @@ LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied
 _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a head that is more than a product
 
-# What the library below torch's products keeps for each thread: MKL in fp32 (no more than the largest matrix takes,
-# until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4 threads.
+# What the library below torch's products keeps for each thread where these are not native: MKL in fp32 (no more than
+# the largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4
+# threads.
 _LIBRARY = {4: 7_700_000, 2: 2_300_000}
-# The same of MKL where only the adapter's products are its own (one side is the rank): by the wider side of a matrix
-# and the rows of activations, up to 384 of them; and the sums of many rows.
-_PANEL, _PANEL_ROWS, _PANELS, _SUMS = 1_450, 384, 8_500_000, 420_000
+# With AVX2, MKL copies what it multiplies in fp32 into panels that it keeps, one for all threads: of the wider matrix
+# at most 6400 columns, and half of them at once where the contraction is long; of a contraction 384 steps. It reserves
+# more; what it writes to was read from RssAnon, product by product, for widths of 1024 to 14336 and 16 to 1024 tokens.
+_PANEL, _STEPS, _PANEL_ROWS = 6400, 384, 768
 _TILE = 4096  # rows of a dense matrix that are converted at once (kernels/product/reference.py)
 
 # Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
@@ -85,7 +87,8 @@ _TILE = 4096  # rows of a dense matrix that are converted at once (kernels/produ
 _ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 16384, 1_400_000, 8
 _LAID_OUT_FP32, _DECODED_FP32 = 2048, 4 * 64 * 256  # of kernels/product/fp32.h: steps, and a thread's bytes
 
-_MAPPED = 1 << 20  # bytes from which on glibc maps a block by itself (memory.hold_little)
+MAPPED = 1 << 20  # bytes from which on glibc maps a block by itself (memory.hold_little)
+_AFTER_MLP = "post_feedforward_layernorm"  # the norm of the MLP's result, in the families that have one
 _AT_ONCE = 6  # in transformers' rotary embedding: the new queries, and of the keys two products, the turned half, a sum
 
 PLAIN = plain("nothing is known of the kernels")
@@ -213,12 +216,18 @@ def layer_peak_bytes_per_token(info: ShapeInfo, tokens: int, dtype_bytes: int = 
     """Bytes that the backward pass of one layer has at most beside what was saved, per token.
 
     In the MLP: the gradients of gate (plain: of its activation) and of up stand beside that of their product, whose
-    saved input has left by then, and three hidden states. In the attention, less what the MLP kept: the gradients of
-    everything that it saved, in fp32 those of keys and values, too; where the scores are materialised, theirs.
+    saved input has left by then, and the gradient of the layer's result, which goes past the MLP; before a norm of the
+    MLP's result is asked for, the input of that norm has left, too. Plain parts hold three hidden states more. In the
+    attention, less what the MLP kept: the gradients of everything that it saved, in fp32 those of keys and values, too;
+    where the scores are materialised, theirs.
     """
     dims, b = known_dims(info), dtype_bytes
-    hidden = 3 * b * dims.hidden
     mlp = b * dims.mlp * (3 if info.native.mlp and "down_proj" not in info.adapted else 2)
+    if info.native.mlp and info.native.norms:
+        hidden = b * dims.hidden
+        mlp -= hidden * (_AFTER_MLP in dims.family.norms)
+    else:
+        hidden = 4 * b * dims.hidden
     if info.scores:
         attention = dims.heads * tokens * (b + 4 + 4)
     elif info.native.attention:
@@ -256,13 +265,32 @@ def _head(info: ShapeInfo) -> tuple[int, int]:
     return (info.dims.vocabulary or 0, info.dims.hidden) if info.dims is not None else (0, 0)
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """Bytes of the adapter's gradients, which are freed at the beginning of a step: `mapped` those of matrices that
+    glibc maps by themselves, `small` each of those that lie in the heap, where smaller blocks take their place until
+    they are made anew."""
+
+    mapped: int = 0
+    small: tuple[int, ...] = ()
+
+
+def gradients(sizes: Iterable[int], passes: int) -> Gradients:
+    """Of the adapter's matrices with `sizes` numbers. With more than one of `passes` over micro-batches in a step they
+    stand beside the activations from the second one on: nothing is there to be taken."""
+    each = [4 * size for size in sizes] if passes == 1 else []
+    return Gradients(sum(size for size in each if size >= MAPPED), tuple(size for size in each if size < MAPPED))
+
+
 def training_bytes(
-    info: ShapeInfo, micro_batch: int, tokens: int, recompute: int, dtype_bytes: int = 2
-) -> tuple[int, int]:
+    info: ShapeInfo, micro_batch: int, tokens: int, recompute: int, dtype_bytes: int = 2,
+    freed: Gradients = Gradients(),
+) -> tuple[int, int]:  # fmt: skip
     """(activations, logits) in bytes whose sum is the peak of one micro-batch of `micro_batch` x `tokens` tokens.
 
     The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. Of a head that is
-    a product alone, the buffer of the logits outlives the loss.
+    a product alone, the buffer of the logits outlives the loss. Where gradients are `freed` before, activations stand
+    in their place: that much is counted once, with the gradients.
     """
     dims, b = known_dims(info), dtype_bytes
     count = micro_batch * tokens
@@ -275,17 +303,18 @@ def training_bytes(
     logits = loss_bytes(info, learned, b)
     in_loss = count * (kept_layers * saved + inputs) + ends + logits
     in_loss += head_tile_bytes(info, b)
-    working = b * dims.hidden + layer_peak_bytes_per_token(info, tokens, b)
-    all_kept = count * (kept_layers * saved + inputs)
-    heap = _holes_bytes(b * dims.query * count, dims.layers, kept_layers, all_kept)
+    heap = _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs), freed.small)
     if info.offload:
         inside = _beside_the_host(info, saved, recompute, b)
-        in_loss += count * (inside[0] - kept_layers * saved) - count * inputs
-        return max(in_loss, count * (inside[1] + working) + (0 if info.scaled else logits)) - logits, logits
+        in_loss += count * (inside[0] - kept_layers * saved - inputs)
+        in_layer = count * (inside[1] + layer_peak_bytes_per_token(info, tokens, b)) + (0 if info.scaled else logits)
+        return max(in_loss, in_layer) - logits, logits
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
-    in_layer = count * (max(kept_layers, 1) * saved + inputs + working) + (0 if info.scaled else logits)
-    return max(in_loss, in_layer) - logits + heap, logits
+    in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
+    in_layer += (0 if info.scaled else logits) + freed.mapped // max(1, dims.layers)  # those of the layer at work
+    peak = max(in_loss, in_layer)
+    return max(peak - freed.mapped, logits) - logits + heap, logits
 
 
 def _beside_the_host(info: ShapeInfo, saved: int, recompute: int, b: int) -> tuple[int, int]:
@@ -304,19 +333,27 @@ def offloaded_bytes(info: ShapeInfo, micro_batch: int, tokens: int, recompute: i
     return micro_batch * tokens * ((layers - recompute) * saved + recompute * inputs)
 
 
-def _holes_bytes(block: int, layers: int, kept_layers: int, kept: int) -> int:
-    """Bytes of the holes in glibc's heap at the end of a forward pass, for queries of `block` bytes and `kept` bytes.
+def _holes_bytes(
+    info: ShapeInfo, number: int, kept_layers: int, kept: int, freed: Sequence[int] = ()
+) -> int:  # fmt: skip
+    """Bytes of the holes in glibc's heap at the end of a forward pass, for `number` bytes of one number of all tokens
+    and `kept` bytes, beside what is `freed` before it, which they fill where it is larger than one of them.
 
     Blocks from 1 MB on are mapped by themselves. Smaller ones that soon go (as many as `_AT_ONCE` while positions are
     put into queries and keys) lie in the heap, and what a layer keeps of small tensors (the LoRA products, logarithms,
-    the adapter's narrow copy; one that is computed again its input) is put into the gaps that they leave, so that those
-    of the next layer need new room. Of items that are so long that their blocks are mapped, shorter ones can still need
-    more, in the layers that are not computed again.
+    the adapter's narrow copy; one that is computed again its random state) is put into the gaps that they leave, so
+    that those of the next layer need new room. Where queries are mapped and keys, which are narrower, are not, theirs
+    do. Of items that are so long that their blocks are mapped, shorter ones can still need more, in the layers that are
+    not computed again.
     """
-    small = min(block, _MAPPED)
-    layers = layers if block < _MAPPED else min(layers, kept_layers + 1)
-    shorter = kept * (block - small) // max(1, block)  # less is kept of items whose blocks are just not mapped
-    return max(0, layers * _AT_ONCE * small - shorter)
+    dims = known_dims(info)
+    block, keys = number * dims.query, number * dims.key
+    if block < MAPPED:
+        return max(0, dims.layers * _AT_ONCE * block - sum(size for size in freed if size > block))
+    shorter = kept * (block - MAPPED) // block  # less is kept of items whose blocks are just not mapped
+    of_shorter = max(0, min(dims.layers, kept_layers + 1) * _AT_ONCE * MAPPED - shorter)
+    of_keys = dims.layers * (_AT_ONCE - 1) * keys if keys < MAPPED else 0
+    return max(0, of_shorter, of_keys - sum(size for size in freed if size > keys))
 
 
 def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
@@ -364,17 +401,29 @@ def scratch_bytes(
 
 
 def library_bytes(
-    info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int, adapted: Iterable[tuple[int, int]], tokens: int
-) -> int:
+    info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int, adapted: Iterable[tuple[int, int]], tokens: int, *,
+    trains: bool = True,
+) -> int:  # fmt: skip
     """Bytes that the processor's library keeps while it multiplies `tokens` rows with `matrices` [out, in]; where these
-    products are native, with the adapter of those that are `adapted`."""
+    products are native, with the adapter of those that are `adapted`, whose gradients (if it `trains`) are sums over
+    the tokens."""
     if info.native.products and b == 2:
         return 0
-    if info.native.products and info.weights != "fp32":
+    if not info.native.products:
+        return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
+    if info.weights == "fp32":  # torch multiplies these; a panel that is too small for the next product is kept, too
+        widths = sorted({_half_panel(side) for shape in (*matrices, _head(info)) for side in shape})[-2:]
+        steps = [_STEPS] * len(widths)
+    else:
         widest = max((max(shape) for shape in adapted), default=0)
-        panels = min(_PANELS, _PANEL * widest * min(tokens, _PANEL_ROWS) // _PANEL_ROWS)
-        return cores() * (panels + (_SUMS if tokens >= _PANEL_ROWS else 0))
-    return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
+        widths = [min(widest, _PANEL), _half_panel(widest)]  # by the rank, and over the tokens
+        steps = [info.rank, _STEPS if trains else 0]  # fewer tokens lie apart, on as many pages
+    panels = sum(width * count for width, count in zip(widths, steps, strict=True))
+    return b * (panels + min(tokens, _PANEL_ROWS) * _STEPS // 2 * bool(panels))
+
+
+def _half_panel(width: int) -> int:
+    return min(-(-width // 2), _PANEL // 2)
 
 
 def narrow_bytes(sizes: Sequence[int], b: int) -> int:

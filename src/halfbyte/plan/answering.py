@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.plan.activations import ShapeInfo, head_tile_bytes, known_dims
+from halfbyte.plan.activations import MAPPED, ShapeInfo, head_tile_bytes, known_dims
 
 _CACHE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # keys and values of one batch
 _MOST_TOKENS, _MOST_ROWS = 16384, 128
@@ -21,6 +21,7 @@ _OF_OPTIONS = {"cpu": 512}  # the same of options' own tokens: each row takes th
 _LOGITS = {"cpu": 2**23}  # numbers in the logits of scored tokens at once: 32 MiB in fp32
 _MOST_LOGITS = 2**25
 _POSITION = 4096  # bytes a token of positions, their angles, cosines and sines (fp32), and of the mask
+_PAGE = 4096  # bytes
 _FEW = 16  # positions up to which the head is multiplied as it is stored (kernels/product/cpu.py)
 
 
@@ -83,11 +84,13 @@ class Pieces:
     positions: int  # with logits
 
 
-def pieces(rows: int, tokens: int, kind: str, budget: int, vocabulary: int, scored: Scored | None = None) -> Pieces:
-    """Of `rows` items that end with `tokens` tokens, prompt and answer."""
+def pieces(
+    rows: int, tokens: int, kind: str, budget: int, vocabulary: int, scored: Scored | None = None, new: int = 0
+) -> Pieces:
+    """Of `rows` items that end with `tokens` tokens, prompt and answer; the last `new` of them are generated."""
     forward, positions = max(rows, tokens_at_once(kind)), positions_at_once(vocabulary, kind)
     if scored is None:
-        return Pieces(rows * tokens, min(rows * tokens, forward), rows)
+        return Pieces(rows * tokens, min(rows * max(1, tokens - new), forward), rows)
     if not scored.options:
         return Pieces(0, rows * tokens, min(rows * scored.tokens, positions))
     prompts, every, own = rows * tokens, rows * scored.options, scored.tokens - 1
@@ -98,19 +101,22 @@ def pieces(rows: int, tokens: int, kind: str, budget: int, vocabulary: int, scor
 
 def evaluation_bytes(
     info: ShapeInfo, rows: int, tokens: int, dtype_bytes: int = 2, kind: str = "cpu", budget: int = _MOST_TOKENS,
-    scored: Scored | None = None,
+    scored: Scored | None = None, new: int = 0,
 ) -> dict[str, int]:  # fmt: skip
     """Parts in bytes of answering `rows` items that end with `tokens` tokens: cache, one layer, logits.
 
-    `budget`: tokens that may be in the cache at once; `scored`: what is scored, where nothing is generated.
+    `budget`: tokens that may be in the cache at once; `scored`: what is scored, where nothing is generated; `new`: of
+    the tokens those that are generated, one at a time (0: not known).
     """
     dims, b = known_dims(info), dtype_bytes
-    there = pieces(rows, tokens, kind, budget, dims.vocabulary or 0, scored)
+    there = pieces(rows, tokens, kind, budget, dims.vocabulary or 0, scored, new)
     # Of hidden states the model holds its embeddings and each layer's input, the layer what it adds to and the norm
     # of it.
     mlp = 3 * dims.mlp + 4 * dims.hidden
-    # Of queries: what is turned, two products, the turned half and the sum; before a norm of their own, one block more.
-    attention = (5 + bool(dims.family.qk_norm)) * dims.query + 3 * dims.key + 3 * dims.hidden
+    # Of queries: what is turned, two products, and the turned half or the sum; plain, both, and one block more before a
+    # norm of their own.
+    blocks = 4 if info.native.norms else 5 + bool(dims.family.qk_norm)
+    attention = blocks * dims.query + 3 * dims.key + 3 * dims.hidden
     working = b * max(mlp, attention) + _POSITION
     if info.scores:
         working = max(working, b * attention + dims.heads * tokens * (b + 4 + b))
@@ -121,8 +127,21 @@ def evaluation_bytes(
     logits = there.positions * (dims.vocabulary or 0) * each
     in_head = there.tokens * b * dims.hidden + logits
     in_head += head_tile_bytes(info, b) if there.positions > _FEW else 0
+    # While the prompts go through, nothing was written yet where keys and values of the answers will stand. After
+    # that the blocks of the MLP are still there (kernels.pool), and a token a row takes next to nothing.
+    late = _unwritten_bytes(info, rows, tokens, new, b)
+    after = there.tokens * b * (3 * dims.mlp + dims.hidden) if late else 0
     return {
         "kv_cache": there.cached * dims.layers * 2 * dims.key * b,
-        "activations": max(there.tokens * working, in_head) - logits,
+        "activations": max(there.tokens * working - late, after, in_head) - logits,
         "logits": logits,
     }
+
+
+def _unwritten_bytes(info: ShapeInfo, rows: int, tokens: int, new: int, b: int) -> int:
+    """Bytes of whole pages that the last `new` of `tokens` tokens have in the cache, where a buffer is mapped by
+    itself: a row and head's columns lie together."""
+    dims = known_dims(info)
+    if rows * tokens * dims.key * b < MAPPED:
+        return 0
+    return 2 * dims.layers * rows * dims.kv_heads * max(0, new * dims.key // dims.kv_heads * b - _PAGE)

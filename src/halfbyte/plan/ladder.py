@@ -113,6 +113,7 @@ def plan_model(
     recompute: int | str = "auto",
     evaluation_batch: int = EVALUATION_BATCH,
     evaluation_sequence: int | None = None,
+    evaluation_new: int = 0,
     scored: Scored | None = None,
     items: int | None = None,
     learned: int | None = None,
@@ -124,6 +125,7 @@ def plan_model(
     link: str | int | None = None,
     length: Length | None = None,
     step_items: int | None = None,
+    passes: int = 1,
     settled: str | None = None,
     optimiser: str = "adamw",
     stream: str = "auto",
@@ -136,16 +138,16 @@ def plan_model(
     `batch` the items computed at once, `memory` what the run may take, mapped weights included (bytes, or "8GB"; None
     or "auto": what is free here), `recompute` the number of layers whose activations are computed again ("auto": as few
     as fit), `evaluation_batch` the answers at once, `evaluation_sequence` the tokens of the longest with its prompt
-    (None: as `sequence`), `scored` what a task scores where nothing is generated, `items` those of a task (then as many
-    at once as `evaluate` takes), `learned` the tokens of an item whose loss counts, at most (None: all), `native` the
-    parts that native code computes (None: as this machine's CPU will), `compute` the type of activations (auto: as the
-    weights, 16 bits where those are quantised). `device` is where it runs (see `devices.find_device`; None: this
-    machine's processor), `ranks` how many of them would train together over links of `link` bytes a second each,
-    `length` the run whose time is asked for.
+    (None: as `sequence`), `evaluation_new` those of them that are generated (0: not known), `scored` what a task scores
+    where nothing is generated, `items` those of a task (then as many at once as `evaluate` takes), `learned` the tokens
+    of an item whose loss counts, at most (None: all), `native` the parts that native code computes (None: as this
+    machine's CPU will), `compute` the type of activations (auto: as the weights, 16 bits where those are quantised).
+    `device` is where it runs (see `devices.find_device`; None: this machine's processor), `ranks` how many of them
+    would train together over links of `link` bytes a second each, `length` the run whose time is asked for.
     With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
-    (`budget.choose`); where they are settled already, `settled` says why. `optimiser` is `tune.optimiser`, `stream` as
-    in a run: auto is on where a card has no room for the weights beside one item, every layer recomputed;
-    `offload` is `tune.offload_activations`, which means nothing off a card.
+    (`budget.choose`); where they are settled already, `settled` says why, and `passes` how many micro-batches a step
+    has. `optimiser` is `tune.optimiser`, `stream` as in a run: auto is on where a card has no room for the weights
+    beside one item, every layer recomputed; `offload` is `tune.offload_activations`, which means nothing off a card.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -172,14 +174,15 @@ def plan_model(
         "rank": rank, "targets": targets, "weights": known[weights], "sequence": sequence,
         "batch": BATCH if batch is None else batch, "memory_bytes": available, "recompute": recompute,
         "evaluation_batch": evaluation_batch, "evaluation_sequence": evaluation_sequence, "native": native,
-        "scored": scored,
+        "evaluation_new": evaluation_new, "scored": scored,
         "compute": compute, "kind": where.kind, "learned": learned, "settled": settled, "foreseen": foreseen,
-        "optimiser": optimiser, "offload": offload and where.kind == "cuda",
+        "optimiser": optimiser, "passes": passes, "offload": offload and where.kind == "cuda",
     }  # fmt: skip
     asked["stream"] = settle_stream(inventory, asked, stream) if where.kind == "cuda" else "off"
     choice = None if step_items is None else _choice(inventory, asked, batch, step_items)
     if choice is not None:
         asked |= {"batch": choice.micro_batch, "recompute": choice.recompute, "settled": str(choice)}
+        asked["passes"] = -(-(step_items or 1) // choice.micro_batch)
 
     def made(**changed: Any) -> Plan:
         return make_plan(inventory, **(asked | changed))
@@ -201,8 +204,10 @@ def make_plan(
     compute: str = "auto",
     kind: str = "cpu",
     evaluation_sequence: int | None = None,
+    evaluation_new: int = 0,
     scored: Scored | None = None,
     learned: int | None = None,
+    passes: int = 1,
     settled: str | None = None,
     foreseen: str = "",
     optimiser: str = "adamw",
@@ -232,24 +237,29 @@ def make_plan(
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
     def scratch(tokens: int, left: int) -> int:
-        library = activations.library_bytes(info, linears.values(), b, [linears[name] for name in chosen], tokens)
+        library = activations.library_bytes(info, linears.values(), b, [linears[name] for name in chosen], tokens,
+                                            trains=left == 2)  # fmt: skip
         shared = activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
         return shared + (library if kind == "cpu" else 0)
 
     loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
     answering = fixed | {"adapter": 4 * adapter - loaded}
     asked, budget = evaluation_sequence or sequence, token_budget(text_config(inventory.config), b, kind)
-    there = pieces(evaluation_batch, asked, kind, budget, info.dims.vocabulary or 0 if info.dims else 0, scored)
+    there = pieces(evaluation_batch, asked, kind, budget, info.dims.vocabulary or 0 if info.dims else 0, scored,
+                   evaluation_new)  # fmt: skip
+    freed = activations.gradients(sizes, passes)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
              "scratch": scratch(batch * sequence, left=2)}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
-    layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b)
+    layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b,
+                                                freed)  # fmt: skip
     phases = {
         "pack": packing(inventory, weights),
         "open": Phase(opened, mapped),
-        "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored),
+        "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored,
+                                                    evaluation_new),
                            "scratch": scratch(there.tokens, left=1)}, None if mapped is None else mapped + loaded),
-        "tune": Phase({**needs, **training(info, batch, sequence, layers, b)}, mapped),
+        "tune": Phase({**needs, **training(info, batch, sequence, layers, b, freed)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
     if info.dims is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.formats import QUANTISED, Weights
+from halfbyte.formats import QUANTISED, Weights, packed_bytes
 from halfbyte.plan import activations
-from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo
+from halfbyte.plan.activations import RUNTIME_BYTES, Gradients, ShapeInfo
 from halfbyte.plan.answering import Scored, evaluation_bytes
 from halfbyte.plan.budget import room_beside
 from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.weighing import gb
+
+WAITING, LEAST_WAITING = 128_000_000, 32_000_000  # bytes that wait for the disk (checkpoint.stream, checkpoint.writer)
 
 
 @dataclass(frozen=True)
@@ -41,37 +43,50 @@ def _largest(inventory: Inventory) -> int | None:
 
 
 def packing(inventory: Inventory, weights: Weights) -> Phase:
-    """Tensors are read from the mapped file and packed one at a time; twice the largest is the most that stands."""
+    """Beside the matrix that is being packed, those that are packed wait for the disk, up to a limit. What is copied as
+    it is waits as a mapping; what is put together first (experts) is computed: then it is twice the largest."""
     if weights not in QUANTISED or inventory.packed is not None:
         return Phase({}, 0)  # nothing is packed
     largest = _largest(inventory)
-    return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else 2 * largest}, largest)
+    return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else _packing_bytes(
+        inventory, weights, largest)}, largest)  # fmt: skip
 
 
-def training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
+def _packing_bytes(inventory: Inventory, weights: Weights, largest: int) -> int:
+    sizes = [part.codes + part.constants for part in
+             (packed_bytes(weights, *shape) for shape in inventory.quantised.values())]  # fmt: skip
+    most = max(sizes, default=0)
+    waiting = min(sum(sizes), max(most, min(WAITING, max(LEAST_WAITING, largest // 2))))
+    computed = any(spec.kind in ("expert", "other") for spec in inventory.tensors)
+    return max(waiting + most + most // 8 * (weights == "nf4"), 2 * largest * computed)  # an eighth: absmax in fp32
+
+
+def training(
+    info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int, freed: Gradients
+) -> dict[str, int | None]:
     if info.dims is None:
         return {"activations": None, "logits": None}
-    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b)
+    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b, freed)
     return {"activations": kept, "logits": logits if info.dims.vocabulary else None}
 
 
 def evaluation(
-    info: ShapeInfo, batch: int, sequence: int, b: int, kind: str, budget: int, scored: Scored | None
+    info: ShapeInfo, batch: int, sequence: int, b: int, kind: str, budget: int, scored: Scored | None, new: int
 ) -> dict[str, int | None]:
     if info.dims is None:
         return {"kv_cache": None, "activations": None, "logits": None}
-    parts: dict[str, int | None] = {**evaluation_bytes(info, batch, sequence, b, kind, budget, scored)}
+    parts: dict[str, int | None] = {**evaluation_bytes(info, batch, sequence, b, kind, budget, scored, new)}
     return parts if info.dims.vocabulary else {**parts, "logits": None}
 
 
 def settle_recompute(
     info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int, mapped: int,
-    b: int,
+    b: int, freed: Gradients,
 ) -> tuple[int, str, bool]:  # fmt: skip
     """The number of layers to recompute, why, and whether the mapped weights count as part of the memory."""
     known = info.dims is not None and info.dims.vocabulary is not None
-    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b)) for layers in range(info.layers + 1)
-             ] if known else []  # fmt: skip
+    every = range(info.layers + 1) if known else ()
+    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b, freed)) for layers in every]
     room = room_beside(memory_bytes, fixed, mapped, min(needs)) if needs and memory_bytes is not None else None
     left_out = f"; {room.reason}" if room is not None and room.reason else ""
     counts = room is not None and room.beside
