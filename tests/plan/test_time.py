@@ -1,5 +1,7 @@
 """Seconds from made-up prices: each part is what its operations cost; without prices there are none."""
 
+import dataclasses
+
 import pytest
 
 from halfbyte.plan import calibration as store
@@ -125,3 +127,16 @@ def test_what_was_not_measured_has_no_seconds(calibrated, llama, tmp_path):
 def test_weights_that_do_not_stay_in_memory_are_named_in_the_time(calibrated):
     plan = plan_model("llama-3.1-8b", memory="6GB", evaluation_batch=1)
     assert "reading them from disk again is not counted" in plan.time["reason"]
+
+
+def test_the_head_is_counted_for_the_tokens_that_are_learned() -> None:
+    every = plan_model("llama-3.2-1b", sequence=256, batch=2)
+    few = plan_model("llama-3.2-1b", sequence=256, batch=2, learned=9)
+    assert every.settings["learned"] is None and few.settings["learned"] == 9
+    made = dataclasses.replace(speed(), learned=9).step_parts(2, 256, 0)
+    costs, dims = speed().costs["loss"], speed().work.dims
+    assert made["head and loss"] == pytest.approx(costs.seconds(count.loss(18, dims.vocabulary, dims.hidden)))
+    assert {name: part for name, part in made.items() if name != "head and loss"} == {
+        name: part for name, part in speed().step_parts(2, 256, 0).items() if name != "head and loss"
+    }
+    assert dataclasses.replace(speed(), learned=10**6).step(2, 256, 0) == speed().step(2, 256, 0)

@@ -35,11 +35,6 @@ Where there is no native product (16 bits without AVX512-BF16, fp32 with AVX-512
 another type than the activations, as the head in 16 bits is, is converted 4096 rows at a time, and MKL or oneDNN keep
 some MB for each thread.
 
-With chunks of 128 tokens in the loss, a training step of the 1B shape (512 tokens, rank 16, AVX512-BF16, a toy
-tokenizer) peaked at 1206, 918 and 634 MB with 0, 8 and 16 of 16 layers recomputed. 290 MB of it stood there once the
-model was open, and 899, 604 and 348 MB were planned for the rest: up to 24 MB more are slack, which the runtime's share
-holds.
-
 Assumed: what is freed goes back to the system (`memory.hold_little`). Times are not modelled here.
 """
 
@@ -333,9 +328,7 @@ def offloaded_bytes(info: ShapeInfo, micro_batch: int, tokens: int, recompute: i
     return micro_batch * tokens * ((layers - recompute) * saved + recompute * inputs)
 
 
-def _holes_bytes(
-    info: ShapeInfo, number: int, kept_layers: int, kept: int, freed: Sequence[int] = ()
-) -> int:  # fmt: skip
+def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int, freed: Sequence[int] = ()) -> int:
     """Bytes of the holes in glibc's heap at the end of a forward pass, for `number` bytes of one number of all tokens
     and `kept` bytes, beside what is `freed` before it, which they fill where it is larger than one of them.
 

@@ -271,7 +271,7 @@ def make_plan(
         model=inventory.name,
         source=inventory.where,
         settings={"weights": weights, "rank": rank, "targets": targets if isinstance(targets, str) else list(targets),
-                  "sequence": sequence, "batch": batch, "evaluation_batch": evaluation_batch,
+                  "sequence": sequence, "learned": learned, "batch": batch, "evaluation_batch": evaluation_batch,
                   "evaluation_sequence": asked, "scored": None if scored is None else asdict(scored),
                   "recompute": layers,
                   "layers": info.layers, "compute": compute, "dtype_bytes": b, "stream": "on" if streamed else "off",

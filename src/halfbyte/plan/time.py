@@ -25,6 +25,7 @@ class Speed:
     weights: str
     costs: Mapping[str, Cost]
     b: int  # bytes of an activation
+    learned: int | None = None  # tokens of an item whose loss counts, at most; None: all but the first
 
     def _cost(self, name: str) -> Cost:
         return self.costs[name]
@@ -43,7 +44,7 @@ class Speed:
                    for window, layers in self.work.windows.items() if layers)  # fmt: skip
 
     def step_parts(self, batch: int, sequence: int, recomputed: int, micro_batches: int = 1) -> dict[str, float]:
-        """Seconds by part of one optimiser step of `micro_batches` x `batch` items of `sequence` tokens, all learned;
+        """Seconds by part of one optimiser step of `micro_batches` x `batch` items of `sequence` tokens;
         `recomputed` layers are computed again in the backward pass."""
         dims, tokens, layers = self.work.dims, batch * sequence, self.work.dims.layers
         forward = self._products("forward", self.work.matrices, tokens)
@@ -55,7 +56,7 @@ class Speed:
         attention = self.attention("forward", batch, sequence, sequence)
         rest = layers * self._cost("rest/forward").seconds(count.rest(dims, tokens, self.b))
         again = (forward + attention + rest) * recomputed / layers - recomputed * last
-        learned = batch * max(0, sequence - 1)
+        learned = batch * min(max(0, sequence - 1), sequence if self.learned is None else self.learned)
         parts = {
             "products forward": forward,
             "products backward": backward,
@@ -165,7 +166,7 @@ def speed_of(
     format_ = "nf4" if weights == "nf4-single" else weights
     if costs is None or f"product/{format_}/forward" not in costs:
         return None, f"unknown, because {weights} computed in {compute} was not calibrated on this machine"
-    return Speed(work, weights, costs, 4 if compute == "fp32" else 2), reason
+    return Speed(work, weights, costs, 4 if compute == "fp32" else 2, settings.get("learned")), reason
 
 
 def estimate(
