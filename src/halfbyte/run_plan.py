@@ -85,10 +85,11 @@ class RunPlan:
     def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""
         from halfbyte.model.adapter import quant_linears
-        from halfbyte.plan.activations import library_bytes, running_bytes
+        from halfbyte.plan.activations import running_bytes
         from halfbyte.plan.budget import spoken_for
         from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
+        from halfbyte.plan.scratch import library_bytes
         from halfbyte.plan.streaming import streaming, weights_on_card
         from halfbyte.plan.weighing import mapped_bytes
 

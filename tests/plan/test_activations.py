@@ -24,18 +24,16 @@ from halfbyte.plan.activations import (
     _holes_bytes,
     gradients,
     layer_peak_bytes_per_token,
-    library_bytes,
     loss_bytes,
-    narrow_bytes,
     recomputed_bytes_per_token,
     saved_bytes_per_token,
-    scratch_bytes,
     shape_info,
     training_bytes,
 )
 from halfbyte.plan.answering import Pieces, evaluation_bytes, pieces
 from halfbyte.plan.catalogue import find
 from halfbyte.plan.native import Native, foretold, has_fp32_products, of_model
+from halfbyte.plan.scratch import library_bytes, narrow_bytes, scratch_bytes
 from halfbyte.targets import select_targets
 from tests.tiny import FAMILIES, tiny_checkpoint
 
@@ -130,7 +128,7 @@ def test_native_the_logits_lie_in_one_buffer_unless_the_head_does_more_than_a_pr
 
 
 def test_native_products_need_no_buffer_of_the_size_of_a_weight(monkeypatch):
-    monkeypatch.setattr("halfbyte.plan.activations.cores", lambda: 2)
+    monkeypatch.setattr("halfbyte.plan.scratch.cores", lambda: 2)
     config, shapes = find("llama-3.1-8b").config, [(14336, 4096), (4096, 14336), (4096, 4096)]
     plain, native = shape_info(config, rank=16), shape_info(config, rank=16, native=NATIVE)
     assert scratch_bytes(plain, shapes, 512, True) == 2 * 14336 * 4096
@@ -234,7 +232,7 @@ def test_a_sliding_window_makes_a_mask_when_the_sequence_is_longer():
 
 
 def test_a_dense_weight_of_another_type_is_converted_by_rows(monkeypatch):
-    monkeypatch.setattr("halfbyte.plan.activations.cores", lambda: 2)
+    monkeypatch.setattr("halfbyte.plan.scratch.cores", lambda: 2)
     config, shapes = find("llama-3.1-8b").config, [(14336, 4096), (4096, 14336)]
     wide, same, packed = (
         shape_info(config, native=NATIVE_NORMS, weights=weights) for weights in ("bf16", "fp32", "nf4")

@@ -46,7 +46,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfbyte.config import AdapterConfig
-from halfbyte.environment import cores
 from halfbyte.errors import ConfigError
 from halfbyte.formats import QUANTISED
 from halfbyte.plan.native import Native, plain
@@ -67,21 +66,9 @@ LOSS_BYTES = 2 + 4 + 4 + 2
 SOFTCAP_BYTES = 3 * 2  # divided, through tanh, multiplied
 _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of a head that is more than a product
 
-# What the library below torch's products keeps for each thread where these are not native: MKL in fp32 (no more than
-# the largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4
-# threads.
-_LIBRARY = {4: 7_700_000, 2: 2_300_000}
-# With AVX2, MKL copies what it multiplies in fp32 into panels that it keeps, one for all threads: of the wider matrix
-# at most 6400 columns, and half of them at once where the contraction is long; of a contraction 384 steps. It reserves
-# more; what it writes to was read from RssAnon, product by product, for widths of 1024 to 14336 and 16 to 1024 tokens.
-_PANEL, _STEPS, _PANEL_ROWS = 6400, 384, 768
 _TILE = 4096  # rows of a dense matrix that are converted at once (kernels/product/reference.py)
 
-# Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
-# a thread's buffers (sums, decoded weights, a strip of attention), and the accumulators of dK and dV.
-_ROWS, _LAID_OUT, _THREAD, _ACCUMULATORS = 512, 16384, 1_400_000, 8
-_LAID_OUT_FP32, _DECODED_FP32 = 2048, 4 * 64 * 256  # of kernels/product/fp32.h: steps, and a thread's bytes
-
+_ACCUMULATORS = 8  # of dK and dV, in kernels/attention/cpu.cpp
 MAPPED = 1 << 20  # bytes from which on glibc maps a block by itself (memory.hold_little)
 _AFTER_MLP = "post_feedforward_layernorm"  # the norm of the MLP's result, in the families that have one
 _AT_ONCE = 6  # in transformers' rotary embedding: the new queries, and of the keys two products, the turned half, a sum
@@ -253,10 +240,10 @@ def tile_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], dtype_bytes
 
 def head_tile_bytes(info: ShapeInfo, dtype_bytes: int) -> int:
     """The same of the head, where it stands beside the buffer of packed weights (else it is part of the scratch)."""
-    return tile_bytes(info, [_head(info)], dtype_bytes) if info.weights in QUANTISED else 0
+    return tile_bytes(info, [head_shape(info)], dtype_bytes) if info.weights in QUANTISED else 0
 
 
-def _head(info: ShapeInfo) -> tuple[int, int]:
+def head_shape(info: ShapeInfo) -> tuple[int, int]:
     return (info.dims.vocabulary or 0, info.dims.hidden) if info.dims is not None else (0, 0)
 
 
@@ -359,69 +346,6 @@ def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
 def running_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
     """`runtime_bytes` of a process in which the model is at work."""
     return runtime_bytes(info, tokenizer_bytes) + WORKING_BYTES
-
-
-def scratch_bytes(
-    info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2, left: int = 2
-) -> int:
-    """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in].
-
-    Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once (in fp32
-    they are in the result), and each thread's decoded piece (kernels/product/amx.h, many.h, fp32.h); else one matrix
-    decoded, if they are packed, or some rows of one converted, which are gone after each product: while those of down
-    are there, `left` of the MLP's results are not (two of the gradients when it trains, one, whose block its output
-    takes, when it answers).
-    """
-    shapes = list(matrices)
-    if not info.native.products:
-        if not packed:
-            mlp = info.dims.mlp if info.dims is not None else 0
-            others = [shape for shape in shapes if shape[1] != mlp]
-            down = tile_bytes(info, [shape for shape in shapes if shape[1] == mlp], b) - left * b * tokens * mlp
-            return max(down, tile_bytes(info, [*others, _head(info)], b))
-        return b * max((rows * columns for rows, columns in shapes), default=0)
-    if info.weights == "fp32":  # torch multiplies these as they are
-        return 0
-    rows = min(_ROWS, tokens)
-    if info.dims is not None and info.dims.vocabulary:
-        shapes.append((info.dims.vocabulary, info.dims.hidden))  # the head, with fewer rows
-    ways = [way for shape in shapes for way in (shape, shape[::-1])]  # forward, and transposed
-    if b == 4:
-        return rows * 4 * max((min(steps, _LAID_OUT_FP32) for _, steps in ways), default=0) + cores() * _DECODED_FP32
-    laid_out = max((2 * min(steps, _LAID_OUT) for _, steps in ways), default=0) + 2 * info.rank
-    sums = max((4 * outputs for outputs, steps in ways if steps > _LAID_OUT), default=0)
-    return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)
-
-
-def library_bytes(
-    info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int, adapted: Iterable[tuple[int, int]], tokens: int, *,
-    trains: bool = True,
-) -> int:  # fmt: skip
-    """Bytes that the processor's library keeps while it multiplies `tokens` rows with `matrices` [out, in]; where these
-    products are native, with the adapter of those that are `adapted`, whose gradients (if it `trains`) are sums over
-    the tokens."""
-    if info.native.products and b == 2:
-        return 0
-    if not info.native.products:
-        return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
-    if info.weights == "fp32":  # torch multiplies these; a panel that is too small for the next product is kept, too
-        widths = sorted({_half_panel(side) for shape in (*matrices, _head(info)) for side in shape})[-2:]
-        steps = [_STEPS] * len(widths)
-    else:
-        widest = max((max(shape) for shape in adapted), default=0)
-        widths = [min(widest, _PANEL), _half_panel(widest)]  # by the rank, and over the tokens
-        steps = [info.rank, _STEPS if trains else 0]  # fewer tokens lie apart, on as many pages
-    panels = sum(width * count for width, count in zip(widths, steps, strict=True))
-    return b * (panels + min(tokens, _PANEL_ROWS) * _STEPS // 2 * bool(panels))
-
-
-def _half_panel(width: int) -> int:
-    return min(-(-width // 2), _PANEL // 2)
-
-
-def narrow_bytes(sizes: Sequence[int], b: int) -> int:
-    """Bytes of the adapter's copy in the type of activations, of its matrices A and B in turn; in fp32 A is no copy."""
-    return b * sum(sizes if b < 4 else sizes[1::2])
 
 
 def known_dims(info: ShapeInfo) -> Dimensions:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from halfbyte.plan.activations import ShapeInfo, narrow_bytes, scratch_bytes, training_bytes
+from halfbyte.plan.activations import ShapeInfo, training_bytes
+from halfbyte.plan.scratch import narrow_bytes, scratch_bytes
 
 MOST_ITEMS = 16  # items at once; more gain nothing
 MOST_TOKENS = 4096  # tokens at once: from there on the products run at full speed, more gain nothing on a CPU

@@ -27,6 +27,7 @@ from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.phases import Phase, evaluation, packing, settle_recompute, training, verdict
+from halfbyte.plan.scratch import library_bytes, narrow_bytes, scratch_bytes
 from halfbyte.plan.shapes import TensorSpec, text_config
 from halfbyte.plan.streaming import in_words, offload_words, settle, streaming, weights_on_card
 from halfbyte.plan.time import Length
@@ -232,14 +233,14 @@ def make_plan(
     streamed = streaming(inventory, weights) if stream == "on" else None
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
         opened, mapped = {"context": CONTEXT_BYTES, **weights_on_card(mapped, streamed)}, 0
-    fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": activations.narrow_bytes(sizes, b)}
+    fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": narrow_bytes(sizes, b)}
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
     def scratch(tokens: int, left: int) -> int:
-        library = activations.library_bytes(info, linears.values(), b, [linears[name] for name in chosen], tokens,
+        library = library_bytes(info, linears.values(), b, [linears[name] for name in chosen], tokens,
                                             trains=left == 2)  # fmt: skip
-        shared = activations.scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
+        shared = scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
         return shared + (library if kind == "cpu" else 0)
 
     loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
@@ -329,7 +330,7 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     sizes, on_card = _adapter_sizes(inventory.linears, names, rank), asked["kind"] == "cuda"
     runtime = activations.running_bytes(info, inventory.tokenizer_bytes)
     adapted = [inventory.linears[name] for name in names]
-    runtime += activations.library_bytes(info, inventory.linears.values(), b, adapted, step_items * sequence)
+    runtime += library_bytes(info, inventory.linears.values(), b, adapted, step_items * sequence)
     if on_card:
         streamed = streaming(inventory, weights) if asked["stream"] == "on" else None
         runtime = CONTEXT_BYTES + sum(size or 0 for size in weights_on_card(mapped, streamed).values())
