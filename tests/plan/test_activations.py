@@ -42,6 +42,24 @@ NATIVE = Native(True, True, True, True, "as told")
 NATIVE_NORMS = Native(True, True, True, False, "as told")  # without products, as in fp32
 
 
+@pytest.fixture(autouse=True)
+def _to_the_byte(monkeypatch):
+    """Formulas are held against each other without what is counted beside them all."""
+    monkeypatch.setattr("halfbyte.plan.activations._SLACK", 1 << 60)
+
+
+def test_a_fiftieth_of_what_comes_and_goes_is_counted_beside_it(monkeypatch):
+    config = find("llama-3.2-1b").config
+    infos = [shape_info(config, native=native) for native in (NATIVE, NATIVE_NORMS, PLAIN)]
+    without = [[sum(training_bytes(info, 2, 512, 4)), sum(evaluation_bytes(info, 4, 64).values())] for info in infos]
+    cache = evaluation_bytes(infos[0], 4, 64)["kv_cache"]
+    monkeypatch.setattr("halfbyte.plan.activations._SLACK", 50)
+    for info, (trained, asked) in zip(infos, without, strict=True):
+        slack = int(info.native.norms)
+        assert sum(training_bytes(info, 2, 512, 4)) == trained + slack * (trained // 50)
+        assert sum(evaluation_bytes(info, 4, 64).values()) == asked + slack * ((asked - cache) // 50)
+
+
 def _decoder(folder, targets):
     """The decoder of a checkpoint, with halfbyte's parts where the kernels have them, and which those are."""
     from transformers import AutoModelForCausalLM

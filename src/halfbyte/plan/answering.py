@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.plan.activations import MAPPED, ShapeInfo, head_tile_bytes, known_dims
+from halfbyte.plan.activations import MAPPED, ShapeInfo, head_tile_bytes, known_dims, slack_bytes
 
 _CACHE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # keys and values of one batch
 _MOST_TOKENS, _MOST_ROWS = 16384, 128
@@ -131,9 +131,10 @@ def evaluation_bytes(
     # that the blocks of the MLP are still there (kernels.pool), and a token a row takes next to nothing.
     late = _unwritten_bytes(info, rows, tokens, new, b)
     after = there.tokens * b * (3 * dims.mlp + dims.hidden) if late else 0
+    cache, peak = there.cached * dims.layers * 2 * dims.key * b, max(there.tokens * working - late, after, in_head)
     return {
-        "kv_cache": there.cached * dims.layers * 2 * dims.key * b,
-        "activations": max(there.tokens * working - late, after, in_head) - logits,
+        "kv_cache": cache,
+        "activations": peak - logits + slack_bytes(info, peak),
         "logits": logits,
     }
 

@@ -20,6 +20,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "context": ("bright_black", "c"),
     "weights": ("blue", "W"),
     "constants": ("bright_blue", "C"),
+    "slots": ("bright_blue", "S"),
     "adapter": ("red", "A"),
     "narrow_copy": ("bright_red", "n"),
     "gradients": ("yellow", "G"),
