@@ -109,6 +109,7 @@ def _planned(model: str) -> tuple[str, RunConfig | None]:
 
 def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     """The plan of one model or run; what the command line names goes before what the run says."""
+    from halfbyte.plan.devices import find_device
     from halfbyte.plan.ladder import BATCH, SEQUENCE, plan_model
 
     _check_options(options)
@@ -133,6 +134,10 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         sequence = data.pop("sequence")
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
+    if (stream == "on" or offload) and find_device(device or "auto").kind != "cuda":
+        raise ConfigError("this is for a card, whose memory is not the host's",
+                          where="stream" if stream == "on" else "tune.offload_activations", found="no card",
+                          do="leave it away, or name the card: --device cuda, --device 8GB")  # fmt: skip
     made = plan_model(
         model,
         rank=AdapterConfig.rank if rank is None else rank,

@@ -119,6 +119,7 @@ def _what(config: RunConfig, space: Space, scorer: str | None) -> dict[str, Any]
     from halfbyte.checkpoint.source import open_checkpoint
     from halfbyte.data.dataset import data_digest
     from halfbyte.model.build import choose_device, origin
+    from halfbyte.model.stream import require_card
 
     if not config.data.train:
         raise ConfigError("no training data is named", where="data.train", do="add 'data: {train: train.jsonl}'")
@@ -127,7 +128,7 @@ def _what(config: RunConfig, space: Space, scorer: str | None) -> dict[str, Any]
                           found=repr(config.data.validation), do="set a share such as 0.1, or a file")  # fmt: skip
     if config.task:
         load_task(config.task, scorer)
-    choose_device(config.device)
+    require_card(config, choose_device(config.device)[0])
     _check_targets(config, space)
     digest = data_digest(config.data)
     options = {key: value for key, value in flat(to_dict(config)).items() if key not in {*_LOCAL, *space.to_json()}}

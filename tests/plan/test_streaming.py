@@ -76,6 +76,17 @@ def test_a_processor_streams_nothing() -> None:
     assert plan_model("llama-3.1-8b", memory="1GB", stream="on").settings["stream"] == "off"
 
 
+def test_memory_that_a_card_does_not_have_is_not_there() -> None:
+    plan = llama("4GB", memory="24GB", sequence=512)
+    assert plan.memory_bytes == 4 * 10**9 and plan.settings["stream"] == "on"
+    assert llama("24GB", memory="4GB", sequence=512).memory_bytes == 4 * 10**9
+
+
+def test_what_streaming_would_mend_is_said_for_each_phase() -> None:
+    advice = llama("5GB", sequence=256, stream="off").fit["advice"]
+    assert set(advice) == {"open", "evaluate", "tune"} and all("take stream: on" in text for text in advice.values())
+
+
 def test_offloaded_activations_leave_two_layers_on_the_card() -> None:
     asked = {"sequence": 2048, "batch": 4}
     for layers, each in ((0, saved_bytes_per_token), (32, None)):

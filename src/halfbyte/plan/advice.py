@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from halfbyte.config import LEAST_TOKENS
+from halfbyte.errors import ConfigError
 from halfbyte.plan.budget import amount
 
 if TYPE_CHECKING:
@@ -31,8 +32,20 @@ def advise(make: Make, plan: Plan, fit: Fit) -> dict[str, str]:
             if fit.fits is False:
                 found[name] = _training(plan, fit, memory)
         elif peak is not None and peak > memory and not (name == "pack" and on_card):  # that is the host's
+            streamed = on_card and plan.settings["stream"] == "off" and _streamed_bytes(make, plan, name)
+            if streamed and streamed <= memory:
+                found[name] = f"take stream: on, which takes {amount(streamed)}"
+                continue
             found[name] = {"pack": _packing, "open": _opening, "evaluate": _evaluation}[name](make, plan, memory)
     return found
+
+
+def _streamed_bytes(make: Make, plan: Plan, phase: str) -> int:
+    """The peak of a phase with the weights streamed; 0 where that is not known."""
+    try:
+        return make(recompute=plan.settings["recompute"], stream="on").phases[phase].peak_bytes or 0
+    except ConfigError:
+        return 0
 
 
 def _training(plan: Plan, fit: Fit, memory: int) -> str:
@@ -78,5 +91,5 @@ def _evaluation(make: Make, plan: Plan, memory: int) -> str:
     if low == 0:
         words = f"not even one answer fits: with its prompt, {tokens} tokens, it takes {amount(need(1))}"
         return f"{words}; shorten the prompts, or take a smaller model or more memory"
-    words = f"{low} of {asked} answers of {tokens} tokens, with their prompts, fit at once: --limit {low}, or "
-    return f"{words}{amount(need(asked))} of memory for all"
+    words = f"{low} of {asked} answers of {tokens} tokens, with their prompts, fit at once: shorten the prompts or the "
+    return f"{words}answers, try {low} items with --limit {low}, or take {amount(need(asked))} of memory for all"

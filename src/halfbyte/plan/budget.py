@@ -101,8 +101,8 @@ def choose(
         careful = "one item at a time, every layer recomputed: " if micro_batch is None and recompute is None else ""
         return Choice(items, layers, f"{careful}the need is {info.unknown}", None)
     layers, tokens = info.dims.layers, longest_tokens
-    if info.offload and recompute is None:
-        recompute = layers
+    sent = info.offload and recompute is None
+    recompute = layers if sent else recompute
 
     def need(items: int, count: int) -> int:
         return sum(training_bytes(info, items, tokens, min(count, layers), dtype_bytes))
@@ -116,6 +116,7 @@ def choose(
     found = next(((items, count) for items, count in tries if need(items, count) <= room.size), None)
     items, count = found or tries[-1]
     why = _reason(need, items, count, room, layers, _even(batch, most), bool(found), recompute is None)
+    why += "; every layer is recomputed, since least goes to the host then" if sent else ""
     return Choice(items, count, why, found is not None)
 
 
