@@ -103,7 +103,7 @@ CASES = [
          "says what is there"),
     Case("layers that shall be streamed where there is no card", _run("stream: on"), TUNE, 2, "this is for a card",
          "found before anything is loaded"),
-    Case("a plan of layers that shall be streamed where there is no card", _run("stream: on"), "plan {folder}/run.yaml", 2,
+    Case("a plan of streamed layers where there is no card", _run("stream: on"), "plan {folder}/run.yaml", 2,
          "this is for a card", "as `tune` would say it"),
     Case("activations that shall go to the host without a card",
          edit("run.yaml", "tune: {max_steps: 2, batch: 4}", "tune: {offload_activations: true}"), TUNE,
