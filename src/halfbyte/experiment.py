@@ -85,7 +85,8 @@ def tune(
     load_examples(config.data.train, config.data.template)  # their faults are cheap to find before anything else
     if task is not None:
         check_judge(load_task_set(task, seed=config.seed))
-    _foreseen(config, LEAST_TOKENS, console, force)
+    if not force:
+        _foreseen(config, LEAST_TOKENS, console, force)
     read = functools.cache(lambda: _checked_data(config, task, console))
     begun = resume and (Path(config.out) / "run.yaml").is_file()
     config = prepare_folder(config, resume, lambda: read()[1])
@@ -220,7 +221,7 @@ def _foreseen(config: RunConfig, longest: int, console: Console, force: bool) ->
         return config.stream
     fit = made.fit
     if fit["fits"] is not False or force:
-        return config.stream if config.stream == "on" else str(made.settings["stream"])
+        return str(made.settings["stream"])
     found = f"{amount(fit['needed_bytes'])} needed for one pass over items of {longest} tokens, "
     found += f"{amount(fit['memory_bytes'])} are there: {amount(-fit['spare_bytes'])} too much"
     do = f"{fit['advice']['tune']}; or start anyway with --force"

@@ -122,8 +122,10 @@ def _close_holes() -> None:
 
 def _open_holes() -> None:
     """Give the heap what `_close_holes` took."""
-    while _closed:
-        ctypes.CDLL(None).free(ctypes.c_void_p(_closed.pop()))
+    if _closed:
+        free = ctypes.CDLL(None).free
+        while _closed:
+            free(ctypes.c_void_p(_closed.pop()))
 
 
 class MemoryMeter:

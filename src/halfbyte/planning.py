@@ -111,6 +111,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     """The plan of one model or run; what the command line names goes before what the run says."""
     from halfbyte.plan.devices import find_device
     from halfbyte.plan.ladder import BATCH, SEQUENCE, plan_model
+    from halfbyte.plan.streaming import for_a_card, no_card
 
     _check_options(options)
     rank, targets, weights, sequence = options.lora_rank, options.lora_targets, options.weights, options.sequence
@@ -134,10 +135,9 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         sequence = data.pop("sequence")
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
-    if (stream == "on" or offload) and find_device(device or "auto").kind != "cuda":
-        raise ConfigError("this is for a card, whose memory is not the host's",
-                          where="stream" if stream == "on" else "tune.offload_activations", found="no card",
-                          do="leave it away, or name the card: --device cuda, --device 8GB")  # fmt: skip
+    option = for_a_card(stream, offload)
+    if option is not None and (where := find_device(device or "auto")).kind != "cuda":
+        raise no_card(option, where.name)
     made = plan_model(
         model,
         rank=AdapterConfig.rank if rank is None else rank,

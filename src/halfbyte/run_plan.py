@@ -87,10 +87,9 @@ class RunPlan:
         from halfbyte.model.adapter import quant_linears
         from halfbyte.plan.activations import running_bytes
         from halfbyte.plan.budget import spoken_for
-        from halfbyte.plan.devices import CONTEXT_BYTES
         from halfbyte.plan.inventory import take_inventory
         from halfbyte.plan.scratch import library_bytes
-        from halfbyte.plan.streaming import streaming, weights_on_card
+        from halfbyte.plan.streaming import opened_on_card, streaming
         from halfbyte.plan.weighing import mapped_bytes
 
         weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
@@ -98,7 +97,7 @@ class RunPlan:
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights)
         streamed = streaming(inventory, weights) if self.model.streamer is not None else None
-        there = CONTEXT_BYTES + sum(size or 0 for size in weights_on_card(mapped, streamed).values())
+        there = sum(size or 0 for size in opened_on_card(mapped, streamed).values())
         b = int(self.model.dtype.itemsize)
         if not on_card:
             adapted = [(layer.out_features, layer.in_features) for layer in self.model.targeted(config.adapter)]

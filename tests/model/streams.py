@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+_ORDERS = 300
+
 
 class Stream:
     """A queue of work: ("wait", stream, how much of it) and whatever else a test writes into it."""
@@ -55,6 +57,11 @@ def advance(streams: list[Stream], seed: int, act: Callable[[str, Any, Any], Non
         if kind != "wait":
             act(kind, what, value)
     assert all(done[id(stream)] == len(stream.work) for stream in streams), "they wait for each other"
+
+
+def ever(raced: Callable[[list[Stream], int], bool], streams: list[Stream]) -> bool:
+    """Whether `raced` finds something in one of many orders."""
+    return any(raced(streams, seed) for seed in range(_ORDERS))
 
 
 def _is_ready(stream: Stream, done: dict[int, int]) -> bool:

@@ -42,8 +42,7 @@ from halfbyte.plan.devices import CONTEXT_BYTES, Device
 from halfbyte.plan.inventory import take_inventory
 from halfbyte.plan.ladder import plan_model
 from halfbyte.plan.machine import this_machine
-from halfbyte.plan.streaming import SLOTS
-from halfbyte.plan.streaming import settle as foretold_stream
+from halfbyte.plan.streaming import SLOTS, for_a_card, needs_streaming, no_card, no_layers
 
 
 class Streamer:
@@ -54,8 +53,7 @@ class Streamer:
 
     def __init__(self, layers: Sequence[Sequence[QuantLinear]], device: torch.device) -> None:
         if not layers:
-            raise ConfigError("this architecture's layers can't be streamed", where="stream",
-                              found="no layers of linear layers in it", do="use stream: off")  # fmt: skip
+            raise no_layers()
         self.device = device
         cuda = device.type == "cuda"
         self.host: list[Tensor] = []
@@ -124,15 +122,9 @@ class Streamer:
 
 def require_card(config: RunConfig, device: torch.device) -> None:
     """Raises ConfigError for options of a run that ask for what only a card has, the host's memory beside its own."""
-    asked = {"stream": config.stream == "on", "tune.offload_activations": config.tune.offload_activations}
-    for option, wanted in asked.items():
-        if wanted and device.type != "cuda":
-            raise _no_card(option, device)
-
-
-def _no_card(option: str, device: torch.device) -> ConfigError:
-    return ConfigError("this is for a card, whose memory is not the host's", where=option, found=f"device {device}",
-                       do="leave it away, or set device: cuda")  # fmt: skip
+    option = for_a_card(config.stream, config.tune.offload_activations)
+    if option is not None and device.type != "cuda":
+        raise no_card(option, f"device {device}")
 
 
 def settle_stream(asked: str, device: torch.device, path: Path, weights: Weights, compute: str) -> tuple[bool, str]:
@@ -140,18 +132,18 @@ def settle_stream(asked: str, device: torch.device, path: Path, weights: Weights
     answers to some prompts is more than what is free there. Raises ConfigError where there is no card."""
     if device.type != "cuda":
         if asked == "on":
-            raise _no_card("stream", device)
+            raise no_card("stream", f"device {device}")
         return False, ""
     if asked != "auto":
         return asked == "on", "as asked"
     inventory = take_inventory(str(path))
     if not inventory.linears:
-        return False, "the model has no linear layers that could be"
+        return False, "the model has no linear layers that could be streamed"
     free = int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
     free -= torch.cuda.memory_allocated(device)  # what torch holds and does not use is free, too
     card = Device("cuda", str(device), free + CONTEXT_BYTES, compute == "bf16", "")  # the context is there by now
     phases = plan_model(str(path), weights=weights, compute=compute, device=card, stream="off").phases
-    return foretold_stream(inventory, weights, phases["evaluate"], phases["open"], card.memory_bytes or 0)
+    return needs_streaming(inventory, weights, phases["evaluate"], phases["open"], card.memory_bytes or 0)
 
 
 def _host_has_room(layers: Sequence[Sequence[QuantLinear]]) -> None:

@@ -22,14 +22,14 @@ from halfbyte.plan.answering import Scored, items_at_once, pieces, token_budget
 from halfbyte.plan.answers import complete
 from halfbyte.plan.budget import Choice, choose, spoken_for
 from halfbyte.plan.compute import activation_bytes, foretold_compute
-from halfbyte.plan.devices import CONTEXT_BYTES, Device, find_device
+from halfbyte.plan.devices import Device, find_device
 from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.native import Native, foretold
 from halfbyte.plan.phases import Phase, evaluation, packing, settle_recompute, training, verdict
 from halfbyte.plan.scratch import library_bytes, narrow_bytes, scratch_bytes
 from halfbyte.plan.shapes import TensorSpec, text_config
-from halfbyte.plan.streaming import in_words, offload_words, settle, streaming, weights_on_card
+from halfbyte.plan.streaming import in_words, needs_streaming, no_layers, offload_words, opened_on_card, streaming
 from halfbyte.plan.time import Length
 from halfbyte.plan.weighing import gb, mapped_bytes, mapped_of, packed_sizes, state_bytes, stored_bytes
 from halfbyte.targets import select_targets
@@ -234,7 +234,7 @@ def make_plan(
     opened: dict[str, int | None] = {"runtime": runtime}
     streamed = streaming(inventory, weights) if stream == "on" else None
     if kind == "cuda":  # nothing is mapped there, and the host's share is not the card's
-        opened, mapped = {"context": CONTEXT_BYTES, **weights_on_card(mapped, streamed)}, 0
+        opened, mapped = opened_on_card(mapped, streamed), 0
     fixed = {**opened, "adapter": 4 * adapter, "narrow_copy": narrow_bytes(sizes, b)}
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
@@ -308,16 +308,14 @@ def settle_stream(inventory: Inventory, asked: Mapping[str, Any], stream: str) -
 
     auto: on where they leave no room for one item with every layer recomputed, since that costs less than the link."""
     if stream == "on" and streaming(inventory, asked["weights"]) is None:
-        raise ConfigError("this architecture's layers can't be streamed", where="stream",
-                          found="no layers of linear layers in it", do="use stream: off")  # fmt: skip
+        raise no_layers()
     if stream != "auto" or asked["memory_bytes"] is None:
         return "off" if stream == "auto" else stream
     least = dict(asked) | {"stream": "off", "batch": 1}
     least["recompute"] = make_plan(inventory, **least).settings["layers"]
     phases = make_plan(inventory, **least).phases
-    return (
-        "on" if settle(inventory, asked["weights"], phases["tune"], phases["open"], asked["memory_bytes"])[0] else "off"
-    )
+    on, _ = needs_streaming(inventory, asked["weights"], phases["tune"], phases["open"], asked["memory_bytes"])
+    return "on" if on else "off"
 
 
 def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step_items: int) -> Choice | None:
@@ -335,7 +333,7 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     runtime += library_bytes(info, inventory.linears.values(), b, adapted, step_items * sequence)
     if on_card:
         streamed = streaming(inventory, weights) if asked["stream"] == "on" else None
-        runtime = CONTEXT_BYTES + sum(size or 0 for size in weights_on_card(mapped, streamed).values())
+        runtime = sum(size or 0 for size in opened_on_card(mapped, streamed).values())
     fixed = spoken_for(
         info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
         adapter=sizes, optimiser_bytes=moment_bytes(asked["optimiser"], sizes),

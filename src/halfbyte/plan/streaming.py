@@ -14,8 +14,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from halfbyte.errors import ConfigError
 from halfbyte.formats import QUANTISED, Weights, aligned, packed_bytes
 from halfbyte.plan.activations import ShapeInfo, offloaded_bytes
+from halfbyte.plan.devices import CONTEXT_BYTES
 from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.phases import Phase
 from halfbyte.plan.weighing import gb
@@ -81,7 +83,24 @@ def _parts(weights: Weights, rows: int, columns: int, packed: bool) -> list[int]
     return [part for part in (size.codes, size.absmax, size.nested_absmax) if part]
 
 
-def settle(inventory: Inventory, weights: Weights, work: Phase, opened: Phase, memory_bytes: int) -> tuple[bool, str]:
+def for_a_card(stream: str, offload: bool) -> str | None:
+    """The option that asks for what only a card has: the host's memory beside its own."""
+    return "stream" if stream == "on" else "tune.offload_activations" if offload else None
+
+
+def no_card(option: str, found: str) -> ConfigError:
+    do = f"leave {option} away, or run on a card: device: cuda (halfbyte plan takes device: 8GB, too)"
+    return ConfigError("this is for a card, whose memory is not the host's", where=option, found=found, do=do)
+
+
+def no_layers() -> ConfigError:
+    return ConfigError("this architecture's layers can't be streamed", where="stream",
+                       found="no layers of linear layers in it", do="use stream: off")  # fmt: skip
+
+
+def needs_streaming(
+    inventory: Inventory, weights: Weights, work: Phase, opened: Phase, memory_bytes: int
+) -> tuple[bool, str]:
     """Whether the weights are streamed to a card with `memory_bytes`, and why; `work` is what it is to do and `opened`
     the model alone, both planned with all weights on the card."""
     need, made = work.peak_bytes, streaming(inventory, weights)
@@ -95,11 +114,12 @@ def settle(inventory: Inventory, weights: Weights, work: Phase, opened: Phase, m
     return True, f"with all weights on the card {gb(least)} would be needed, {gb(memory_bytes)} are there"
 
 
-def weights_on_card(weights: int | None, streamed: Streaming | None) -> dict[str, int | None]:
-    """The parts of a base model of `weights` bytes that lie on a card; `streamed`: what is streamed of it, if it is."""
+def opened_on_card(weights: int | None, streamed: Streaming | None) -> dict[str, int | None]:
+    """What a card holds of an opened base model of `weights` bytes, by part; `streamed`: what is streamed of it."""
     if streamed is None:
-        return {"weights": weights}
-    return {"weights": None if weights is None else weights - streamed.away_bytes, "slots": streamed.slot_bytes}
+        return {"context": CONTEXT_BYTES, "weights": weights}
+    there = None if weights is None else weights - streamed.away_bytes
+    return {"context": CONTEXT_BYTES, "weights": there, "slots": streamed.slot_bytes}
 
 
 def in_words(made: Streaming) -> str:
