@@ -7,7 +7,7 @@ void halfbyte_product_bf16(const void*, const void*, int64_t, const void*, const
                            int);
 void halfbyte_product_adapted(const void*, const void*, int64_t, const void*, const void*, const void*, int64_t, void*, int,
                               int);
-void halfbyte_gated_mlp(const void*, const void*, int64_t, int, void*, int, int);
+void halfbyte_gated_mlp(const void*, const void*, int64_t, int, void*, int, int, int);
 }
 
 namespace {
@@ -59,7 +59,7 @@ void mlp(Input& input, Buffers& buffers, int isa, int threads, int kind) {
     }
     const void* x = buffers.of(kBf16, count * hidden);
     void* out = buffers.of(kBf16, count * hidden);
-    halfbyte_gated_mlp(layers, x, count, input.byte() % 3, out, threads, isa);
+    halfbyte_gated_mlp(layers, x, count, input.byte() % 3, out, 1, threads, isa);
 }
 
 void drive(Input& input) {

@@ -211,16 +211,16 @@ def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *,
 
 
 def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tensor | None:
-    """y [T, H] = down(act(gate(x)) * up(x)), x [T, H], in one call; None where that is not for few rows in bf16."""
+    """y [T, H] = down(act(gate(x)) * up(x)), x [T, H], in one call; None where there is none: for many rows, and where
+    one of the products is not native."""
     layers = (gate, up, down)
-    hows = [product_of(x, layer.weight) for layer in layers]
-    if not 0 < len(x) <= _product.FEW or not all(native.reaches(how.isa, BF16) for how in hows):
+    if not 0 < len(x) <= _product.FEW or any(product_of(x, layer.weight).name != "cpu" for layer in layers):
         return None
     inner = gate.weight.shape[0]
     for layer, rows, columns in zip(layers, (inner, inner, None), (x.shape[1], x.shape[1], inner), strict=True):
         _check_layer(x, layer, rows, columns)
     made = [Layer(of.weight, None if of.bias is None else of.bias.contiguous(), _contiguous(of.lora)) for of in layers]
-    return _product.gated_mlp(x.contiguous(), (made[0], made[1], made[2]), ACTS.index(act), hows[0].isa or "")
+    return _product.gated_mlp(x.contiguous(), (made[0], made[1], made[2]), ACTS.index(act), choose(x.device).isa or "")
 
 
 def _check_layer(x: Tensor, layer: Layer, rows: int | None, columns: int) -> None:

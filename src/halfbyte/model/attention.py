@@ -11,8 +11,9 @@ of which the places where they begin are read. Each item is then computed by its
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ from halfbyte.model import recompute
 NAME = "halfbyte"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 _LAYERS = {"full_attention", "sliding_attention"}
+Watcher = Callable[[Any, Tensor, Any, float | None, float | None], None]  # module, query, mask, scaling, soft cap
+_WATCHERS: list[Watcher] = []
 _BEYOND = ("s_aux", "position_bias", "head_mask")  # they change the result, and no function here knows them
 
 
@@ -88,6 +91,8 @@ def attend(
 
     Raises CheckpointError for a kind of attention that neither the kernels nor "sdpa" compute.
     """
+    for watcher in _WATCHERS:
+        watcher(module, query, attention_mask, scaling, softcap)
     beyond = [name for name in _BEYOND if others.get(name) is not None]
     if beyond:
         raise CheckpointError("this model's attention is not covered", found=", ".join(beyond),
@@ -123,6 +128,16 @@ def attend(
     else:
         out, _ = cpu.forward(query, key, value, form, padding, isa=isa)
     return out.transpose(1, 2), None
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Tell `watcher` of each call of `attend` within."""
+    _WATCHERS.append(watcher)
+    try:
+        yield
+    finally:
+        _WATCHERS.remove(watcher)
 
 
 def _sdpa_by_item(

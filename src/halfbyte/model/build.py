@@ -30,8 +30,9 @@ from halfbyte.kernels.cross_entropy import fault_on_card
 from halfbyte.memory import hold_little
 from halfbyte.model.adapter import load_adapter, quant_linears
 from halfbyte.model.assemble import assemble, decoder_layers, multiply_bytes, settle_compute
-from halfbyte.model.attention import use_attention
+from halfbyte.model.attention import NAME, use_attention
 from halfbyte.model.blocks import Replacement, replace_parts
+from halfbyte.model.decoding import Decoding
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import Head, LinearHead
 from halfbyte.model.offload import Offloader, offloaded
@@ -104,6 +105,8 @@ class Model:
         self._head = copy.copy(self.net)
         self._head._modules = {**self.net._modules, self.net.base_model_prefix: _HandThrough()}
         self._head_is_linear: bool | None = None
+        native = self.attention is not None and self.attention.name == NAME and self.streamer is None
+        self.decoding = Decoding(self._body, self.dtype, native)
 
     def hidden(
         self,
@@ -117,6 +120,10 @@ class Model:
         `attention_mask` [B, T + cached] is 1 where a token stands and 0 where padding does; `cache` (see `new_cache`)
         is read and extended in place.
         """
+        if cache is not None and input_ids.shape[1] == 1 and position_ids is not None:
+            made = self.decoding.step(input_ids, attention_mask, position_ids, cache)
+            if made is not None:
+                return made
         output = self._body(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -57,7 +57,16 @@ class ReservedLayer(CacheLayerMixin):  # type: ignore[misc]
             raise ValueError(f"{start + tokens} tokens do not fit into a cache that was reserved for {self.capacity}")
         self._buffers[0].narrow(2, start, tokens).copy_(key_states)
         self._buffers[1].narrow(2, start, tokens).copy_(value_states)
-        self.length = start + tokens
+        return self.advance(tokens)
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [B, Hkv, capacity, D], written or not; None before the first ones."""
+        return self._buffers
+
+    def advance(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Count `tokens` that were written into the buffers behind what is there; all of it, as views."""
+        self.length += tokens
         return self._show()
 
     def keep(self, rows: Sequence[int]) -> None:

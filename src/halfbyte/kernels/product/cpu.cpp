@@ -5,7 +5,13 @@
 // the first-level cache and multiplied with all rows of x before the next. With many rows they dequantise the matrix and
 // call torch (see __init__.py).
 #include "../gate/gate.h"
+#include "../vector.h"
 #include "bf16.h"
+#include "layer.h"
+
+// fp32.cpp
+HALFBYTE_API void halfbyte_product_fp32(const void* matrix, const void* x, int64_t count, const void* bias, void* out,
+                                        int transposed, int threads);
 
 namespace halfbyte {
 namespace {
@@ -156,25 +162,63 @@ HALFBYTE_API void halfbyte_product_adapted(const void* matrix, const void* x, in
     halfbyte_product_bf16(matrix, x, count, bias, h.data(), b, rank, out, 0, threads, isa);
 }
 
-// A linear layer; cpu.py has the same as `_Layer`. `a` and `b`: its LoRA pair, or null.
-struct LayerArgument {
-    const void *matrix, *bias, *a, *b;
-    int64_t rank;
+namespace halfbyte {
+namespace {
 
-    void run(const void* x, int64_t count, void* out, int threads, int isa) const {
+// out [count, rows] = x [count, columns] times `weights` [rows, columns]^T, or added to what is there.
+template <typename T, bool adds>
+void multiply_small(const T* weights, int64_t rows, int64_t columns, const T* x, int64_t count, T* out, int threads, int isa) {
+    const auto body = [=](auto, int64_t first, int64_t last) HALFBYTE_BODY {
+        for (int64_t row = first; row < last; ++row)
+            for (int64_t r = 0; r < count; ++r) {
+                float lanes[kLanes] = {};
+                const T *left = weights + row * columns, *right = x + r * columns;
+                int64_t i = 0;
+                for (; i + kLanes <= columns; i += kLanes)
+                    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += to_float(left[i + lane]) * to_float(right[i + lane]);
+                for (int lane = 0; i < columns; ++i, ++lane) lanes[lane] += to_float(left[i]) * to_float(right[i]);
+                float sum = adds ? to_float(out[r * rows + row]) : 0.0f;
+                for (const float lane : lanes) sum += lane;
+                out[r * rows + row] = from_float<T>(sum);
+            }
+    };
+    parallel(rows, std::max<int64_t>(1, (1 << 15) / (columns * count)), threads,
+             [&](int64_t first, int64_t last) { for_isa(isa, body, first, last); });
+}
+
+template <typename T>
+void add_pair(const LayerArgument& of, const void* x, int64_t count, void* out, int threads, int isa) {
+    const auto& matrix = *static_cast<const MatrixArgument*>(of.matrix);
+    std::vector<T> h(size_t(count * of.rank));
+    multiply_small<T, false>(static_cast<const T*>(of.a), of.rank, matrix.columns, static_cast<const T*>(x), count, h.data(), threads, isa);
+    multiply_small<T, true>(static_cast<const T*>(of.b), matrix.rows, of.rank, h.data(), count, static_cast<T*>(out), threads, isa);
+}
+
+}  // namespace
+
+void LayerArgument::run(const void* x, int64_t count, void* out, int dtype, int threads, int isa) const {
+    if (dtype == kBf16 && isa >= kAvx512Bf16) {
         if (a) return halfbyte_product_adapted(matrix, x, count, bias, a, b, rank, out, threads, isa);
-        halfbyte_product_bf16(matrix, x, count, bias, nullptr, nullptr, 0, out, 0, threads, isa);
+        return halfbyte_product_bf16(matrix, x, count, bias, nullptr, nullptr, 0, out, 0, threads, isa);
     }
-};
+    isa = std::min<int>(isa, kAvx512);
+    if (dtype == kF32 && isa == kAvx2)
+        halfbyte_product_fp32(matrix, x, count, bias, out, 0, threads);
+    else
+        halfbyte_product_few(matrix, x, count, bias, out, dtype, threads, isa);
+    if (a) (dtype == kBf16 ? add_pair<bf16> : add_pair<float>)(*this, x, count, out, threads, isa);
+}
 
-// down(act(gate(x)) * up(x)) for layers = {gate, up, down}, x [count, columns of gate] in bf16: one call instead of four
-// or more, since of a decoded token's time a fifth is what stands between the calls.
-HALFBYTE_API void halfbyte_gated_mlp(const void* layers, const void* x, int64_t count, int act, void* out, int threads, int isa) {
+}  // namespace halfbyte
+
+// down(act(gate(x)) * up(x)) for layers = {gate, up, down}, x [count, columns of gate] of type `dtype`, count at most 16: one
+// call instead of four or more, since of a decoded token's time a fifth is what stands between the calls.
+HALFBYTE_API void halfbyte_gated_mlp(const void* layers, const void* x, int64_t count, int act, void* out, int dtype, int threads, int isa) {
     const auto* of = static_cast<const LayerArgument*>(layers);
-    const int64_t inner = static_cast<const MatrixArgument*>(of[0].matrix)->rows;
-    std::vector<bf16> gate(size_t(count * inner)), up(gate.size()), both(gate.size());
-    of[0].run(x, count, gate.data(), threads, isa);
-    of[1].run(x, count, up.data(), threads, isa);
-    halfbyte_gate(gate.data(), up.data(), count, inner, inner, both.data(), act, kBf16, threads, isa);
-    of[2].run(both.data(), count, out, threads, isa);
+    const int64_t inner = static_cast<const MatrixArgument*>(of[0].matrix)->rows, bytes = count * inner * (dtype == kBf16 ? 2 : 4);
+    std::vector<char> gate(static_cast<size_t>(bytes)), up(gate.size()), both(gate.size());
+    of[0].run(x, count, gate.data(), dtype, threads, isa);
+    of[1].run(x, count, up.data(), dtype, threads, isa);
+    halfbyte_gate(gate.data(), up.data(), count, inner, inner, both.data(), act, dtype, threads, isa);
+    of[2].run(both.data(), count, out, dtype, threads, isa);
 }

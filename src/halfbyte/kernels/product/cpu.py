@@ -34,8 +34,8 @@ class _Matrix(ctypes.Structure):
     )
 
 
-class _Layer(ctypes.Structure):
-    """`LayerArgument` of cpu.cpp."""
+class LayerArgument(ctypes.Structure):
+    """`LayerArgument` of layer.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("matrix", "bias", "a", "b")),
@@ -121,19 +121,20 @@ def adapted(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, lora:
 
 
 def gated_mlp(x: Tensor, layers: tuple[Layer, Layer, Layer], act: int, isa: str) -> Tensor:
-    """down(act(gate(x)) * up(x)) for layers = (gate, up, down), x [T, I], T at most FEW; everything in bf16."""
+    """down(act(gate(x)) * up(x)) for layers = (gate, up, down), x [T, I], T at most FEW; all bf16 or all fp32."""
     out = pool.empty((x.shape[0], layers[2].weight.shape[0]), x.dtype)
     matrices = [matrix(layer.weight) for layer in layers]  # held until the call is over
     native.library().halfbyte_gated_mlp(
-        (_Layer * 3)(*map(_layer, layers, matrices)), x.data_ptr(), x.shape[0], act, out.data_ptr(),
-        torch.get_num_threads(), native.ISAS.index(isa),
+        (LayerArgument * 3)(*map(layer_argument, layers, matrices)), x.data_ptr(), x.shape[0], act, out.data_ptr(),
+        native.DTYPES[x.dtype], torch.get_num_threads(), native.ISAS.index(isa),
     )  # fmt: skip
     return out
 
 
-def _layer(of: Layer, weight: _Matrix) -> _Layer:
+def layer_argument(of: Layer, weight: _Matrix) -> LayerArgument:
+    """It points to `weight`, which has to be held."""
     bias, (a, b) = of.bias, of.lora or (None, None)
-    return _Layer(
+    return LayerArgument(
         ctypes.addressof(weight), None if bias is None else bias.data_ptr(), None if a is None else a.data_ptr(),
         None if b is None else b.data_ptr(), 0 if a is None else a.shape[0],
     )  # fmt: skip
