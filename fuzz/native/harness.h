@@ -76,7 +76,7 @@ struct Input {
 };
 
 constexpr int64_t kPage = 4096, kMost = int64_t(1) << 20;  // bytes of the largest buffer
-constexpr int kSlots = 24;
+constexpr int kSlots = 80;
 constexpr uint8_t kPattern = 0xa5;
 
 // Memory for the buffers of one input. Mapped once; a buffer costs no system call.

@@ -14,7 +14,7 @@ namespace {
 
 using namespace fuzz;
 
-struct Layer {  // `LayerArgument` of product/cpu.cpp
+struct Layer {  // `LayerArgument` of product/layer.h
     const void *matrix, *bias, *a, *b;
     int64_t rank;
 };
