@@ -23,17 +23,49 @@ def test_a_block_is_used_again_when_nobody_holds_it_any_more() -> None:
     assert again.data_ptr() == place and pool.free_bytes == 0 and again.shape == (ROWS, 256)
 
 
-def test_a_new_size_drives_out_what_was_given_up_longest_ago() -> None:
+def test_a_new_size_drives_out_what_was_given_up_longest_ago_once_there_is_no_room_beside_it() -> None:
     pool = Pool()
-    old, young = pool.empty((ROWS, 1024), torch.uint8), pool.empty((ROWS, 2048), torch.uint8)
-    held = young.nbytes
+    old, young = pool.empty((ROWS, 2048), torch.uint8), pool.empty((ROWS, 4096), torch.uint8)
     del old
-    del young
-    large = pool.empty((ROWS, 1536), torch.uint8)  # takes the place of both: whole blocks go
-    assert pool.free_bytes == 0 and large.nbytes < LARGE + held
+    del young  # so six times LARGE were in use at once
+    large = pool.empty((ROWS, 3072), torch.uint8)
+    assert pool.free_bytes == 0 and large.nbytes == 3 * LARGE  # both went: whole blocks go
     del large
-    pool.empty((ROWS, 1024), torch.uint8)
-    assert pool.free_bytes == LARGE  # and that came in the place of the larger one
+    kept = pool.empty((ROWS, 2048), torch.uint8)
+    assert pool.free_bytes == 3 * LARGE  # there is room for both
+    other = pool.empty((ROWS, 1536), torch.uint8)
+    assert pool.free_bytes == 0 and kept.nbytes + other.nbytes < 4 * LARGE  # and none for a third beside them
+
+
+def test_no_more_is_held_than_was_in_use_since_it_was_cleared() -> None:
+    pool, make = Pool(), torch.Generator().manual_seed(0)
+    most, tensors = 0, [pool.empty((ROWS, 8192), torch.uint8)]
+    tensors.clear()
+    pool.clear()
+    for _ in range(300):
+        size = 1024 * int(torch.randint(1, 9, (), generator=make))
+        tensors.append(pool.empty((ROWS, size), torch.uint8))
+        most = max(most, sum(tensor.nbytes for tensor in tensors))
+        assert sum(tensor.nbytes for tensor in tensors) + pool.free_bytes <= most
+        while torch.rand((), generator=make) < 0.5 and tensors:
+            tensors.pop(int(torch.randint(len(tensors), (), generator=make)))
+
+
+def test_sizes_that_come_again_in_each_step_are_mapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, mapped = Pool(), []
+    real = pool._map
+    monkeypatch.setattr(pool, "_map", lambda size: mapped.append(size) or real(size))
+
+    def step() -> None:
+        kept = [pool.empty((ROWS, size), torch.uint8) for _ in range(4) for size in (1024, 4096, 1024)]
+        while kept:  # as a backward pass does: gradients of another size while what was kept goes
+            gradient = pool.empty((ROWS, 2048), torch.uint8)
+            del kept[-3:], gradient
+
+    step(), step()
+    first = len(mapped)
+    step()
+    assert len(mapped) - first <= 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -68,7 +68,8 @@ def test_loss_and_gradients_are_those_of_the_parts_replaced(
     theirs = loss_and_gradients(opened(source))
     assert ours.keys() == theirs.keys()
     for name, wanted in theirs.items():
-        torch.testing.assert_close(ours[name], wanted, rtol=2e-5, atol=2e-6)
+        near = 2e-6 + 2e-5 * float(wanted.abs().max())  # they are sums, whose order the number of threads changes
+        torch.testing.assert_close(ours[name], wanted, rtol=0.0, atol=near)
 
 
 def test_in_16_bits_it_errs_at_most_twice_as_much(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ _ARGUMENTS = {
     "halfbyte_attention_backward": [_P, _I, _I, _I],
     "halfbyte_rms_norm": [_P, _P, _N, _N, c_float, c_float, _I, _P, _P, _I, _I, _I],
     "halfbyte_rms_norm_backward": [_P, _P, _P, _P, _N, _N, c_float, _P, _I, _I, _I],
+    "halfbyte_rotary": [_P, _I, _I, _I, _I],
     "halfbyte_gate": [_P, _P, _N, _N, _N, _P, _I, _I, _I, _I],
     "halfbyte_gate_backward": [_P, _P, _P, _N, _N, _N, _P, _P, _I, _I, _I, _I],
     "halfbyte_explain_lost_pages": [_S, _S, _S],

@@ -1,20 +1,22 @@
 """Memory for what native kernels return: a block that is given up is kept for the next result of the same size.
 
 A new block costs a page fault for every 4 kB, and a step makes and forgets the same sizes over and over: from the
-system each time, as `memory.hold_little` has it, that was up to a tenth of a training step (500,000 faults). Before
-a block of a new size is mapped, as much as it takes is unmapped, of the blocks that were given up longest ago; so the
-pool never holds more than was in use at once, but for what is cut off by blocks being whole.
+system each time, as `memory.hold_little` has it, that was up to a tenth of a training step (500,000 faults). The pool
+never holds more than was in use at once, since it was last cleared: where a block of a new size would be beyond that,
+as many are unmapped first, of those that were given up longest ago, as make room for it.
 
 Rejected: letting glibc keep what is freed, since short-lived and long-lived blocks then lie among each other, and a
-step needs a fifth (with every layer recomputed: half) more; buffers with names, which autograd may still hold.
+step needs a fifth (with every layer recomputed: half) more; buffers with names, which autograd may still hold;
+unmapping as much as is mapped, always: the backward pass, whose sizes are others, then empties the pool before the
+next forward pass (1.7 GB mapped anew in each step of the 1B shape in fp32, where now it is 30 MB).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 import sys
+import threading
 import weakref
 from typing import Any
 
@@ -28,11 +30,14 @@ _FLAGS: dict[str, Any] = {} if sys.platform == "win32" else {"flags": mmap.MAP_P
 
 
 class Pool:
-    """Blocks of memory by size. Nothing here locks: a list's append and remove are one step each, as the finalisers
-    that give blocks back, at any moment, need it."""
+    """Blocks of memory by size. Finalisers give blocks back at any moment, within any other method, too; so that takes
+    no lock, and each of its steps is one of a set or a list."""
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []  # given up longest ago first
+        self._places: set[int] = set()  # the addresses of those in use
+        self._held = self._most = 0  # bytes of all blocks, and the most of them that were in use at once
+        self._lock = threading.RLock()  # of both
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor on the CPU whose values are anything."""
@@ -53,11 +58,15 @@ class Pool:
         half as much memory again."""
         if tensor.device.type != "cpu" or not LARGE <= tensor.numel() * tensor.itemsize < _MAPPED:
             return tensor
+        if tensor.untyped_storage().data_ptr() in self._places:
+            return tensor
         return self.empty_like(tensor).copy_(tensor)
 
     def clear(self) -> None:
         """Give the system back what is not in use."""
-        self._free.clear()
+        with self._lock:
+            self._unmap(down_to=0)
+            self._most = self._held - self.free_bytes
 
     @property
     def free_bytes(self) -> int:
@@ -66,26 +75,34 @@ class Pool:
     def _filled(self, meta: Tensor) -> Tensor:
         """A tensor with memory laid out as `meta` is."""
         view = memoryview(block := self._take(meta.nbytes))
-        weakref.finalize(view, self._free.append, block).atexit = False  # the storage holds the view, and nobody else
         storage = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+        self._places.add(storage.data_ptr())
+        # the storage holds the view, and nobody else
+        weakref.finalize(view, self._give_up, block, storage.data_ptr()).atexit = False
         return torch.empty(0, dtype=meta.dtype).set_(storage, 0, meta.shape, meta.stride())
 
+    def _give_up(self, block: mmap.mmap, place: int) -> None:
+        self._places.discard(place)
+        self._free.append(block)
+
     def _take(self, size: int) -> mmap.mmap:
-        for block in reversed(self._free[:]):  # used last, so it may still be in the cache
-            if len(block) == size:
-                try:
+        with self._lock:
+            self._most = max(self._most, self._held - self.free_bytes + size)
+            for block in reversed(self._free[:]):  # used last, so it may still be in the cache
+                if len(block) == size:
                     self._free.remove(block)
-                except ValueError:  # another thread was faster
-                    continue
-                return block
-        gone = 0
-        with contextlib.suppress(IndexError):  # there are no more
-            while gone < size:
-                gone += len(self._free.pop(0))
-        block = self._map(size)
+                    return block
+            self._unmap(down_to=self._most - size)
+            block = self._map(size)
+            self._held += size
         if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
             block.madvise(mmap.MADV_HUGEPAGE)
         return block
+
+    def _unmap(self, *, down_to: int) -> None:
+        """Forget free blocks until all blocks are `down_to` bytes, or none is free."""
+        while self._held > down_to and self._free:
+            self._held -= len(self._free.pop(0))
 
     def _map(self, size: int) -> mmap.mmap:
         try:

@@ -1,4 +1,4 @@
-"""The rotary embedding of a model's attention by our kernel, on a card.
+"""The rotary embedding of a model's attention by our kernel.
 
 transformers' attention calls a function of its module, `apply_rotary_pos_emb`, which no class holds, so there is no
 module to swap. Nor is the function exchanged in its module, which would change models that are not ours. Instead each
@@ -30,15 +30,15 @@ Function = Callable[..., tuple[Tensor, Tensor]]
 
 
 def replace_rotary(net: nn.Module, device: torch.device) -> list[Replacement]:
-    """Let the attention of `net` use our rotary embedding where one runs on `device`: on a card; a line a class."""
-    if choose(device).name != "gpu":
+    """Let the attention of `net` use our rotary embedding where one runs on `device`; a line a class."""
+    if choose(device).name == "reference":
         return []
     found: dict[str, list[nn.Module]] = {}
     for module in net.modules():
         if _function(module) is not None:
             found.setdefault(type(module).__name__, []).append(module)
     choice = choose_parts(device)
-    if choice.name != "gpu":
+    if choice.name == "reference":
         return [Replacement(f"rotary embedding of {kind}", len(of), choice.reason) for kind, of in found.items()]
     return [_replace_class(net, kind, of, device, dtypes_of(choice)) for kind, of in found.items()]
 
