@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import halfbyte
 from halfbyte.checkpoint.pack import pack
 from halfbyte.checkpoint.source import open_checkpoint
 from halfbyte.config import AdapterConfig
@@ -175,6 +178,40 @@ def test_the_device_is_chosen_with_its_reason() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="not there"):
             choose_device("cuda")
+
+
+_ENCODED = """
+import ctypes, os, random, sys
+os.environ |= {"TOKENIZERS_PARALLELISM": "on", "RAYON_NUM_THREADS": "4"}
+from pathlib import Path
+from halfbyte.checkpoint.source import open_checkpoint
+from halfbyte.model.build import AutoTokenizer, load_tokenizer
+def anonymous():
+    ctypes.CDLL(None).malloc_trim(0)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+folder = sys.argv[2]
+own = sys.argv[1] == "own"
+tokenizer = load_tokenizer(open_checkpoint(folder), 10**6) if own else AutoTokenizer.from_pretrained(folder)
+made = random.Random(0)
+words = ["".join(made.choices("abcdefghijklmnop", k=made.randint(3, 9))) for _ in range(30000)]
+texts = [" ".join(made.choices(words, k=80)) for _ in range(2000)]
+tokenizer(texts[:8])
+before = anonymous()
+digest = hash(tuple(token for start in range(0, 2000, 500) for ids in
+              tokenizer(texts[start:start + 500])["input_ids"] for token in ids))
+print(anonymous() - before, digest)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_tokenizer_keeps_few_words_for_each_thread() -> None:
+    demo = Path(halfbyte.__file__).parent / "demo" / "base"
+    made = [subprocess.run([sys.executable, "-c", _ENCODED, whose, str(demo)], capture_output=True, text=True,
+                           check=True).stdout.split() for whose in ("own", "plain")]  # fmt: skip
+    (own, tokens), (plain, same) = made
+    assert tokens == same
+    assert int(own) < int(plain) - 8_000_000
 
 
 def test_a_missing_tokenizer_is_an_error(folder: Path) -> None:

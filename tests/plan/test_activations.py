@@ -1,14 +1,13 @@
 """The formulas of activations against what autograd really saves, with native parts and without."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from halfbyte.config import AdapterConfig
+from halfbyte.environment import cores
 from halfbyte.kernels.choice import choose
 from halfbyte.kernels.product.cpu import FEW
 from halfbyte.kernels.product.reference import TILE
@@ -32,7 +31,8 @@ from halfbyte.plan.activations import (
 )
 from halfbyte.plan.answering import Pieces, evaluation_bytes, pieces
 from halfbyte.plan.catalogue import find
-from halfbyte.plan.native import Native, foretold, has_fp32_products, of_model
+from halfbyte.plan.native import Native, foretold, of_model
+from halfbyte.plan.panels import kept_bytes
 from halfbyte.plan.scratch import library_bytes, narrow_bytes, scratch_bytes
 from halfbyte.targets import select_targets
 from tests.tiny import FAMILIES, tiny_checkpoint
@@ -269,47 +269,15 @@ def test_a_dense_weight_of_another_type_is_converted_by_rows(monkeypatch):
 def test_the_library_keeps_panels_of_the_products_that_are_its_own():
     config, shapes = find("llama-3.1-8b").config, [(14336, 4096), (4096, 14336)]
     native = shape_info(config, native=NATIVE, rank=16)  # the adapter's products are the library's
-    rows = 4 * 256 * 384 // 2
-    trained, asked = (library_bytes(native, shapes, 4, [(2048, 1024)], 256, trains=trains) for trains in (True, False))
-    assert trained == 4 * (16 * 2048 + 384 * 1024) + rows  # over the rank, and over the tokens half of it at once
-    assert asked == 4 * 16 * 2048 + rows  # no gradients
-    assert library_bytes(native, shapes, 4, shapes, 512) == 4 * (16 * 6400 + 384 * 3200) + 4 * 512 * 384 // 2
+    own = [(256, 16, 1024), (256, 2048, 16), (256, 16, 2048), (2048, 16, 256), (16, 1024, 256)]
+    for trains, products in ((True, own), (False, own[:2])):  # without gradients, forward alone
+        assert library_bytes(native, shapes, 4, [(2048, 1024)], 256, trains=trains) == kept_bytes(products, cores())
     assert library_bytes(native, shapes, 4, [], 96) == 0 == library_bytes(native, shapes, 2, shapes, 512)
-    dense = shape_info(config, native=NATIVE, weights="fp32")  # and so is every other: of two widths
-    assert library_bytes(dense, shapes, 4, [], 768) == 4 * 384 * (2048 + 3200) + 4 * 768 * 384 // 2
-
-
-_TOUCHED = """
-import ctypes, sys, torch
-from pathlib import Path
-torch.set_num_threads(2)
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-tokens, rank, width = map(int, sys.argv[1:])
-x, a, b, h = (torch.randn(shape) for shape in ((tokens, width), (rank, width), (width, rank), (tokens, rank)))
-made = [torch.randn(shape) for shape in ((tokens, rank), (tokens, width), (rank, width))]
-def work():
-    torch.mm(x, a.T, out=made[0]), made[1].addmm_(h, b.T), torch.mm(h.T, x, out=made[2])
-work()  # what stays whatever is multiplied
-library = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
-library.mkl_serv_free_buffers()
-ctypes.CDLL(None).malloc_trim(0)
-before = anonymous()
-work()
-print(anonymous() - before)
-"""
-
-
-@pytest.mark.parametrize(("tokens", "rank", "width"), [(512, 4, 8192), (256, 64, 4096), (64, 16, 8192)])
-def test_the_library_writes_to_as_much_memory_as_is_planned(tokens, rank, width):
-    if not has_fp32_products() or not torch.backends.mkl.is_available():
-        pytest.skip("MKL's panels are known for AVX2 alone")
-    done = subprocess.run([sys.executable, "-c", _TOUCHED, *map(str, (tokens, rank, width))],
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    info = shape_info(find("llama-3.1-8b").config, rank=rank, native=NATIVE)
-    planned = library_bytes(info, [], 4, [(width, 64)], tokens)
-    assert 0.5 * planned <= int(done.stdout) <= planned + 300_000
+    dense = shape_info(config, native=NATIVE, weights="fp32")  # and so is every other, that of the head, too
+    first, last = (768, 2048, 4096), (18, 128256, 4096)
+    for positions, head in ((18, last), (None, (CHUNK, *last[1:]))):
+        kept = kept_bytes([first, head], cores())
+        assert library_bytes(dense, [first[1:]], 4, [], 768, positions=positions) == kept
 
 
 def test_the_narrow_copy_in_fp32_is_of_b_alone():

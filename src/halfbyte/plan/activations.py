@@ -280,7 +280,7 @@ def training_bytes(
     saved = saved_bytes_per_token(info, tokens, padded=micro_batch > 1, dtype_bytes=b)
     kept_layers = dims.layers - recompute
     inputs = recompute * recomputed_bytes_per_token(info, b)
-    learned = micro_batch * min(tokens, tokens if info.learned is None else info.learned)
+    learned = learned_tokens(info, micro_batch, tokens)
     # The last norm's input and result; the hidden states that are learned and their gradient, scaled in fp32.
     ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8) * dims.hidden
     logits = loss_bytes(info, learned, b)
@@ -299,6 +299,11 @@ def training_bytes(
     peak = max(in_loss, in_layer)
     peak = max(peak - freed.mapped, logits) + heap
     return peak - logits + slack_bytes(info, peak), logits
+
+
+def learned_tokens(info: ShapeInfo, micro_batch: int, tokens: int) -> int:
+    """Tokens of a micro-batch whose loss counts, at most."""
+    return micro_batch * min(tokens, tokens if info.learned is None else info.learned)
 
 
 def _beside_the_host(info: ShapeInfo, saved: int, recompute: int, b: int) -> tuple[int, int]:

@@ -239,20 +239,21 @@ def make_plan(
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
-    def scratch(tokens: int, left: int) -> int:
+    def scratch(tokens: int, left: int, positions: int) -> int:
         library = library_bytes(info, linears.values(), b, [linears[name] for name in chosen], tokens,
-                                            trains=left == 2)  # fmt: skip
+                                            trains=left == 2, positions=positions)  # fmt: skip
         shared = scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
         return shared + (library if kind == "cpu" else 0)
 
     loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
     answering = fixed | {"adapter": 4 * adapter - loaded}
     asked, budget = evaluation_sequence or sequence, token_budget(text_config(inventory.config), b, kind)
+    read = None if mapped is None else mapped + loaded
     there = pieces(evaluation_batch, asked, kind, budget, info.dims.vocabulary or 0 if info.dims else 0, scored,
                    evaluation_new)  # fmt: skip
     freed = activations.gradients(sizes, passes)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
-             "scratch": scratch(batch * sequence, left=2)}  # fmt: skip
+             "scratch": scratch(batch * sequence, 2, activations.learned_tokens(info, batch, sequence))}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
     layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b,
                                                 freed)  # fmt: skip
@@ -261,7 +262,7 @@ def make_plan(
         "open": Phase(opened, mapped),
         "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored,
                                                     evaluation_new),
-                           "scratch": scratch(there.tokens, left=1)}, None if mapped is None else mapped + loaded),
+                           "scratch": scratch(there.tokens, 1, there.positions)}, read),
         "tune": Phase({**needs, **training(info, batch, sequence, layers, b, freed)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)

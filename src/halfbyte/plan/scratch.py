@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from halfbyte.environment import cores
-from halfbyte.plan.activations import ShapeInfo, head_shape, tile_bytes
+from halfbyte.plan.activations import LOSS_CHUNK, ShapeInfo, head_shape, tile_bytes
+from halfbyte.plan.panels import Product, kept_bytes
 
 # What the library below torch's products keeps for each thread where these are not native: MKL in fp32 (no more than
 # the largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4
 # threads.
 _LIBRARY = {4: 7_700_000, 2: 2_300_000}
-# With AVX2, MKL copies what it multiplies in fp32 into panels that it keeps, one for all threads: of the wider matrix
-# at most 6400 columns, and half of them at once where the contraction is long; of a contraction 384 steps. It reserves
-# more; what it writes to was read from RssAnon, product by product, for widths of 1024 to 14336 and 16 to 1024 tokens.
-_PANEL, _STEPS, _PANEL_ROWS = 6400, 384, 768
-
 # Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
 # and a thread's buffers (sums, decoded weights, a strip of attention).
 _ROWS, _LAID_OUT, _THREAD = 512, 16384, 1_400_000
@@ -56,28 +52,46 @@ def scratch_bytes(
 
 def library_bytes(
     info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int, adapted: Iterable[tuple[int, int]], tokens: int, *,
-    trains: bool = True,
+    trains: bool = True, positions: int | None = None,
 ) -> int:  # fmt: skip
     """Bytes that the processor's library keeps while it multiplies `tokens` rows with `matrices` [out, in]; where these
-    products are native, with the adapter of those that are `adapted`, whose gradients (if it `trains`) are sums over
-    the tokens."""
+    products are native, with the adapter of those that are `adapted`. `positions`: rows that the head is multiplied
+    with (None: all; those of the loss go in chunks)."""
     if info.native.products and b == 2:
         return 0
     if not info.native.products:
         return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
-    if info.weights == "fp32":  # torch multiplies these; a panel that is too small for the next product is kept, too
-        widths = sorted({_half_panel(side) for shape in (*matrices, head_shape(info)) for side in shape})[-2:]
-        steps = [_STEPS] * len(widths)
-    else:
-        widest = max((max(shape) for shape in adapted), default=0)
-        widths = [min(widest, _PANEL), _half_panel(widest)]  # by the rank, and over the tokens
-        steps = [info.rank, _STEPS if trains else 0]  # fewer tokens lie apart, on as many pages
-    panels = sum(width * count for width, count in zip(widths, steps, strict=True))
-    return b * (panels + min(tokens, _PANEL_ROWS) * _STEPS // 2 * bool(panels))
+    positions = tokens if positions is None else positions
+    positions = min(positions, LOSS_CHUNK) if trains else positions
+    with_pair = set(adapted)
+    shapes = list(dict.fromkeys((*matrices, *with_pair)))
+    return kept_bytes(_products(info, shapes, with_pair, tokens, trains, positions), cores())
 
 
-def _half_panel(width: int) -> int:
-    return min(-(-width // 2), _PANEL // 2)
+def _products(
+    info: ShapeInfo, matrices: list[tuple[int, int]], adapted: set[tuple[int, int]], tokens: int, trains: bool,
+    positions: int,
+) -> Iterator[Product]:  # fmt: skip
+    """Those in fp32 that are torch's, in the order of a step: of the adapter, and of weights that are fp32."""
+    dense, rank, (vocabulary, hidden) = info.weights == "fp32", info.rank, head_shape(info)
+    for out, in_ in matrices:
+        if (out, in_) in adapted:
+            yield tokens, rank, in_
+        if dense:
+            yield tokens, out, in_
+        if (out, in_) in adapted:
+            yield tokens, out, rank
+    if dense and vocabulary:
+        yield positions, vocabulary, hidden
+        if trains:
+            yield positions, hidden, vocabulary
+    for out, in_ in reversed(matrices if trains else []):
+        if (out, in_) in adapted:
+            yield tokens, rank, out
+            yield out, rank, tokens
+            yield rank, in_, tokens
+        if dense:
+            yield tokens, in_, out
 
 
 def narrow_bytes(sizes: Sequence[int], b: int) -> int:
