@@ -8,6 +8,7 @@ from torch import nn
 
 from halfbyte.config import AdapterConfig
 from halfbyte.environment import cores
+from halfbyte.kernels import pool
 from halfbyte.kernels.choice import choose
 from halfbyte.kernels.product.cpu import FEW
 from halfbyte.kernels.product.reference import TILE
@@ -19,6 +20,7 @@ from halfbyte.plan.activations import (
     LOSS_CHUNK,
     MAPPED,
     PLAIN,
+    POOLED,
     Gradients,
     _holes_bytes,
     gradients,
@@ -192,14 +194,16 @@ def test_activations_stand_in_the_place_of_gradients_that_were_freed():
     assert need(Gradients(small=(1 << 40,))) > 0 and need(Gradients(mapped=1 << 40)) > 0
 
 
-def test_keys_leave_holes_in_the_heap_where_queries_are_too_large_for_it():
-    config = find("gemma-3-1b-it").config  # 4 heads of queries, one of keys, of 256
-    info = shape_info(config, native=NATIVE)
-    tokens = 512
-    assert 4 * 4 * 256 * tokens >= MAPPED > 4 * 256 * tokens
-    holes = _holes_bytes(info, 4 * tokens, 0, 0)
-    assert holes == 26 * 5 * 4 * 256 * tokens  # of every layer: two products, two halves, a sum
-    assert _holes_bytes(info, 4 * 4 * tokens, 0, 1 << 40) == 0  # keys are mapped, too
+@pytest.mark.parametrize(("native", "tokens", "least", "each"), [(PLAIN, 512, MAPPED, 5), (NATIVE, 128, POOLED, 1)])
+def test_keys_leave_holes_in_the_heap_where_queries_are_too_large_for_it(native, tokens, least, each):
+    info = shape_info(find("gemma-3-1b-it").config, native=native)  # 4 heads of queries, one of keys, of 256
+    assert 4 * 4 * 256 * tokens >= least > 4 * 256 * tokens
+    assert _holes_bytes(info, 4 * tokens, 0, 1 << 40) == 26 * each * 4 * 256 * tokens  # of every layer
+    assert _holes_bytes(info, 4 * 4 * tokens, 0, 1 << 40) == 0  # keys are no more in the heap either
+
+
+def test_native_results_lie_in_the_pool_from_a_size_on():
+    assert POOLED == pool.LARGE
 
 
 def test_fewer_adapters_save_fewer_inputs():

@@ -72,7 +72,10 @@ _ACCUMULATORS = 8  # of dK and dV, in kernels/attention/cpu.cpp
 MAPPED = 1 << 20  # bytes from which on glibc maps a block by itself (memory.hold_little)
 _AFTER_MLP = "post_feedforward_layernorm"  # the norm of the MLP's result, in the families that have one
 _SLACK = 50  # one part in so many of what comes and goes
-_AT_ONCE = 6  # in transformers' rotary embedding: the new queries, and of the keys two products, the turned half, a sum
+POOLED = 1 << 18  # and from which on what native code returns lies in a block of the pool (LARGE there)
+# Of a layer's queries, or its keys and one of the queries: plain, in transformers' rotary embedding the new ones, two
+# products, the turned half, a sum; native, what a projection returns and the new ones.
+_AT_ONCE, _NATIVE_AT_ONCE = 6, 2
 
 PLAIN = plain("nothing is known of the kernels")
 
@@ -333,20 +336,21 @@ def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int, free
     """Bytes of the holes in glibc's heap at the end of a forward pass, for `number` bytes of one number of all tokens
     and `kept` bytes, beside what is `freed` before it, which they fill where it is larger than one of them.
 
-    Blocks from 1 MB on are mapped by themselves. Smaller ones that soon go (as many as `_AT_ONCE` while positions are
-    put into queries and keys) lie in the heap, and what a layer keeps of small tensors (the LoRA products, logarithms,
-    the adapter's narrow copy; one that is computed again its random state) is put into the gaps that they leave, so
-    that those of the next layer need new room. Where queries are mapped and keys, which are narrower, are not, theirs
-    do. Of items that are so long that their blocks are mapped, shorter ones can still need more, in the layers that are
-    not computed again.
+    Blocks from 1 MB on are mapped by themselves, and native results lie in the pool from a quarter of that on. Smaller
+    ones that soon go (as many as `_AT_ONCE` while positions are put into queries and keys) lie in the heap, and what a
+    layer keeps of small tensors (the LoRA products, logarithms, the adapter's narrow copy; one that is computed again
+    its random state) is put into the gaps that they leave, so that those of the next layer need new room. Where queries
+    are too large for the heap and keys, which are narrower, are not, theirs do. Of items that are so long that their
+    blocks are not there, shorter ones can still need more, in the layers that are not computed again.
     """
     dims = known_dims(info)
+    least, at_once = (POOLED, _NATIVE_AT_ONCE) if info.native.norms else (MAPPED, _AT_ONCE)
     block, keys = number * dims.query, number * dims.key
-    if block < MAPPED:
-        return max(0, dims.layers * _AT_ONCE * block - sum(size for size in freed if size > block))
-    shorter = kept * (block - MAPPED) // block  # less is kept of items whose blocks are just not mapped
-    of_shorter = max(0, min(dims.layers, kept_layers + 1) * _AT_ONCE * MAPPED - shorter)
-    of_keys = dims.layers * (_AT_ONCE - 1) * keys if keys < MAPPED else 0
+    if block < least:
+        return max(0, dims.layers * at_once * block - sum(size for size in freed if size > block))
+    shorter = kept * (block - least) // block  # less is kept of items whose blocks are just small enough
+    of_shorter = max(0, min(dims.layers, kept_layers + 1) * at_once * least - shorter)
+    of_keys = dims.layers * (at_once - 1) * keys if keys < least else 0
     return max(0, of_shorter, of_keys - sum(size for size in freed if size > keys))
 
 
