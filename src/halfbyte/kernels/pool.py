@@ -47,7 +47,7 @@ class Pool:
         return self._filled(torch.empty_like(tensor, device="meta"))
 
     def lasting(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """`torch.empty` for what stays while others come and go; in a block where glibc's heap would hold it (`keep`)."""
+        """`torch.empty` for what stays while others come and go; a block where glibc's heap would hold it (`keep`)."""
         if device.type != "cpu" or not LARGE <= math.prod(shape) * dtype.itemsize < _MAPPED:
             return torch.empty(shape, dtype=dtype, device=device)
         return self.empty(shape, dtype)
