@@ -91,9 +91,9 @@ class Case:
                 f"{self.recompute} recomputed, {self.compute}")  # fmt: skip
 
 
-def draw(count: int, seed: int, compute: str = "bf16") -> list[Case]:
+def draw(count: int, seed: int, compute: str = "bf16", tokens: int | None = None) -> list[Case]:
     """`count` cases, as many of each architecture, and of each value of a setting, as can be. They compute in
-    `compute`, but for those with weights in fp32."""
+    `compute`, but for those with weights in fp32. `tokens`: most in a micro-batch, if fewer than by default."""
     made, cases = random.Random(seed), list[Case]()
     names = itertools.cycle(ARCHITECTURES)
     decks: dict[str, list[Any]] = {name: [] for name in SETTINGS}
@@ -102,7 +102,8 @@ def draw(count: int, seed: int, compute: str = "bf16") -> list[Case]:
             deck.extend(() if deck else made.sample(SETTINGS[name], len(SETTINGS[name])))
         architecture, chosen = next(names), {name: deck.pop() for name, deck in decks.items()}
         chosen["compute"] = "fp32" if chosen["weights"] == "fp32" else compute
-        if chosen["sequence"] * chosen["micro_batch"] > MOST_TOKENS[chosen["compute"]]:
+        most = MOST_TOKENS[chosen["compute"]]
+        if chosen["sequence"] * chosen["micro_batch"] > min(most, tokens or most):
             continue
         if architecture == "phi3" and "q_proj" in chosen["targets"]:
             chosen["targets"] = ("qkv_proj",)  # fused there
@@ -244,11 +245,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--items", type=int, default=ITEMS, help="of a run's data, and of its task (%(default)s)")
     parser.add_argument("--compute", choices=("bf16", "fp32"), default="bf16" if has_bf16() else "fp32",
                         help="what is computed in, but with weights in fp32 (here %(default)s)")  # fmt: skip
+    parser.add_argument("--tokens", type=int, help="most in a micro-batch (else by what is computed in)")
     parser.add_argument("--folder", type=Path, help="for checkpoints and runs; what is made there is removed")
     parser.add_argument("--results", type=Path, default=common.RESULTS / "plan", help="of the CSV files (%(default)s)")
     parser.add_argument("--picture", type=Path, default=common.ROOT / "docs" / "plan.svg", help="(%(default)s)")
     options = parser.parse_args(given)
-    cases = sorted(draw(options.cases, options.seed, options.compute), key=lambda case: case.architecture)
+    drawn = draw(options.cases, options.seed, options.compute, options.tokens)
+    cases = sorted(drawn, key=lambda case: case.architecture)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         compare(cases, Path(place), options.results, options.picture, options.items)
 

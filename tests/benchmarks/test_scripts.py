@@ -164,6 +164,7 @@ def test_the_plan_stands_beside_what_runs_take(tmp_path, monkeypatch):
 def test_a_draw_is_the_same_again_and_has_every_value():
     cases = plan.draw(40, 0)
     assert cases == plan.draw(40, 0) and len(set(cases)) == 40
+    assert max(case.sequence * case.micro_batch for case in plan.draw(20, 0, tokens=128)) == 128
     assert {case.architecture for case in cases} == set(plan.ARCHITECTURES)
     assert {case.weights for case in cases} == set(plan.SETTINGS["weights"])
     assert {case.recompute == 0 for case in cases} == {True, False}

@@ -96,3 +96,14 @@ def test_what_the_system_does_not_have_is_said(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(MemoryError, match=f"{2048 * ROWS:,} bytes"):
         pool.empty((ROWS, 2048), torch.uint8)
     assert pool.free_bytes == 0  # what was free was given back before
+
+
+def test_what_lasts_lies_in_a_block_where_glibc_would_put_it_into_its_heap(monkeypatch) -> None:
+    pool, cpu = Pool(), torch.device("cpu")
+    taken = list[int]()
+    monkeypatch.setattr(pool, "_map", lambda size: taken.append(size) or Pool._map(pool, size))
+    for rows in (ROWS - 1, ROWS, 4 * ROWS - 1, 4 * ROWS):  # of less than 256 kB, from there on, and 1 MB
+        made = pool.lasting((rows, 512), torch.bfloat16, cpu)
+        assert made.shape == (rows, 512) and made.dtype == torch.bfloat16
+    assert taken == [LARGE, 4 * LARGE - 1024]
+    assert pool.lasting((ROWS, 512), torch.bfloat16, torch.device("meta")).is_meta

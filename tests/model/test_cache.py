@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from halfbyte.kernels.pool import pool
 from halfbyte.model.cache import ReservedLayer, chosen_rows, keep_rows, new_cache
 from tests.evaluate.models import plain_model
 
@@ -43,6 +44,16 @@ def test_it_holds_what_transformers_own_layer_holds_in_one_buffer() -> None:
     assert ours.get_seq_length() == 12
     assert ours.get_mask_sizes(1) == theirs.get_mask_sizes(1) == (13, 0)
     assert ours.get_max_length() == CAPACITY
+
+
+def test_buffers_that_would_lie_in_the_heap_do_not(monkeypatch) -> None:
+    sizes = list[int]()
+    monkeypatch.setattr(pool, "_map", lambda size: sizes.append(size) or type(pool)._map(pool, size))
+    pool.clear()
+    layer = ReservedLayer(256)
+    keys = torch.zeros(1, 4, 8, 128)
+    layer.update(keys, keys)
+    assert sizes == 2 * [4 * 4 * 256 * 128]
 
 
 def test_more_than_was_reserved_is_refused() -> None:

@@ -24,6 +24,7 @@ from halfbyte.plan.activations import (
     Gradients,
     _holes_bytes,
     gradients,
+    heap_bytes,
     layer_peak_bytes_per_token,
     loss_bytes,
     recomputed_bytes_per_token,
@@ -226,6 +227,18 @@ def test_recomputed_native_attention_keeps_its_result_and_the_product_with_it():
     config = find("llama-3.1-8b").config
     plain, native = (recomputed_bytes_per_token(shape_info(config, native=n)) for n in (PLAIN, NATIVE))
     assert plain == 2 * 4096 and native == 2 * (4096 + 4096 + 4096) + 4 * 32
+
+
+def test_blocks_below_1_mb_stay_in_the_heap_while_a_task_is_answered():
+    config = find("llama-3.1-8b").config  # 4096 numbers of queries a token, 1024 of keys
+    info = shape_info(config, native=NATIVE)
+    assert heap_bytes(info, 2 * 100) == 6 * 2 * 100 * 4096  # both are smaller than 1 MB
+    assert heap_bytes(info, 2 * 200) == 5 * 2 * 200 * 1024  # keys alone
+    assert heap_bytes(info, 2 * 600) == 0
+    for rows in (1, 5, 6):
+        parts = evaluation_bytes(info, rows, 100, 2)
+        mlp = 2 * (3 * 14336 + 4 * 4096) + 4096  # a token, with what its position takes
+        assert parts["activations"] + parts["logits"] == rows * 100 * mlp + heap_bytes(info, 2 * 100 * rows)
 
 
 def test_evaluation_keeps_keys_and_values_of_every_layer():

@@ -51,6 +51,12 @@ class Pool:
             return torch.empty_like(tensor)
         return self._filled(torch.empty_like(tensor, device="meta"))
 
+    def lasting(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`torch.empty` for what stays while others come and go; a block where glibc's heap would hold it (`keep`)."""
+        if device.type != "cpu" or not LARGE <= math.prod(shape) * dtype.itemsize < _MAPPED:
+            return torch.empty(shape, dtype=dtype, device=device)
+        return self.empty(shape, dtype)
+
     def keep(self, tensor: Tensor) -> Tensor:
         """`tensor`, which torch made and a backward pass will read; a copy in a block if it lies in glibc's heap.
 

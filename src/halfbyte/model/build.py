@@ -375,6 +375,7 @@ def load_tokenizer(checkpoint: Checkpoint, vocabulary: int) -> Any:
             do="use the tokenizer that came with this model",
         )
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    if hasattr(model, "_resize_cache"):
-        model._resize_cache(_CACHED_WORDS)
+    resize = getattr(model, "_resize_cache", None)
+    if resize is not None:
+        resize(_CACHED_WORDS)
     return tokenizer

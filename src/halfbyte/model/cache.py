@@ -23,6 +23,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from halfbyte.kernels.pool import pool
+
 
 class ReservedLayer(CacheLayerMixin):  # type: ignore[misc]
     """The keys and values of one layer in reserved buffers. For inference: gradients do not flow through it.
@@ -128,7 +130,7 @@ class ReservedLayer(CacheLayerMixin):  # type: ignore[misc]
     def _room(self, states: Tensor, rows: int | None = None) -> Tensor:
         batch, heads, _, size = states.shape
         shape = (batch if rows is None else rows, heads, self.capacity, size)
-        return torch.empty(shape, dtype=states.dtype, device=states.device)
+        return pool.lasting(shape, states.dtype, states.device)
 
     def _show(self) -> tuple[Tensor, Tensor]:
         if self._buffers is not None:

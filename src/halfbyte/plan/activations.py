@@ -354,6 +354,14 @@ def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int, free
     return max(0, of_shorter, of_keys - sum(size for size in freed if size > keys))
 
 
+def heap_bytes(info: ShapeInfo, number: int) -> int:
+    """Bytes of the top of glibc's heap that stay when one layer's blocks of less than 1 MB have gone (up to 8 MB are
+    not returned: `memory.hold_little`), for `number` bytes of one number of all tokens, where nothing is kept."""
+    dims = known_dims(info)
+    query, key = number * dims.query, number * dims.key
+    return _AT_ONCE * query if query < MAPPED else (_AT_ONCE - 1) * key if key < MAPPED else 0
+
+
 def runtime_bytes(info: ShapeInfo, tokenizer_bytes: int | None = None) -> int:
     """Bytes of Python, its libraries and the tokenizer, whose file has `tokenizer_bytes` (None: not known)."""
     if tokenizer_bytes is None:

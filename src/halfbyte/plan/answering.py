@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.plan.activations import MAPPED, ShapeInfo, head_tile_bytes, known_dims, slack_bytes
+from halfbyte.plan.activations import MAPPED, ShapeInfo, head_tile_bytes, heap_bytes, known_dims, slack_bytes
 
 _CACHE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # keys and values of one batch
 _MOST_TOKENS, _MOST_ROWS = 16384, 128
@@ -112,26 +112,27 @@ def evaluation_bytes(
     there = pieces(rows, tokens, kind, budget, dims.vocabulary or 0, scored, new)
     # Of hidden states the model holds its embeddings and each layer's input, the layer what it adds to and the norm
     # of it.
-    mlp = 3 * dims.mlp + 4 * dims.hidden
+    mlp = b * (3 * dims.mlp + 4 * dims.hidden)
     # Of queries: what is turned, two products, and the turned half or the sum; plain, both, and one block more before a
     # norm of their own.
     blocks = 4 if info.native.norms else 5 + bool(dims.family.qk_norm)
-    attention = blocks * dims.query + 3 * dims.key + 3 * dims.hidden
-    working = b * max(mlp, attention) + _POSITION
+    attention = b * (blocks * dims.query + 3 * dims.key + 3 * dims.hidden)
     if info.scores:
-        working = max(working, b * attention + dims.heads * tokens * (b + 4 + b))
+        attention += dims.heads * tokens * (b + 4 + b)
+    heap = heap_bytes(info, b * there.tokens)
+    working = max(there.tokens * mlp + heap, there.tokens * attention) + there.tokens * _POSITION
     if scored is None:
         each = b * (1 + (b < 4 or info.scaled))  # near ties are looked for in a copy
     else:
         each = b * (1 + info.scaled) + 4 * (not info.native.norms)  # without a native kernel, the softmax's logarithm
     logits = there.positions * (dims.vocabulary or 0) * each
-    in_head = there.tokens * b * dims.hidden + logits
+    in_head = there.tokens * b * dims.hidden + logits + heap
     in_head += head_tile_bytes(info, b) if there.positions > _FEW else 0
     # While the prompts go through, nothing was written yet where keys and values of the answers will stand. After
     # that the blocks of the MLP are still there (kernels.pool), and a token a row takes next to nothing.
     late = _unwritten_bytes(info, rows, tokens, new, b)
-    after = there.tokens * b * (3 * dims.mlp + dims.hidden) if late else 0
-    cache, peak = there.cached * dims.layers * 2 * dims.key * b, max(there.tokens * working - late, after, in_head)
+    after = there.tokens * b * (3 * dims.mlp + dims.hidden) + heap if late else 0
+    cache, peak = there.cached * dims.layers * 2 * dims.key * b, max(working - late, after, in_head)
     return {
         "kv_cache": cache,
         "activations": peak - logits + slack_bytes(info, peak),
