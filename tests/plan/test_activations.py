@@ -186,11 +186,11 @@ def test_activations_stand_in_the_place_of_gradients_that_were_freed():
     assert gradients(sizes, passes=1) == Gradients(4 * 64 * 8192, (4 * 16 * 2048,))
     assert gradients(sizes, passes=2) == Gradients()  # they stand there when the second micro-batch comes
 
-    def need(freed, tokens=64):
+    def need(freed, tokens=32):
         return sum(training_bytes(info, 1, tokens, 0, freed=freed))
 
     assert need(Gradients(mapped=32 * MAPPED)) == need(Gradients()) - 32 * MAPPED + 32 * MAPPED // 16
-    block = 2 * 2048 * 64  # queries: holes of the heap that are there anyway, and larger than they
+    block = 2 * 2048 * 32  # queries: holes of the heap that are there anyway, and larger than they
     assert need(Gradients(small=(block + 1, block))) == need(Gradients()) - block - 1
     assert need(Gradients(small=(1 << 40,))) > 0 and need(Gradients(mapped=1 << 40)) > 0
 
