@@ -341,7 +341,9 @@ def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int, free
     layer keeps of small tensors (the LoRA products, logarithms, the adapter's narrow copy; one that is computed again
     its random state) is put into the gaps that they leave, so that those of the next layer need new room. Where queries
     are too large for the heap and keys, which are narrower, are not, theirs do. Of items that are so long that their
-    blocks are not there, shorter ones can still need more, in the layers that are not computed again.
+    blocks are not there, shorter ones can still need more, in the layers that are not computed again. The sums of the
+    hidden state are torch's in either case: where they are all that is left in the heap, one of a layer's two leaves a
+    gap.
     """
     dims = known_dims(info)
     least, at_once = (POOLED, _NATIVE_AT_ONCE) if info.native.norms else (MAPPED, _AT_ONCE)
@@ -351,7 +353,8 @@ def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int, free
     shorter = kept * (block - least) // block  # less is kept of items whose blocks are just small enough
     of_shorter = max(0, min(dims.layers, kept_layers + 1) * at_once * least - shorter)
     of_keys = dims.layers * (at_once - 1) * keys if keys < least else 0
-    return max(0, of_shorter, of_keys - sum(size for size in freed if size > keys))
+    of_sums = dims.layers * number * dims.hidden if least <= number * dims.hidden < MAPPED else 0
+    return max(0, of_shorter, of_keys - sum(size for size in freed if size > keys), of_sums)
 
 
 def heap_bytes(info: ShapeInfo, number: int) -> int:
