@@ -6,7 +6,7 @@ import pytest
 
 from halfbyte.config import DataConfig
 from halfbyte.data import dataset
-from halfbyte.data.dataset import load_training, split, training_median
+from halfbyte.data.dataset import CHUNK, load_training, split, training_median
 from halfbyte.data.records import Record
 from halfbyte.data.template import load_examples, to_example
 from halfbyte.errors import ConfigError, DataError
@@ -199,12 +199,12 @@ def test_templates_are_applied(tmp_path):
 @pytest.mark.parametrize("template", [None, templates.CHATML])
 def test_the_tokenizer_is_called_once_for_all_items(tmp_path, monkeypatch, template):
     """Ten thousand items take about three seconds so; with a call an item it would be half a minute."""
-    file = write(tmp_path / "a.jsonl", rows(500))
+    file = write(tmp_path / "a.jsonl", rows(CHUNK))
     tokenizer, calls = tiny_tokenizer(chat_template=template), []
     encode = type(tokenizer).__call__
     monkeypatch.setattr(type(tokenizer), "__call__", lambda *a, **k: calls.append(0) or encode(*a, **k))
     data = load_training(DataConfig(train=file), tokenizer, 0)
-    assert len(data.train) + len(data.validation) == 500
+    assert len(data.train) + len(data.validation) == CHUNK
     assert len(calls) <= 6
 
 

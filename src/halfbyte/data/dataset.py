@@ -22,7 +22,7 @@ from halfbyte.data.template import Example, load_examples, raise_gathered
 from halfbyte.data.units import joined
 from halfbyte.errors import ConfigError, DataError
 
-CHUNK = 1024  # examples that are encoded at once
+CHUNK = 256  # examples that are encoded at once; of 1,024 the lists left 4 MB more behind
 
 
 @dataclass(frozen=True)
