@@ -24,6 +24,7 @@ from halfbyte.checkpoint.files import Folder
 from halfbyte.checkpoint.headers import TensorInfo, listed, read_header, shown
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import CheckpointError, nearest
+from halfbyte.kernels.pool import pool
 from halfbyte.model.linear import QuantLinear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -90,6 +91,7 @@ def save_adapter(net: nn.Module, folder: Path, config: AdapterConfig, base: str,
     file = folder / WEIGHTS
     part = durable.part_of(file)
     part.unlink(missing_ok=True)  # of a run that was killed: it may be another name of a checkpoint's file
+    pool.clear()  # as before a checkpoint
     save_file(adapter_tensors(net), part, metadata={"format": "pt", "halfbyte_base_fingerprint": fingerprint})
     mask = os.umask(0)
     os.umask(mask)

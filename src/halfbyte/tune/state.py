@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from halfbyte import durable
 from halfbyte.config import TuneConfig
 from halfbyte.errors import TrainingError
+from halfbyte.kernels.pool import pool
 from halfbyte.provenance import read_digest
 from halfbyte.tune import optimiser
 
@@ -138,6 +139,7 @@ class State:
         if place.exists():
             self._note_best(place)
             return place
+        pool.clear()  # else what is made for the file would stand beside all that a step needed
         part = durable.part_of(place)
         try:
             folder.mkdir(parents=True, exist_ok=True)
