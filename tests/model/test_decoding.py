@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from halfbyte.config import AdapterConfig
 from halfbyte.evaluate.generate import pad_left, prefill
@@ -61,7 +62,7 @@ class Course:
         self.positions, self.tokens = self.positions + 1, self.tokens + 1
         decoding, before = self.model.decoding, self.model.decoding.reason
         decoding.reason = before if self.native else "off"
-        made = self.model.hidden(self.tokens, self.mask, self.positions, self.cache)
+        made: Tensor = self.model.hidden(self.tokens, self.mask, self.positions, self.cache)
         decoding.reason = decoding.reason if self.native else before
         return made
 
@@ -168,7 +169,7 @@ def test_rows_that_end_and_rows_that_multiply(tmp_path: Path) -> None:
         assert apart(ours.step(), theirs.step()) <= 1e-5
 
 
-def test_one_prompt_alone_and_past_the_window(tmp_path: Path) -> None:
+def test_one_prompt_alone_and_a_window_that_is_wide_enough(tmp_path: Path) -> None:
     model = opened("mistral", tmp_path, sliding_window=30)
     ours, theirs = (Course(model, PROMPTS[:1], native=native) for native in (True, False))
     for _ in range(STEPS):
@@ -212,3 +213,106 @@ def test_without_native_code_the_modules_decode(tmp_path: Path, monkeypatch: pyt
     assert choose().name == "reference"
     Course(model).step()
     assert model.decoding.reason == "attention is not computed natively"
+
+
+def test_an_adapter_that_comes_later_is_computed_with(tmp_path: Path) -> None:
+    source = tiny_checkpoint("llama", tmp_path / "llama")
+    model = load_model(str(source), compute="fp32")
+    ours, theirs = Course(model), Course(model, native=False)
+    before = ours.step(), theirs.step()
+    ours.step(), theirs.step()
+    model.add_adapter(AdapterConfig(rank=3))
+    stir(model, seed=3)
+    after = ours.step(), theirs.step()
+    assert model.decoding.proved and apart(*before) <= 1e-5 and apart(*after) <= 1e-5
+
+
+def test_what_depends_on_the_position_is_found_out_at_the_end_of_the_models_positions(tmp_path: Path) -> None:
+    model = opened("llama", tmp_path)
+    layer = model.layers()[1].self_attn.q_proj
+    forward, inner = layer.forward, model.layers()[1].forward
+
+    def far(*args: Any, **named: Any) -> Any:  # as Ministral 3 scales its queries
+        layer.forward = lambda x: forward(x) * (2 if int(named["position_ids"].max()) > 100 else 1)
+        return inner(*args, **named)
+
+    model.layers()[1].forward = far
+    Course(model).step()
+    assert model.decoding.reason == "LlamaDecoderLayer computes something else"
+
+
+def test_a_large_number_hides_no_other(tmp_path: Path) -> None:
+    model = opened("gemma3", tmp_path, "bf16", sliding_window=64)
+    layer = model.layers()[1]
+    layer.post_feedforward_layernorm.weight.data[0] = 300.0
+    forward = layer.forward
+
+    def less(x: Tensor, *args: Any, **named: Any) -> Tensor:
+        made: Tensor = forward(x, *args, **named).clone()
+        made[..., 1:] = x[..., 1:] + 0.2 * (made[..., 1:] - x[..., 1:])
+        return made
+
+    layer.forward = less
+    Course(model).step()
+    assert model.decoding.reason == "Gemma3DecoderLayer computes something else"
+
+
+def test_hooks_are_called_as_before(tmp_path: Path) -> None:
+    model = opened("llama", tmp_path)
+    ours, theirs = Course(model), Course(model, native=False)
+    for course in (ours, theirs):
+        course.step(), course.step()
+    calls: list[Any] = []
+    hook = model.layers()[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    assert apart(ours.step(), theirs.step()) <= 1e-5 and len(calls) == 2
+    hook.remove()
+    assert apart(ours.step(), theirs.step()) <= 1e-5 and len(calls) == 2
+
+
+def test_kernels_that_are_chosen_anew_between_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("llama", tmp_path)
+    ours, theirs = Course(model), Course(model, native=False)
+    ours.step(), theirs.step(), ours.step(), theirs.step()
+    for name in ("reference", "cpu"):
+        monkeypatch.setenv(VARIABLE, name)
+        assert apart(ours.step(), theirs.step()) <= 1e-5
+
+
+def test_caches_masks_and_rows_that_are_not_ours_go_by_the_modules(tmp_path: Path) -> None:
+    model = opened("llama", tmp_path)
+    Course(model).step()
+    one = torch.zeros(1, 1, dtype=torch.long)
+    with torch.no_grad():
+        assert model.hidden(one, None, one, DynamicCache()).shape == (1, 1, model.net.config.hidden_size)
+        course = Course(model)
+        with pytest.raises((RuntimeError, ValueError)):
+            model.hidden(one, None, one, course.cache)  # one row for a cache of three
+        full = model.new_cache(1)
+        model.hidden(one, None, one, full)
+        with pytest.raises(ValueError, match="do not fit into a cache that was reserved for 1"):
+            model.hidden(one, None, one + 1, full)
+
+
+def test_models_that_are_built_otherwise_decode_as_before(tmp_path: Path) -> None:
+    model = opened("llama", tmp_path)
+    narrower = tiny_checkpoint("llama", tmp_path / "narrower", intermediate_size=24)
+    other = load_model(str(narrower), compute="fp32")
+    model.net.model.layers[1].mlp = other.net.model.layers[1].mlp  # layers of two shapes
+    ours, theirs = Course(model), Course(model, native=False)
+    for _ in range(3):
+        assert torch.equal(ours.step(), theirs.step())
+    assert "gate" in model.decoding.reason
+    without = load_model(str(narrower), compute="fp32")
+    without.decoding._body = _Bare(without.net.model)
+    Course(without).step()
+    assert without.decoding.reason == "its layers do not come one after the other"
+
+
+class _Bare:
+    """A decoder whose layers are elsewhere, as OPT's."""
+
+    def __init__(self, body: Any) -> None:
+        self._body, self.training = body, False
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._body(*args, **named)

@@ -11,6 +11,7 @@ What can change between two steps (the adapter, the batch, the cache) is looked 
 
 from __future__ import annotations
 
+import copy
 import weakref
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfbyte.kernels.choice import choose
 from halfbyte.kernels.decoder import FEW, Angles, Block, Decoder, Linears, Norm, Norms, uncovered
 from halfbyte.model import attention
 from halfbyte.model.attention import Visible
@@ -25,7 +27,7 @@ from halfbyte.model.blocks import GatedMLP, RMSNorm
 from halfbyte.model.cache import ReservedLayer
 from halfbyte.model.linear import QuantLinear
 
-_CLOSE = {torch.bfloat16: 2**-6, torch.float32: 1e-5}  # of the largest number: sums in another order, an ulp or two
+_CLOSE = {torch.bfloat16: 2**-5, torch.float32: 1e-4}  # of a number and of the median: sums in another order
 _SMALL = 2**-5  # of the hidden state that layers are tried with
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _NORMS = {  # what a family calls the norms before and after attention, and before and after the MLP
@@ -35,6 +37,7 @@ _NORMS = {  # what a family calls the norms before and after attention, and befo
 }
 
 
+_Rest = tuple[tuple[RMSNorm | None, ...], dict[str, Any]]
 _Call = tuple[list[Any], list[int], Decoder]  # the adapters and the buffers' addresses that a call was made for
 
 
@@ -59,20 +62,30 @@ class Decoding:
 
     def step(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor | None:
         """As `Model.hidden` of `ids` [B, 1]: hidden states [B, 1, H]; None where this is not for us."""
-        if self.reason or torch.is_grad_enabled() or self._body.training or len(ids) > FEW:
+        if self.reason or torch.is_grad_enabled() or self._body.training or choose("cpu").isa is None:
             return None
-        layers = cache.layers
-        place = layers[0].get_seq_length()
-        if not all(isinstance(layer, ReservedLayer) and layer.length == place and layer.buffers for layer in layers):
+        layers, rows = cache.layers, len(ids)
+        if not layers or not all(isinstance(layer, ReservedLayer) and layer.buffers for layer in layers):
+            return None
+        place = layers[0].length
+        same = all(layer.length == place and len(layer.buffers[0]) == rows for layer in layers)
+        if not same or rows > FEW or place >= layers[0].capacity:
+            return None
+        if mask is not None and (mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] <= place):
             return None
         if self._plan is None:
             return self._first(ids, mask, positions, cache)
-        visible = None
-        if mask is not None:
-            visible = mask[:, : place + 1].bool()
-            visible = None if visible.shape[1] == place + 1 and bool(visible.all()) else visible
+        if any(self._plan.hooks):
+            return None
+        visible = None if mask is None else mask[:, : place + 1].bool()
+        visible = None if visible is None or bool(visible.all()) else visible
+        try:
+            call = self._call(cache)
+        except ValueError as error:  # the model is no more what it was when it was tried
+            self.reason = str(error)
+            return None
         hidden = self._plan.embedded(ids)
-        made = self._call(cache).step(hidden[:, 0], place, self._plan.angles(hidden, positions), visible)
+        made = call.step(hidden[:, 0], place, self._plan.angles(hidden, positions), visible)
         for layer in layers:
             layer.advance(1)
         return self._body.norm(made[:, None])  # type: ignore[no-any-return]
@@ -80,7 +93,7 @@ class Decoding:
     def _call(self, cache: Any) -> Decoder:
         """The call for `cache`, made anew when its buffers or the adapter are others than before."""
         assert self._plan is not None
-        adapters = [layer.narrow(self._dtype) for layer in self._plan.adapted]
+        adapters = [layer.narrow(self._dtype) for layer in self._plan.linears]
         places = [layer.buffers[0].data_ptr() for layer in cache.layers]
         known = self._calls.get(cache)
         if known is not None and places == known[1] and all(a is b for a, b in zip(adapters, known[0], strict=True)):
@@ -91,9 +104,8 @@ class Decoding:
 
     def _first(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
         """A step by the modules, which shows what they are called with; then the layers are tried."""
-        seen = _Seen(self._body)
-        with seen:
-            made = self._body(
+        with _Seen(self._body) as seen:
+            made: Tensor = self._body(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )[0]  # fmt: skip
         try:
@@ -104,7 +116,9 @@ class Decoding:
             self._plan = plan
         except _Other as other:
             self.reason = str(other)
-        return made  # type: ignore[no-any-return]
+        except Exception as error:  # of a model that is built otherwise, whatever it says: it decodes as before
+            self.reason = f"its layers can't be tried ({type(error).__name__}: {error})"
+        return made
 
 
 class _Seen:
@@ -116,13 +130,14 @@ class _Seen:
         self.outputs: list[Any] = []
         self.forms: dict[int, tuple[float, float, Any]] = {}  # by id of the attention module: scale, cap, mask
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Seen:
         self._stack = ExitStack()
-        for layer in self.body.layers:
+        for layer in getattr(self.body, "layers", ()):
             for handle in (layer.register_forward_pre_hook(self._before, with_kwargs=True),
                            layer.register_forward_hook(self._after)):  # fmt: skip
                 self._stack.callback(handle.remove)
         self._stack.enter_context(attention.watched(self._form))
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -145,23 +160,32 @@ class _Plan:
         self._body = body
         self._multiplier: float | None = getattr(body, "embedding_multiplier", None)  # of Granite
         self._kinds: list[str | None] = []  # of angles, as the model's rotary embedding is asked for them
+        if len(seen.inputs) != len(getattr(body, "layers", ())) or not seen.inputs:
+            raise _Other("its layers do not come one after the other")
         self._layers = [self._read(layer, index, seen) for index, layer in enumerate(body.layers)]
-        self.adapted = [linear for linears, _ in self._layers for linear in linears if linear.lora_A is not None]
+        self.linears = [linear for linears, _ in self._layers for linear in linears]
+        modules = [module for layer in body.layers for module in layer.modules()]
+        self.hooks = [of for module in modules for of in (module._forward_hooks, module._forward_pre_hooks)]
 
     def blocks(self, dtype: torch.dtype) -> list[Block]:
         """With the adapters as they are now."""
-        return [Block(Linears(*(linear.parts(dtype) for linear in linears)), **rest) for linears, rest in self._layers]
+        return [
+            Block(Linears(*(linear.parts(dtype) for linear in linears)), Norms(*map(_described, norms)), **rest)
+            for linears, (norms, rest) in self._layers
+        ]
 
     def embedded(self, ids: Tensor) -> Tensor:
         """The hidden states [B, 1, H] that the first layer gets."""
         hidden: Tensor = self._body.get_input_embeddings()(ids)
         return hidden if self._multiplier is None else hidden * self._multiplier
 
-    def angles(self, hidden: Tensor, positions: Tensor) -> list[Angles]:
-        """Cosines and sines [B, R] of each kind, for `positions` [B, 1]."""
+    def angles(self, hidden: Tensor, positions: Tensor, rotary: Any = None) -> list[Angles]:
+        """Cosines and sines [B, R] of each kind at `positions` [B, 1], by the model's embedding or by `rotary`."""
         made = []
         for kind in self._kinds:
-            cos, sin = self._body.rotary_emb(hidden, positions, **({} if kind is None else {"layer_type": kind}))
+            cos, sin = (rotary or self._body.rotary_emb)(
+                hidden, positions, **({} if kind is None else {"layer_type": kind})
+            )
             made.append((cos[:, 0].expand(len(hidden), -1), sin[:, 0].expand(len(hidden), -1)))
         return made
 
@@ -173,20 +197,31 @@ class _Plan:
             raise _Other("its layers do not begin with the embeddings alone")
         if not torch.equal(self._body.norm(last), made):
             raise _Other("its last layer is not followed by the norm alone")
-        angles = self.angles(first, positions)
-        for (_, named), (_, rest) in zip(seen.inputs, self._layers, strict=True):
+        near = self.angles(first, positions)
+        for (_, named), (_, (_, rest)) in zip(seen.inputs, self._layers, strict=True):
             theirs = named.get("position_embeddings")
             if rest["angles"] is not None and not all(
                 torch.equal(mine, other[:, 0].expand_as(mine))
-                for mine, other in zip(angles[rest["angles"]], theirs or (), strict=True)
+                for mine, other in zip(near[rest["angles"]], theirs or (), strict=True)
             ):
                 raise _Other("its angles are not those of its rotary embedding")
+        # As if the token stood where the model's positions end, too: some families compute otherwise far from the
+        # beginning, and at position 0 nothing is turned. A copy makes the angles, since some embeddings have a memory.
+        end = torch.full_like(positions, max(1, getattr(self._body.config, "max_position_embeddings", 1 << 15) - 1))
+        far = self.angles(first, end, copy.deepcopy(self._body.rotary_emb)) if near else []
+        blocks = self.blocks(dtype)
+        Decoder(blocks, [layer.buffers for layer in cache.layers])  # they fit together
         x = _SMALL * torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-        for index, (layer, block) in enumerate(zip(self._body.layers, self.blocks(dtype), strict=True)):
+        for index, (layer, block) in enumerate(zip(self._body.layers, blocks, strict=True)):
             args, named = seen.inputs[index]
-            self._try(layer, block, x, (args[1:], named), cache.layers[index], angles)
+            self._try(layer, block, x, (args[1:], named), cache.layers[index], near)
+            others: dict[str, Any] = {"position_ids": end} if "position_ids" in named else {}
+            if named.get("position_embeddings") and far:
+                cos, sin = far[block.angles or 0]
+                others["position_embeddings"] = cos[:, None], sin[:, None]
+            self._try(layer, block, x, (args[1:], named | others), cache.layers[index], far)
 
-    def _try(self, layer: Any, block: Block, x: Tensor, call: Any, cached: ReservedLayer, angles: Any) -> None:
+    def _try(self, layer: Any, block: Block, x: Tensor, call: Any, cached: ReservedLayer, angles: list[Angles]) -> None:
         place, buffers = cached.length - 1, cached.buffers
         assert buffers is not None
 
@@ -195,21 +230,23 @@ class _Plan:
 
         kept = written()
         cached.crop(-1)
-        theirs = [layer(x, *call[0], **call[1]), *written()]
-        mask = call[1].get("attention_mask")
-        hidden = Decoder([block], [buffers]).step(
-            x[:, 0], place, angles, mask.padding if isinstance(mask, Visible) else None
-        )
-        ours = [hidden[:, None], *written()]
-        for states, before in zip(buffers, kept, strict=True):
-            states[:, :, place] = before
+        try:
+            theirs = [layer(x, *call[0], **call[1]), *written()]
+            mask = call[1].get("attention_mask")
+            hidden = Decoder([block], [buffers]).step(
+                x[:, 0], place, angles, mask.padding if isinstance(mask, Visible) else None
+            )
+            ours = [hidden[:, None], *written()]
+        finally:
+            cached.advance(place + 1 - cached.length)
+            for states, before in zip(buffers, kept, strict=True):
+                states[:, :, place] = before
         for mine, other in zip(ours, theirs, strict=True):
-            near = _CLOSE[x.dtype] * float(other.abs().max())
-            if other.shape != mine.shape or not torch.allclose(mine.float(), other.float(), rtol=0.0, atol=near):
+            if not isinstance(other, Tensor) or other.shape != mine.shape or not _alike(mine, other):
                 raise _Other(f"{type(layer).__name__} computes something else")
 
-    def _read(self, layer: Any, index: int, seen: _Seen) -> tuple[list[QuantLinear], dict[str, Any]]:
-        """The linear layers of a block, in its order, and the rest of its description."""
+    def _read(self, layer: Any, index: int, seen: _Seen) -> tuple[list[QuantLinear], _Rest]:
+        """The linear layers of a block, in its order, its norms, and the rest of its description."""
         attn, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
         if not isinstance(mlp, GatedMLP) or mlp.layout.gate == mlp.layout.up:
             raise _Other("its MLP is no gated one of three layers")
@@ -226,13 +263,12 @@ class _Plan:
         style = "post" if style == "pre" and hasattr(layer, "post_feedforward_layernorm") else style
         before_attention, after_attention, before_mlp, after_mlp = (_norm(layer, name) for name in _NORMS[style])
         rotates = getattr(attn, "use_rope", True) and named.get("position_embeddings")
-        return linears, {
-            "norms": Norms(before_attention, _norm(attn, "q_norm"), _norm(attn, "k_norm"), after_attention, before_mlp,
-                           after_mlp),
+        norms = (before_attention, _norm(attn, "q_norm"), _norm(attn, "k_norm"), after_attention, before_mlp, after_mlp)
+        return linears, (norms, {
             "act": mlp.layout.act, "scale": scale, "window": mask.window, "cap": cap,
             "residual": float(getattr(layer, "residual_multiplier", 1.0)),
             "angles": self._kind(attn, index) if rotates else None,
-        }  # fmt: skip
+        })  # fmt: skip
 
     def _kind(self, attn: Any, index: int) -> int:
         """The place of this layer's angles among `_kinds`, which they join."""
@@ -243,10 +279,20 @@ class _Plan:
         return self._kinds.index(kind)
 
 
-def _norm(module: Any, name: str | None) -> Norm | None:
+def _norm(module: Any, name: str | None) -> RMSNorm | None:
     norm = None if name is None else getattr(module, name, None)
     if norm is None and (name is None or name in ("q_norm", "k_norm")):
         return None
     if not isinstance(norm, RMSNorm):
         raise _Other(f"{name} is not computed natively")
-    return Norm(norm.weight.detach(), norm.eps, norm.style)
+    return norm
+
+
+def _described(norm: RMSNorm | None) -> Norm | None:
+    return None if norm is None else Norm(norm.weight.detach(), norm.eps, norm.style)
+
+
+def _alike(mine: Tensor, other: Tensor) -> bool:
+    """Whether they differ by rounding alone, in the small numbers, too: one that is large hides no other."""
+    size, close = other.float().abs(), _CLOSE[other.dtype]
+    return bool(((mine.float() - other.float()).abs() <= close * (size + size.median())).all())

@@ -2,7 +2,7 @@
 //
 // Between the products of a decoded token stand norms, rotary embeddings, the cache and sums. They take a microsecond or
 // two each, and as calls of their own from Python twenty or more, some fifteen times a layer: on two cores as much as a
-// third of a token of a small model. Every part is the op of its own folder, so nothing is computed in a second way.
+// third of a token of a small model. Products, norms, attention and the gate are the ops of their own folders.
 #include <memory>
 #include <type_traits>
 #include <utility>

@@ -39,10 +39,7 @@ class _Angles(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("hidden", "angles", "visible")),
-        *(
-            (name, c_int64)
-            for name in ("rows", "width", "inner", "heads", "kv_heads", "head", "rotary", "position", "wide")
-        ),
+        *((name, c_int64) for name in _SIZES),
     )
 
 

@@ -5,7 +5,7 @@
 
 namespace halfbyte {
 
-// cpu.py has the same as `_Layer`. Of one `dtype` (fp32 or bf16): bias [rows] or null, a [rank, columns] and
+// cpu.py has the same. Of one `dtype` (fp32 or bf16): bias [rows] or null, a [rank, columns] and
 // b [rows, rank], which are null without a pair.
 struct LayerArgument {
     const void *matrix, *bias, *a, *b;
