@@ -97,13 +97,15 @@ def _differs(
     for cos, sin in angles:
         if any(half.ndim != 3 or not torch.equal(*half.chunk(2, dim=-1)) for half in (cos, sin)):
             return "its angles do not stand there twice, a half each"
-        width, make = _head_width(net, cos.shape[-1]), torch.Generator().manual_seed(0)
-        q, k = (torch.randn(2, heads, _TOKENS, width, generator=make).to(device, dtype) for heads in (3, 2))
-        weights = [torch.randn(x.shape, generator=make).to(device, dtype) for x in (q, k)]
+        make = torch.Generator().manual_seed(0)
         try:
+            width = _head_width(net, cos.shape[-1])
+            q, k = (torch.randn(2, heads, _TOKENS, width, generator=make).to(device, dtype) for heads in (3, 2))
+            weights = [torch.randn(x.shape, generator=make).to(device, dtype) for x in (q, k)]
             wanted = _values_and_gradients(theirs, q, k, cos, sin, weights)
             made = _values_and_gradients(rotary, q, k, cos, sin, weights)
-        except Exception as error:  # of theirs: it takes something else; of ours: whatever a card's compiler says
+        except Exception as error:  # of theirs: its heads differ by layer (Gemma 4), it takes something else; of ours:
+            # whatever a card's compiler says
             return f"it can't be tried ({type(error).__name__})"
         for got, other in zip(made, wanted, strict=True):
             near = _CLOSE[dtype] * float(other.float().abs().max())
