@@ -60,7 +60,7 @@ def _kernels(driver: str) -> list[str]:
     """The sources that a driver calls, without their ending; that of dequantise knows the instruction sets."""
     products = ["product/cpu", "product/fp32", "gate/cpu"]
     own = {"product_bf16": products, "product_few": products, "product_fp32": ["product/fp32"],
-           "decoder": ["decoder/cpu", "attention/cpu", "norm/cpu", *products]}  # fmt: skip
+           "decoder": ["decoder/cpu", "attention/cpu", "norm/cpu", "rotary/cpu", *products]}  # fmt: skip
     return list(dict.fromkeys([*own.get(driver, [f"{driver}/cpu"]), "dequantise/cpu"]))
 
 

@@ -23,7 +23,7 @@ struct Block {
     Norm norms[6];
     void *keys, *values;
     int64_t keys_by[3], values_by[3], act, angles, window;
-    float scale, cap, residual, unused;
+    float scale, cap, residual;
 };
 struct Angles {
     const void *cos, *sin;

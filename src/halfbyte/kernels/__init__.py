@@ -202,12 +202,12 @@ def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *,
         small = linear(x, a) if len(x) <= _product.FEW else F.linear(x, a)
         return linear(x, weight, bias, (small, b), int8=int8)
     rows, columns = weight.shape
+    layer = Layer(weight, bias, lora)
     _same("x", x, (len(x), columns), x.dtype, weight.device)
-    _check_layer(x, Layer(weight, bias, lora), None, columns)
+    layer.check("a layer", (rows, columns), x.dtype, x.device)
     if not len(x):
         return x.new_empty(0, rows)
-    bias = None if bias is None else bias.contiguous()
-    return _product.adapted(x.contiguous(), weight, bias, (a.contiguous(), b.contiguous()), how.isa or "")
+    return _product.adapted(x.contiguous(), layer.contiguous(), how.isa or "")
 
 
 def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tensor | None:
@@ -216,24 +216,12 @@ def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tenso
     layers = (gate, up, down)
     if not 0 < len(x) <= _product.FEW or any(product_of(x, layer.weight).name != "cpu" for layer in layers):
         return None
-    inner = gate.weight.shape[0]
-    for layer, rows, columns in zip(layers, (inner, inner, None), (x.shape[1], x.shape[1], inner), strict=True):
-        _check_layer(x, layer, rows, columns)
-    made = [Layer(of.weight, None if of.bias is None else of.bias.contiguous(), _contiguous(of.lora)) for of in layers]
-    return _product.gated_mlp(x.contiguous(), (made[0], made[1], made[2]), ACTS.index(act), choose(x.device).isa or "")
-
-
-def _check_layer(x: Tensor, layer: Layer, rows: int | None, columns: int) -> None:
-    """As `_check`, of a layer whose input has as many rows and the type of `x`; `rows`: its outputs, if they matter."""
-    rows = layer.weight.shape[0] if rows is None else rows
-    if layer.weight.shape != (rows, columns) or layer.weight.device != x.device:
-        raise ValueError(f"a weight {tuple(layer.weight.shape)} on {layer.weight.device}, not {(rows, columns)}")
-    if layer.bias is not None:
-        _same("bias", layer.bias, (rows,), x.dtype, x.device)
-    if layer.lora is not None:
-        a, b = layer.lora
-        _same("A", a, (len(a), columns), x.dtype, x.device)
-        _same("B", b, (rows, len(a)), x.dtype, x.device)
+    width, inner = x.shape[1], gate.weight.shape[0]
+    shapes = ((inner, width), (inner, width), (down.weight.shape[0], inner))
+    for name, layer, shape in zip(("gate", "up", "down"), layers, shapes, strict=True):
+        layer.check(name, shape, x.dtype, x.device)
+    made = (gate.contiguous(), up.contiguous(), down.contiguous())
+    return _product.gated_mlp(x.contiguous(), made, ACTS.index(act), choose(x.device).isa or "")
 
 
 def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None, *, int8: bool = False) -> Tensor:

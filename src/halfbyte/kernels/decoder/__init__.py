@@ -12,11 +12,11 @@ from halfbyte.kernels.choice import choose
 from halfbyte.kernels.decoder import cpu
 from halfbyte.kernels.decoder.reference import Angles, Block, Cache, Linears, Norm, Norms
 from halfbyte.kernels.product.cpu import FEW
-from halfbyte.kernels.product.reference import Layer
 
 __all__ = ["FEW", "Angles", "Block", "Cache", "Decoder", "Linears", "Norm", "Norms", "uncovered"]
 
 _TYPES = (torch.bfloat16, torch.float32)
+_CPU = torch.device("cpu")
 
 
 def uncovered(blocks: Sequence[Block], dtype: torch.dtype) -> str:
@@ -84,7 +84,7 @@ class Decoder:
             raise ValueError(f"queries of {q} and keys of {k} in heads of {head}")
         shapes = ((q, width), (k, width), (k, width), (width, q), (inner, width), (inner, width), (width, inner))
         for name, layer, shape in zip(Linears._fields, block.linears, shapes, strict=True):
-            _check_layer(name, layer, shape, self.dtype)
+            layer.check(name, shape, self.dtype, _CPU)
         widths = ((width,), (q, head), (k, head), (width,), (width,), (width,))
         for name, norm, fit in zip(Norms._fields, block.norms, widths, strict=True):
             if norm is not None and (norm.weight.ndim != 1 or len(norm.weight) not in fit):
@@ -100,24 +100,7 @@ class Decoder:
                 raise ValueError("a cache does not lie token by token on the CPU")
 
 
-def _check_layer(name: str, layer: Layer, shape: tuple[int, int], dtype: torch.dtype) -> None:
-    wanted = {"weight": (layer.weight, shape), "bias": (layer.bias, shape[:1])}
-    if layer.lora is not None:
-        rank = len(layer.lora[0])
-        wanted |= {"A": (layer.lora[0], (rank, shape[1])), "B": (layer.lora[1], (shape[0], rank))}
-    for part, (tensor, size) in wanted.items():
-        if tensor is not None and tuple(tensor.shape) != size:
-            raise ValueError(f"{part} of {name} is {tuple(tensor.shape)}, not {size}")
-        if isinstance(tensor, Tensor) and part != "weight" and (tensor.dtype != dtype or tensor.device.type != "cpu"):
-            raise ValueError(f"{part} of {name} is {tensor.dtype} on {tensor.device}, not {dtype} on the CPU")
-
-
 def _contiguous(block: Block) -> Block:
     """`block` with every tensor that native code reads in one piece."""
-    linears = (
-        Layer(of.weight, None if of.bias is None else of.bias.contiguous(),
-              None if of.lora is None else (of.lora[0].contiguous(), of.lora[1].contiguous()))
-        for of in block.linears
-    )  # fmt: skip
     norms = (None if norm is None else norm._replace(weight=norm.weight.contiguous()) for norm in block.norms)
-    return block._replace(linears=Linears(*linears), norms=Norms(*norms))
+    return block._replace(linears=Linears(*(layer.contiguous() for layer in block.linears)), norms=Norms(*norms))

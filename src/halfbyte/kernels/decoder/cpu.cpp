@@ -2,7 +2,7 @@
 //
 // Between the products of a decoded token stand norms, rotary embeddings, the cache and sums. They take a microsecond or
 // two each, and as calls of their own from Python twenty or more, some fifteen times a layer: on two cores as much as a
-// third of a token of a small model. Products, norms, attention and the gate are the ops of their own folders.
+// third of a token of a small model. Every part is the op of its own folder, so nothing is computed in a second way.
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -10,6 +10,7 @@
 #include "../attention/strip.h"
 #include "../gate/gate.h"
 #include "../product/layer.h"
+#include "../rotary/rotary.h"
 #include "../vector.h"
 
 HALFBYTE_API void halfbyte_attention_forward(const halfbyte::attention::Attention* a, int dtype, int threads, int isa);
@@ -33,7 +34,7 @@ struct BlockArgument {
     void *keys, *values;                  // the cache [rows, kv_heads, room, head]
     int64_t keys_by[3], values_by[3];     // strides of row, head and token, in elements
     int64_t act, angles, window;          // angles: which of the step's, or negative: no rotary embedding
-    float scale, cap, residual, unused;   // residual: what is added to the hidden state is multiplied by it
+    float scale, cap, residual;           // residual: what is added to the hidden state is multiplied by it
 };
 
 struct Angles {
@@ -53,15 +54,15 @@ template <typename T>
 struct Room {
     std::unique_ptr<T[]> memory;
     std::unique_ptr<float[]> sums;
-    T *normed, *made, *q, *k, *v, *normed_q, *normed_k, *attended, *gate, *up, *both;
+    T *normed, *made, *q, *k, *v, *normed_q, *normed_k, *turned, *attended, *gate, *up, *both;
 
     explicit Room(const StepArgument& s)
-        : memory(new T[size_t(s.rows * (2 * s.width + 3 * s.heads * s.head + 3 * s.kv_heads * s.head + 3 * s.inner))]),
+        : memory(new T[size_t(s.rows * (2 * s.width + 4 * s.heads * s.head + 3 * s.kv_heads * s.head + 3 * s.inner))]),
           sums(new float[size_t(s.rows * (s.heads + s.kv_heads))]) {
         T* at = memory.get();
         const auto take = [&](int64_t columns) { return std::exchange(at, at + s.rows * columns); };
         for (T** of : {&normed, &made}) *of = take(s.width);
-        for (T** of : {&q, &normed_q, &attended}) *of = take(s.heads * s.head);
+        for (T** of : {&q, &normed_q, &turned, &attended}) *of = take(s.heads * s.head);
         for (T** of : {&k, &normed_k, &v}) *of = take(s.kv_heads * s.head);
         for (T** of : {&gate, &up, &both}) *of = take(s.inner);
     }
@@ -76,10 +77,16 @@ class Step {
         T* const hidden = static_cast<T*>(s.hidden);
         const T* x = normed(b.before_attention, hidden, s.width, room.normed);
         product(b.q, x, room.q), product(b.k, x, room.k), product(b.v, x, room.v);
-        T* const q = normed(b.of_q, room.q, s.heads * s.head, room.normed_q);
-        T* const k = normed(b.of_k, room.k, s.kv_heads * s.head, room.normed_k);
-        if (b.angles >= 0) rotate(q, s.heads, s.angles[b.angles]), rotate(k, s.kv_heads, s.angles[b.angles]);
-        store(k, static_cast<T*>(b.keys), b.keys_by), store(room.v, static_cast<T*>(b.values), b.values_by);
+        const T* q = normed(b.of_q, room.q, s.heads * s.head, room.normed_q);
+        const T* k = normed(b.of_k, room.k, s.kv_heads * s.head, room.normed_k);
+        if (b.angles >= 0) {
+            const int64_t by[3] = {s.heads * s.head, s.head, s.head};
+            rotate(q, s.heads, s.angles[b.angles], room.turned, by), q = room.turned;
+            rotate(k, s.kv_heads, s.angles[b.angles], static_cast<T*>(b.keys) + s.position * b.keys_by[2], b.keys_by);
+        } else {
+            store(k, static_cast<T*>(b.keys), b.keys_by);
+        }
+        store(room.v, static_cast<T*>(b.values), b.values_by);
         attend(b, q);
         product(b.o, room.attended, room.made);
         add(normed(b.after_attention, room.made, s.width, room.normed), b.residual, hidden);
@@ -107,31 +114,11 @@ class Step {
         return out;
     }
 
-    // x [rows, heads, head] in place. Angles of the type of x: each product and the sum are rounded to it, as torch does;
-    // fp32 angles: the sum alone.
-    void rotate(T* x, int64_t heads, const Angles& angles) const {
-        if (s.wide) return rotate(x, heads, static_cast<const float*>(angles.cos), static_cast<const float*>(angles.sin));
-        rotate(x, heads, static_cast<const T*>(angles.cos), static_cast<const T*>(angles.sin));
-    }
-    template <typename A>
-    void rotate(T* x, int64_t heads, const A* cos, const A* sin) const {
-        const int64_t half = s.rotary / 2, rotary = s.rotary, head = s.head;
-        const auto body = [=](auto, int64_t first, int64_t last) HALFBYTE_BODY {
-            for (int64_t i = first; i < last; ++i) {
-                T *const a = x + i * head, *const b = a + half;
-                const A *const cosines = cos + i / heads * rotary, *const sines = sin + i / heads * rotary;
-                for (int64_t d = 0; d < half; ++d) {
-                    const float left = to_float(a[d]), right = to_float(b[d]);
-                    a[d] = from_float<T>(rounded<A>(left * to_float(cosines[d])) + rounded<A>(-right * to_float(sines[d])));
-                    b[d] = from_float<T>(rounded<A>(right * to_float(cosines[d + half])) + rounded<A>(left * to_float(sines[d + half])));
-                }
-            }
-        };
-        for_isa(isa, body, 0, s.rows * heads);
-    }
-    template <typename A>
-    static HALFBYTE_INLINE float rounded(float value) {
-        return to_float(from_float<A>(value));
+    // x [rows, heads, head] turned, into `out`, whose rows and heads are `by` apart.
+    void rotate(const T* x, int64_t heads, const Angles& angles, T* out, const int64_t* by) const {
+        const Rotary call{x, out, angles.cos, angles.sin, {heads * s.head, s.head, s.head}, {by[0], by[1], by[2]}, s.rotary,
+                          s.rows, heads, 1, s.head, s.rotary, 0};
+        halfbyte_rotary(&call, kDtype, int(s.wide), threads, isa);
     }
 
     void store(const T* x, T* cache, const int64_t* by) const {
@@ -157,7 +144,7 @@ class Step {
     // hidden += residual * x
     void add(const T* x, float residual, T* hidden) const {
         const auto body = [=](auto, int64_t first, int64_t last) HALFBYTE_BODY {
-            for (int64_t i = first; i < last; ++i) hidden[i] = from_float<T>(to_float(hidden[i]) + rounded<T>(to_float(x[i]) * residual));
+            for (int64_t i = first; i < last; ++i) hidden[i] = from_float<T>(to_float(hidden[i]) + to_float(from_float<T>(to_float(x[i]) * residual)));
         };
         for_isa(isa, body, 0, s.rows * s.width);
     }

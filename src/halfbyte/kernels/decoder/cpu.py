@@ -28,7 +28,7 @@ class _Block(ctypes.Structure):
         *((name, c_void_p) for name in ("keys", "values")),
         *((f"{name}_by", c_int64 * 3) for name in ("keys", "values")),
         *((name, c_int64) for name in ("act", "angles", "window")),
-        *((name, c_float) for name in ("scale", "cap", "residual", "unused")),
+        *((name, c_float) for name in ("scale", "cap", "residual")),
     )
 
 

@@ -109,8 +109,10 @@ def bf16(
     return product(function, x, weight, bias, pair, transposed, out, native.ISAS.index(isa))
 
 
-def adapted(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, lora: Pair, isa: str) -> Tensor:
-    """x [T, I] W^T + bias + (x A^T) B^T for lora = (A [R, I], B [O, R]); everything in bf16."""
+def adapted(x: Tensor, layer: Layer, isa: str) -> Tensor:
+    """x [T, I] W^T + bias + (x A^T) B^T for a layer with a pair (A [R, I], B [O, R]); everything in bf16."""
+    weight, bias, lora = layer
+    assert lora is not None
     out = pool.empty((x.shape[0], weight.shape[0]), x.dtype)
     native.library().halfbyte_product_adapted(
         ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),

@@ -25,6 +25,28 @@ class Layer(NamedTuple):
     bias: Tensor | None = None
     lora: Pair | None = None
 
+    def check(self, name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        """Raise ValueError for what native code, which gets bare pointers, would read beyond."""
+        wanted: dict[str, tuple[FrozenWeight | None, tuple[int, ...]]]
+        wanted = {"weight": (self.weight, shape), "bias": (self.bias, shape[:1])}
+        if self.lora is not None:
+            rank = len(self.lora[0])
+            wanted |= {"A": (self.lora[0], (rank, shape[1])), "B": (self.lora[1], (shape[0], rank))}
+        for part, (tensor, size) in wanted.items():
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != size or tensor.device != device:
+                raise ValueError(
+                    f"{part} of {name} is {tuple(tensor.shape)} on {tensor.device}, not {size} on {device}"
+                )
+            if part != "weight" and isinstance(tensor, Tensor) and tensor.dtype != dtype:
+                raise ValueError(f"{part} of {name} is {tensor.dtype}, not {dtype}")
+
+    def contiguous(self) -> Layer:
+        """The same, with bias and pair in one piece."""
+        pair = None if self.lora is None else (self.lora[0].contiguous(), self.lora[1].contiguous())
+        return Layer(self.weight, None if self.bias is None else self.bias.contiguous(), pair)
+
 
 TILE = 4096  # rows of a dense matrix of another dtype that are converted at once
 

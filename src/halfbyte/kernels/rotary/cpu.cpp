@@ -2,21 +2,14 @@
 //
 // One pass over x, where torch makes seven of them and as many new tensors. Angles of the type of x: the two products and
 // their sum are rounded to it, as torch's operations do; fp32 angles: the sum alone.
+#include "rotary.h"
+
 #include "../vector.h"
 
 namespace halfbyte {
 namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
-
-// What cpu.py passes; strides in elements, of batch, head and token; the last dimension is contiguous.
-struct Rotary {
-    const void* x;  // [batch, heads, tokens, width]
-    void* out;      // the same shape
-    const void *cos, *sin;  // [batch or 1, tokens, rotary]
-    int64_t x_by[3], out_by[3], angles_by;  // angles_by: stride of batch
-    int64_t batch, heads, tokens, width, rotary, back;
-};
 
 template <typename A>
 HALFBYTE_INLINE float rounded(float value) {
@@ -60,10 +53,9 @@ void rotate_either(const Rotary& r, int threads, int isa) {
 }  // namespace
 }  // namespace halfbyte
 
-// x and out of type `dtype` (fp32 or bf16); `wide`: the angles are fp32, else of that type, too.
-HALFBYTE_API void halfbyte_rotary(const void* call, int dtype, int wide, int threads, int isa) {
+HALFBYTE_API void halfbyte_rotary(const halfbyte::Rotary* call, int dtype, int wide, int threads, int isa) {
     using namespace halfbyte;
-    const auto& r = *static_cast<const Rotary*>(call);
+    const Rotary& r = *call;
     if (dtype == kF32) return rotate_either<float, float>(r, threads, isa);
     wide ? rotate_either<bf16, float>(r, threads, isa) : rotate_either<bf16, bf16>(r, threads, isa);
 }
