@@ -186,10 +186,13 @@ def test_activations_stand_in_the_place_of_gradients_that_were_freed():
     assert gradients(sizes, passes=1) == Gradients(4 * 64 * 8192, (4 * 16 * 2048,))
     assert gradients(sizes, passes=2) == Gradients()  # they stand there when the second micro-batch comes
 
-    def need(freed, tokens=32):
-        return sum(training_bytes(info, 1, tokens, 0, freed=freed))
+    def need(freed, info=info):
+        return sum(training_bytes(info, 1, 32, 0, freed=freed))
 
-    assert need(Gradients(mapped=32 * MAPPED)) == need(Gradients()) - 32 * MAPPED + 32 * MAPPED // 16
+    assert need(Gradients(mapped=32 * MAPPED)) == need(Gradients())  # the pool keeps its blocks beside them
+    plain = shape_info(find("llama-3.2-1b").config, native=PLAIN)
+    saved = need(Gradients(), plain) - need(Gradients(mapped=16 * MAPPED), plain)
+    assert saved in (16 * MAPPED, 16 * MAPPED - MAPPED)  # less those of the layer at work, where the peak is in one
     block = 2 * 2048 * 32  # queries: holes of the heap that are there anyway, and larger than they
     assert need(Gradients(small=(block + 1, block))) == need(Gradients()) - block - 1
     assert need(Gradients(small=(1 << 40,))) > 0 and need(Gradients(mapped=1 << 40)) > 0

@@ -275,8 +275,9 @@ def training_bytes(
     """(activations, logits) in bytes whose sum is the peak of one micro-batch of `micro_batch` x `tokens` tokens.
 
     The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. Of a head that is
-    a product alone, the buffer of the logits outlives the loss. Where gradients are `freed` before, activations stand
-    in their place: that much is counted once, with the gradients.
+    a product alone, the buffer of the logits outlives the loss. Where gradients are `freed` before, plain activations
+    stand in their place: that much is counted once, with the gradients. Native ones lie in the pool, which keeps them
+    to the end of the step, when all gradients are there again.
     """
     dims, b = known_dims(info), dtype_bytes
     count = micro_batch * tokens
@@ -298,9 +299,9 @@ def training_bytes(
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
-    in_layer += (0 if info.scaled else logits) + freed.mapped // max(1, dims.layers)  # those of the layer at work
-    peak = max(in_loss, in_layer)
-    peak = max(peak - freed.mapped, logits) + heap
+    mapped = 0 if info.native.norms else freed.mapped
+    in_layer += (0 if info.scaled else logits) + mapped // max(1, dims.layers)  # those of the layer at work
+    peak = max(max(in_loss, in_layer) - mapped, logits) + heap
     return peak - logits + slack_bytes(info, peak), logits
 
 
