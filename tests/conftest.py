@@ -44,7 +44,7 @@ def _fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     from halfbyte.plan import devices
 
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))
-    monkeypatch.setattr(devices, "has_bf16", lambda: True)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
 
 
 @pytest.fixture

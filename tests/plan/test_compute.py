@@ -73,12 +73,12 @@ def test_the_processors_flags_say_whether_it_has_bf16(tmp_path: Path, line: str,
 
 def test_a_processor_without_bf16_is_planned_with_activations_twice_as_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     def plan(there: bool, **asked: str) -> tuple[int, list[str]]:
-        monkeypatch.setattr(devices, "has_bf16", lambda: there)
+        monkeypatch.setattr(devices, "multiplies_bf16", lambda: there)
         made = plan_model("llama-3.2-1b", device="cpu", memory="8GB", **asked)  # type: ignore[arg-type]
         return made.phases["tune"].peak_bytes or 0, made.reasons
 
     fast, slow = plan(True), plan(False)
     assert slow[0] > 1.3 * fast[0] and slow == (plan(True, compute="fp32")[0], slow[1])
-    assert "compute fp32: no instructions for bf16 are known of this processor" in slow[1]
+    assert "compute fp32: no fast bf16 is known of this processor" in slow[1]
     assert not any(reason.startswith("compute") for reason in plan(True, compute="fp32")[1])
     assert (activation_bytes("nf4", "fp32"), activation_bytes("nf4"), activation_bytes("fp32")) == (4, 2, 4)

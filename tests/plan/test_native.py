@@ -37,8 +37,8 @@ def test_the_processor_says_it(tmp_path):
     for text, in_bf16, in_fp32 in (
         (ZEN4, True, False),
         (ZEN4 + " amx_bf16", True, False),
-        (ZEN4.replace("avx512_bf16", ""), False, False),
-        (ZEN3, False, True),
+        (ZEN4.replace("avx512_bf16", ""), True, False),
+        (ZEN3, True, True),
         (ZEN3.replace("fma", ""), False, False),
         ("", False, False),
     ):

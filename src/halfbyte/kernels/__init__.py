@@ -41,12 +41,14 @@ __all__ = [
     "double_quantise",
     "gated_mlp",
     "linear",
+    "linear_small",
     "linear_transposed",
+    "matmul_small",
     "product_of",
     "quantise",
 ]
 
-BF16 = "avx512bf16"  # the kernels of this instruction set, and of those after it, multiply any number of rows in bf16
+BF16 = "avx2"  # the kernels of this instruction set, and of those after it, multiply any number of rows in bf16
 FP32 = "avx2"  # those of this one do so in fp32; there are none for AVX-512, where torch's product runs
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -182,7 +184,7 @@ def linear(
         from halfbyte.kernels.product import gpu
 
         return gpu.few(x, weight, bias, _contiguous(pair), out)
-    if native.reaches(how.isa, BF16):
+    if _many_in_bf16(how.isa, x.dtype):
         return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
     if multiplies_many(how.isa, x.dtype):
         y = _product.fp32(x, weight, bias, False, out)
@@ -198,8 +200,8 @@ def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *,
     Few rows take one call of native code instead of two, which saves a decoded token as much as the small product."""
     a, b = lora
     how = product_of(x, weight)
-    if len(x) > _product.FEW or not native.reaches(how.isa, BF16):
-        small = linear(x, a) if len(x) <= _product.FEW else F.linear(x, a)
+    if len(x) > _product.FEW or not _many_in_bf16(how.isa, x.dtype):
+        small = linear(x, a) if len(x) <= _product.FEW else linear_small(x, a)
         return linear(x, weight, bias, (small, b), int8=int8)
     rows, columns = weight.shape
     layer = Layer(weight, bias, lora)
@@ -208,6 +210,25 @@ def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *,
     if not len(x):
         return x.new_empty(0, rows)
     return _product.adapted(x.contiguous(), layer.contiguous(), how.isa or "")
+
+
+def linear_small(x: Tensor, w: Tensor) -> Tensor:
+    """y [T, N] = x [T, K] w^T, both dense and of one dtype, for LoRA's pair: torch's product where it is fast."""
+    return linear(x, w) if _torch_is_slow(x) else F.linear(x, w)
+
+
+def matmul_small(x: Tensor, w: Tensor) -> Tensor:
+    """y [M, N] = x [M, K] w [K, N], likewise."""
+    if not _torch_is_slow(x):
+        return x @ w
+    if len(x) <= w.shape[1]:
+        return linear_transposed(x, w.contiguous())
+    return linear_transposed(w.T, x.T.contiguous()).T.contiguous()  # the smaller one goes over the larger one
+
+
+def _torch_is_slow(x: Tensor) -> bool:
+    """Whether torch emulates products of this type, and there are native ones."""
+    return _many_in_bf16(isa := choose(x.device).isa, x.dtype) and not native.reaches(isa, "avx512bf16")
 
 
 def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tensor | None:
@@ -232,7 +253,7 @@ def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None,
     if int8 and _in_int8(weight, g):
         return _product_int8.int8(g.contiguous(), weight, None, _contiguous(pair), True)
     how = product_of(g, weight)
-    if native.reaches(how.isa, BF16):
+    if _many_in_bf16(how.isa, g.dtype):
         return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True, how.isa or "")
     if multiplies_many(how.isa, g.dtype):
         dx = _product.fp32(g.contiguous(), weight, None, True)
@@ -281,7 +302,11 @@ def _in_int8(weight: FrozenWeight, x: Tensor) -> TypeGuard[PackedWeight]:
 
 def multiplies_many(isa: str | None, dtype: torch.dtype) -> bool:
     """Whether the kernels of an instruction set multiply any number of rows of this type with a frozen matrix."""
-    return isa == FP32 if dtype == torch.float32 else dtype == torch.bfloat16 and native.reaches(isa, BF16)
+    return isa == FP32 if dtype == torch.float32 else _many_in_bf16(isa, dtype)
+
+
+def _many_in_bf16(isa: str | None, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and native.reaches(isa, BF16)
 
 
 def product_of(x: Tensor, weight: FrozenWeight) -> Choice:

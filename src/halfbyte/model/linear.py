@@ -52,7 +52,7 @@ class _QuantLinearFunction(torch.autograd.Function):
         if narrow is not None:
             if dropout > 0:
                 keep_TI = torch.rand(x_TI.shape, device=x_TI.device) >= dropout
-            h_TR = F.linear(_dropped(x_TI, keep_TI, dropout), narrow[0])
+            h_TR = kernels.linear_small(_dropped(x_TI, keep_TI, dropout), narrow[0])
         kept = (x_TI, h_TR, keep_TI) if narrow is not None else (None, None, None)
         ctx.save_for_backward(*kept)
         ctx.weight, ctx.narrow, ctx.scaling, ctx.dropout, ctx.int8 = weight, narrow, scaling, dropout, int8
@@ -72,16 +72,16 @@ class _QuantLinearFunction(torch.autograd.Function):
         grad_x = grad_A = grad_B = pair = None
         if ctx.narrow is not None:
             narrow_A, narrow_B = ctx.narrow
-            grad_h = grad_TO @ narrow_B
-            grad_B = (grad_TO.T @ h_TR).float().mul_(ctx.scaling)
-            grad_A = (grad_h.T @ _dropped(x_TI, keep_TI, ctx.dropout)).float()
+            grad_h = kernels.matmul_small(grad_TO, narrow_B)
+            grad_B = kernels.matmul_small(grad_TO.T, h_TR).float().mul_(ctx.scaling)
+            grad_A = kernels.matmul_small(grad_h.T, _dropped(x_TI, keep_TI, ctx.dropout)).float()
             pair = (grad_h, narrow_A) if keep_TI is None else None
         if ctx.needs_input_grad[0]:
             if ctx.bring is not None:
                 ctx.bring()
             grad_x = kernels.linear_transposed(grad_TO, ctx.weight, pair, int8=ctx.int8)
             if keep_TI is not None:
-                grad_x += _dropped(grad_h @ narrow_A, keep_TI, ctx.dropout)
+                grad_x += _dropped(kernels.matmul_small(grad_h, narrow_A), keep_TI, ctx.dropout)
         return grad_x, None, None, grad_A, grad_B, None, None, None, None, None
 
 

@@ -30,4 +30,4 @@ def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> t
         return own, "experts are multiplied in their own type"
     if where.bf16:
         return "bf16", "this processor multiplies it"
-    return "fp32", "no instructions for bf16 are known of this processor"
+    return "fp32", "no fast bf16 is known of this processor"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from halfbyte.errors import ConfigError
 from halfbyte.options import parse_bytes
 from halfbyte.plan.machine import CudaDevice, Machine, cuda_devices, this_machine
-from halfbyte.plan.native import has_bf16
+from halfbyte.plan.native import multiplies_bf16
 
 # MiB in all, and whether it multiplies bf16.
 CARDS: dict[str, tuple[int, bool]] = {
@@ -117,7 +117,7 @@ def _automatic() -> Device:
 
 def _processor(reason: str) -> Device:
     machine = this_machine(cuda=False)
-    return Device("cpu", machine.processor, machine.available_bytes, has_bf16(), reason)
+    return Device("cpu", machine.processor, machine.available_bytes, multiplies_bf16(), reason)
 
 
 def _card_here(asked: str) -> Device:

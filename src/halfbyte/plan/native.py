@@ -24,9 +24,9 @@ from halfbyte.plan.shapes import is_known, text_config
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
 _CPUINFO = Path("/proc/cpuinfo")
+_VARIABLE = "HALFBYTE_KERNELS"
 _AVX2 = {"avx2", "fma", "f16c"}  # as /proc/cpuinfo spells them
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-_BF16 = _AVX512 | {"avx512_bf16"}
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # then attention is PyTorch's
 
 
@@ -53,26 +53,30 @@ def plain(reason: str) -> Native:
 
 def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "auto") -> Native:
     """What `load_model` will find for a model with this config.json on this machine's CPU."""
-    forced = os.environ.get("HALFBYTE_KERNELS", "")
     if device.startswith("cuda"):
         return plain(f"there is no native kernel for {device}, where Triton's take packed weights and torch's the rest")
-    if forced == "reference":
-        return plain("HALFBYTE_KERNELS=reference")
-    file = next((file for suffix in EXTENSION_SUFFIXES if (file := _KERNELS / f"_native{suffix}").exists()), None)
-    if file is None:
-        return plain("the native library was not built")
-    fault = _fault_of(str(file), file.stat().st_mtime_ns)
-    if fault:
-        return plain(f"the native library can't be loaded ({fault})")
+    if missing := _missing():
+        return plain(missing)
     if not is_known(config):
         return plain("the family is not known")
-    text = text_config(config)
+    text, forced = text_config(config), os.environ.get(_VARIABLE, "")
     if dtype_bytes == 4:
         fast = forced == "cpu-avx2" or (forced in ("", "cpu") and has_fp32_products())
     else:
-        fast = forced in ("", "cpu", "cpu-avx512bf16", "cpu-amx") and has_bf16_products()
+        fast = forced != "cpu-portable" and has_bf16_products()
     dropout = any(text.get(name) for name in _DROPOUTS)
     return Native(True, True, not dropout, fast, "the library is there, and the family is one that it covers")
+
+
+def _missing() -> str:
+    """Why there is no native code; empty where there is."""
+    if os.environ.get(_VARIABLE, "") == "reference":
+        return f"{_VARIABLE}=reference"
+    file = next((file for suffix in EXTENSION_SUFFIXES if (file := _KERNELS / f"_native{suffix}").exists()), None)
+    if file is None:
+        return "the native library was not built"
+    fault = _fault_of(str(file), file.stat().st_mtime_ns)
+    return f"the native library can't be loaded ({fault})" if fault else ""
 
 
 _TRY = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).halfbyte_interface())"
@@ -95,14 +99,20 @@ def _fault_of(file: str, changed: int) -> str:
 
 
 def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the processor has AVX512-BF16, for which there are native products."""
-    return _flags(cpuinfo) >= _BF16
+    """Whether the processor has AVX2, from which on there are native products in bf16."""
+    return _flags(cpuinfo) >= _AVX2
 
 
 def has_fp32_products(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether the processor has AVX2 and not AVX-512, where native products in fp32 run."""
     flags = _flags(cpuinfo)
     return flags >= _AVX2 and not flags >= _AVX512
+
+
+def multiplies_bf16() -> bool:
+    """Whether bf16 is faster than fp32 here: by the processor's instructions, or by native products without them."""
+    products = has_bf16_products() and os.environ.get(_VARIABLE, "") != "cpu-portable"
+    return has_bf16() or (products and not _missing())
 
 
 def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:

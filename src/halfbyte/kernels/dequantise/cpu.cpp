@@ -44,7 +44,7 @@ bool has_f16c() {  // a name that clang 17 does not know
 using namespace halfbyte;
 
 // Raised whenever a function's arguments change, so that native.py refuses a library built from older sources.
-HALFBYTE_API int halfbyte_interface() { return 7; }
+HALFBYTE_API int halfbyte_interface() { return 8; }
 
 // The best instruction set that this processor and this build have: an Isa.
 HALFBYTE_API int halfbyte_isa() {

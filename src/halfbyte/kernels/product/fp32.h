@@ -116,13 +116,14 @@ HALFBYTE_AVX2 inline void lay_out(const MatrixArgument& matrix, int64_t first, i
         for (int64_t r = 0; r < kColumns; r += 8) transpose(rows[r] + step, kChunk, out + step * kColumns + r);
 }
 
-// W's columns first..first + count (at most kUnit) as output columns, steps along its rows begin..end -> [panel][step][16].
-inline void lay_out_transposed(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out) {
+// W's columns first..first + count (at most kUnit) as output columns, steps along its rows begin..end -> [panel][kMost][16].
+template <int64_t kMost>
+void lay_out_transposed(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out) {
     alignas(32) float row[kUnit] = {};
     for (int64_t step = begin; step < end; ++step) {
         decode(matrix, step, first, count, row);
         for (int64_t p = 0; p < kUnit / kColumns; ++p)
-            std::memcpy(out + (p * kChunk + step - begin) * kColumns, row + p * kColumns, kColumns * sizeof(float));
+            std::memcpy(out + (p * kMost + step - begin) * kColumns, row + p * kColumns, kColumns * sizeof(float));
     }
 }
 
@@ -131,7 +132,7 @@ inline void multiply_unit(const Task& task, const float* inputs, int64_t height,
     const int64_t unit = std::min(kUnit, task.columns - column);
     for (int64_t begin = 0; begin < steps; begin += kChunk) {
         const int64_t end = std::min(steps, begin + kChunk);
-        if (task.transposed) lay_out_transposed(task.matrix, column, unit, base + begin, base + end, weights);
+        if (task.transposed) lay_out_transposed<kChunk>(task.matrix, column, unit, base + begin, base + end, weights);
         for (int64_t at = 0; at < unit; at += kColumns) {
             const int64_t there = std::min(kColumns, unit - at);
             float* const panel = weights + at * kChunk;

@@ -1,0 +1,146 @@
+// Products in bf16 of few rows with NF4 for processors with AVX2, y = x W^T, through 16-bit integers: decoding text.
+//
+// Method: as in few_fp32.h 64 weights of a row of W at a time are looked up by byte shuffles, but their levels have two
+// bytes and not four: a third of the shuffles. `vpmaddwd` multiplies them with x, which has one scale for each of W's
+// blocks; both have 15 bits with the sign, so that a block's sum of 8 products a lane fits 32 bits and is exact.
+// A dense or an int8 matrix is multiplied in fp32 (few_fp32.h). A row's sum has one order, whatever the number of threads or of rows beside it.
+#pragma once
+
+#include "int16.h"
+
+#ifdef HALFBYTE_X86
+
+namespace halfbyte {
+namespace {
+namespace int16 {
+
+constexpr int64_t kFewRows = 10;  // up to here this is faster than int16.h
+constexpr int kTogether = 4;      // rows of x that a decoded weight meets in registers
+constexpr int64_t kStrip = 32;    // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
+constexpr int64_t kRowsOfStrip = 8;  // rows of W that go over a strip of x before the next
+constexpr int64_t kSlice = 1 << 14;  // outputs whose sums are held at once: a head has ten times as many
+constexpr float kMostOfFew = 16383.0f;
+
+// sums[r] += 8 lanes of W's `row`, blocks first..first + count, times x[r] for kCount rows. x: rows of `of.blocks` blocks,
+// laid out; `inputs`: their scales, likewise, which `scales` have in them already if kAlone.
+template <int kCount, bool kAlone>
+HALFBYTE_AVX2 void add_blocks(const Levels& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
+                              const float* inputs, float (*sums)[8]) {
+    __m256 sum[kCount];
+    for (int r = 0; r < kCount; ++r) sum[r] = _mm256_loadu_ps(sums[r]);
+    const uint8_t* const codes = of.at(row, first);
+    for (int64_t b = 0; b < count; ++b) {
+        __m256i weights[4];
+        of.look_up(codes + b * (kBlock / 2), weights);
+        const __m256 scale = _mm256_broadcast_ss(scales + b);
+        for (int r = 0; r < kCount; ++r) {
+            const auto* const at = reinterpret_cast<const __m256i*>(x + (r * of.blocks + first + b) * kBlock);
+            const __m256i front = _mm256_add_epi32(_mm256_madd_epi16(weights[0], _mm256_load_si256(at)), _mm256_madd_epi16(weights[1], _mm256_load_si256(at + 1)));
+            const __m256i back = _mm256_add_epi32(_mm256_madd_epi16(weights[2], _mm256_load_si256(at + 2)), _mm256_madd_epi16(weights[3], _mm256_load_si256(at + 3)));
+            const __m256 both = kAlone ? scale : _mm256_mul_ps(scale, _mm256_broadcast_ss(inputs + r * of.blocks + first + b));
+            sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(front, back)), both, sum[r]);
+        }
+    }
+    for (int r = 0; r < kCount; ++r) _mm256_storeu_ps(sums[r], sum[r]);
+}
+
+// Rows first..last of W -> out [rows, stride], its columns likewise from `first` on.
+HALFBYTE_AVX2 inline void multiply_part(const Levels& of, const int16_t* x, const float* inputs, int64_t rows, int64_t first, int64_t last,
+                                        float* out, int64_t stride) {
+    constexpr decltype(&add_blocks<1, true>) kAdd[kTogether + 1] = {add_blocks<1, true>, add_blocks<1, false>, add_blocks<2, false>,
+                                                                    add_blocks<3, false>, add_blocks<4, false>};
+    const int64_t strip = rows == 1 ? of.blocks : kStrip;
+    float* const scales = scratch<26, float>(strip);
+    for (int64_t row = first; row < last; row += kRowsOfStrip) {
+        const int64_t count = std::min(kRowsOfStrip, last - row);
+        float sums[kRowsOfStrip][kFewRows][8];
+        for (int64_t i = 0; i < count; ++i) std::memset(sums[i], 0, size_t(rows) * sizeof sums[i][0]);
+        for (int64_t block = 0; block < of.blocks; block += strip) {
+            const int64_t blocks = std::min(strip, of.blocks - block);
+            for (int64_t i = 0; i < count; ++i) {
+                take_scales(of.packed, (row + i) * of.blocks + block, blocks, scales);
+                if (rows == 1)  // once here instead of for each 8 lanes
+                    for (int64_t b = 0; b < blocks; ++b) scales[b] *= inputs[block + b];
+                for (int64_t r = 0; r < rows; r += kTogether)
+                    kAdd[rows == 1 ? 0 : std::min<int64_t>(kTogether, rows - r)](of, row + i, block, blocks, scales, x + r * of.blocks * kBlock, inputs + r * of.blocks, sums[i] + r);
+            }
+        }
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t r = 0; r < rows; ++r) {
+                float sum = 0.0f;
+                for (const float lane : sums[i][r]) sum += lane;
+                out[r * stride + row - first + i] = sum;
+            }
+    }
+}
+
+// x [rows, columns] times `count` rows of NF4 from `start` on, whose columns are whole blocks -> out [rows, count].
+inline void multiply_levels(const MatrixArgument& matrix, const bf16* x, int64_t rows, int64_t start, int64_t count, float* out, int threads) {
+    const Levels of(matrix, kMostOfFew);
+    int16_t* const laid_out = scratch<27, int16_t>(rows * matrix.columns);
+    float* const inputs = scratch<28, float>(rows * of.blocks);
+    for (int64_t b = 0; b < rows * of.blocks; ++b) {
+        alignas(32) int16_t in_order[kBlock];
+        inputs[b] = quantise(x + b * kBlock, kBlock, kMostOfFew, in_order) * (1.0f / kMostOfFew);  // of x and of the levels
+        for (int64_t i = 0; i < kBlock; ++i) laid_out[b * kBlock + Levels::place(i)] = in_order[i];
+    }
+    parallel(count, std::max<int64_t>(1, (1 << 15) / matrix.columns), threads, [&](int64_t first, int64_t last) {
+        multiply_part(of, laid_out, inputs, rows, start + first, start + last, out + first, count);
+    });
+}
+
+// The same of a dense or an int8 matrix, with x in fp32.
+inline void multiply_wide(MatrixArgument matrix, const float* x, int64_t rows, int64_t start, int64_t count, float* out, int threads) {
+    const bool dense = matrix.kind == kDense;
+    matrix.codes = static_cast<const char*>(matrix.codes) + start * matrix.columns * (dense ? int64_t(sizeof(bf16)) : 1);
+    if (!dense) matrix.absmax = static_cast<const float*>(matrix.absmax) + start;
+    for (int64_t r = 0; r < rows; r += fp32::kFewRows)
+        fp32::multiply_if_few({matrix, x + r * matrix.columns, nullptr, std::min(fp32::kFewRows, rows - r), matrix.columns, count, out + r * count, false}, threads);
+}
+
+HALFBYTE_AVX2 inline float dot(const bf16* left, const float* right, int64_t count) {
+    __m256 lanes = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) lanes = _mm256_fmadd_ps(widen(left + i), _mm256_loadu_ps(right + i), lanes);
+    float sum = 0.0f;
+    for (; i < count; ++i) sum += to_float(left[i]) * right[i];
+    alignas(32) float apart[8];
+    _mm256_store_ps(apart, lanes);
+    for (const float lane : apart) sum += lane;
+    return sum;
+}
+
+// At most kFewRows rows; whether they were multiplied: NF4's blocks have to lie within a row.
+inline bool multiply_if_few(const Task& task, int threads) {
+    const Part& of = task.parts[0];
+    if (task.transposed || task.rows > kFewRows || (of.matrix.kind == kNf4 && of.matrix.columns % kBlock)) return false;
+    const int64_t rank = task.count == 2 ? task.parts[1].steps : 0;
+    const auto* const pair = rank ? static_cast<const bf16*>(task.parts[1].matrix.codes) : nullptr;
+    float* const h = scratch<24, float>(task.rows * rank);
+    for (int64_t i = 0; i < task.rows * rank; ++i) h[i] = to_float(task.parts[1].x[i]);
+    float* const wide = scratch<29, float>(of.matrix.kind == kNf4 ? 0 : task.rows * of.steps);
+    for (int64_t i = 0; of.matrix.kind != kNf4 && i < task.rows * of.steps; ++i) wide[i] = to_float(of.x[i]);
+    float* const sums = scratch<30, float>(task.rows * std::min(kSlice, task.columns));
+    for (int64_t start = 0; start < task.columns; start += kSlice) {
+        const int64_t count = std::min(kSlice, task.columns - start);
+        if (of.matrix.kind == kNf4)
+            multiply_levels(of.matrix, of.x, task.rows, start, count, sums, threads);
+        else
+            multiply_wide(of.matrix, wide, task.rows, start, count, sums, threads);
+        parallel(count, std::max<int64_t>(1, (1 << 14) / (task.rows * (rank + 8))), threads, [&](int64_t first, int64_t last) {
+            for (int64_t r = 0; r < task.rows; ++r)
+                for (int64_t c = first; c < last; ++c) {
+                    float sum = sums[r * count + c] + (task.bias ? to_float(task.bias[start + c]) : 0.0f);
+                    if (rank) sum += dot(pair + (start + c) * rank, h + r * rank, rank);
+                    task.out[r * task.columns + start + c] = from_float<bf16>(sum);
+                }
+        });
+    }
+    return true;
+}
+
+}  // namespace int16
+}  // namespace
+}  // namespace halfbyte
+
+#endif

@@ -1,0 +1,177 @@
+// Products in bf16 for processors without AVX512-BF16, y = x W^T and its transpose dx = g W, through 16-bit integers.
+//
+// Method: `vpmaddwd` multiplies 16 pairs of 16-bit integers and adds neighbours, twice the work of a multiply-add in fp32.
+// Rows of x get one scale for each 64 steps of the contraction and become integers of 14 bits; so does the matrix, 13
+// bits, with one scale for 64 steps of an output column, where it is used: 64 output columns at a time, in panels of 16
+// that fill half of the first-level cache while all rows of x go over them in register tiles of 6 x 16. 64 products of
+// 4095 * 8191 fit 32 bits, so the integers' sum is exact; then it is scaled and added to sums in fp32. Of a scale's 64
+// numbers the largest are kept to 13 bits and more where bf16 has 8; what bf16 keeps better is what is 32 times smaller
+// than the largest beside it. LoRA's pair is some more steps of the same contraction.
+// Each output is summed in one order, whatever the number of threads or of rows.
+#pragma once
+
+#include "int16_layout.h"
+
+#ifdef HALFBYTE_X86
+
+namespace halfbyte {
+namespace {
+namespace int16 {
+
+using fp32::kRows;                  // of a register tile: 12 sums, 2 weights, 1 input
+constexpr int64_t kMostRows = 512;  // rows at once; more are cut
+
+// One contraction: x [rows, steps] times a matrix.
+struct Part {
+    MatrixArgument matrix;
+    const bf16* x;
+    int64_t steps;
+    int64_t blocks() const { return (steps + kBlock - 1) / kBlock; }
+};
+
+// The rows of a part as integers, by panels of `height` rows that lie one after the other; of a panel of `count` rows:
+struct Inputs {
+    uint32_t* pairs;  // [block][pair][count], two steps each
+    float* scales;    // [block][count]
+};
+
+struct Task {
+    const Part* parts;  // whose products are added
+    int64_t count;      // of parts
+    const bf16* bias;   // [columns] or null
+    int64_t rows, columns;
+    bf16* out;  // [rows, columns]
+    bool transposed;
+};
+
+typedef int32_t Integers __attribute__((vector_size(32)));  // with __m256i GCC would keep the sums in memory
+
+// sums [kCount][16] += `blocks` blocks of inputs times weights.
+template <int kCount>
+HALFBYTE_AVX2 void tile(const uint32_t* inputs, const float* rows, const uint32_t* weights, const float* columns, int64_t blocks, float* sums) {
+    for (int64_t b = 0; b < blocks; ++b, rows += kCount, columns += kColumns) {
+        Integers sum[kCount][2];
+#pragma GCC unroll 6
+        for (int r = 0; r < kCount; ++r)
+            for (int c = 0; c < 2; ++c) sum[r][c] = Integers{};
+        for (int p = 0; p < kPairs; ++p, inputs += kCount, weights += kColumns) {
+            const __m256i front = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
+            const __m256i back = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights) + 1);
+#pragma GCC unroll 6
+            for (int r = 0; r < kCount; ++r) {
+                const __m256i input = _mm256_set1_epi32(int(inputs[r]));
+                sum[r][0] += (Integers)_mm256_madd_epi16(input, front);
+                sum[r][1] += (Integers)_mm256_madd_epi16(input, back);
+            }
+        }
+        const __m256 front = _mm256_load_ps(columns), back = _mm256_load_ps(columns + 8);
+#pragma GCC unroll 6
+        for (int r = 0; r < kCount; ++r) {
+            const __m256 scale = _mm256_broadcast_ss(rows + r);
+            float* const at = sums + r * kColumns;
+            _mm256_store_ps(at, _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps((__m256i)sum[r][0]), front), scale, _mm256_load_ps(at)));
+            _mm256_store_ps(at + 8, _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps((__m256i)sum[r][1]), back), scale, _mm256_load_ps(at + 8)));
+        }
+    }
+}
+
+using Tile = void (*)(const uint32_t*, const float*, const uint32_t*, const float*, int64_t, float*);
+constexpr Tile kTiles[kRows + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+
+// sums [panel][rows][16] += one unit of output columns of a part.
+inline void add_part(const Task& task, const Part& part, const Inputs& inputs, int64_t height, int64_t column, float* sums) {
+    const int64_t unit = std::min(kUnit, task.columns - column), blocks = part.blocks();
+    float* const decoded = scratch<20, float>(task.transposed ? kUnit * kChunk : 0);
+    uint32_t* const weights = scratch<21, uint32_t>(kColumns * kChunk / 2);
+    float* const scales = scratch<22, float>(kColumns * kChunk / kBlock);
+    for (int64_t begin = 0; begin < part.steps; begin += kChunk) {
+        const int64_t end = std::min(part.steps, begin + kChunk), have = (end - begin + kBlock - 1) / kBlock;
+        if (task.transposed) fp32::lay_out_transposed<kChunk>(part.matrix, column, unit, begin, end, decoded);
+        for (int64_t at = 0; at < unit; at += kColumns) {
+            if (task.transposed)
+                quantise_panel(decoded + at * kChunk, end - begin, weights, scales);
+            else
+                lay_out(part.matrix, column + at, std::min(kColumns, unit - at), begin, end, weights, scales);
+            for (int64_t r = 0; r < task.rows; r += height) {
+                const int64_t count = std::min(height, task.rows - r), group = r * blocks + begin / kBlock * count;
+                kTiles[count](inputs.pairs + group * kPairs, inputs.scales + group, weights, scales, have,
+                              sums + (at / kColumns * task.rows + r) * kColumns);
+            }
+        }
+    }
+}
+
+// sums [panel][rows][16] -> out.
+HALFBYTE_AVX2 inline void round_out(const Task& task, const float* sums, int64_t column) {
+    for (int64_t at = column; at < std::min(column + kUnit, task.columns); at += kColumns) {
+        const int64_t there = std::min(kColumns, task.columns - at);
+        bf16 bias[kColumns] = {};
+        if (task.bias) std::memcpy(bias, task.bias + at, size_t(there) * sizeof(bf16));
+        const __m256 front = widen(bias), back = widen(bias + 8);
+        for (int64_t r = 0; r < task.rows; ++r, sums += kColumns) {
+            bf16 rounded[kColumns];
+            auto* const to = reinterpret_cast<__m128i*>(rounded);
+            _mm_storeu_si128(to, round8(_mm256_add_ps(_mm256_load_ps(sums), front), bf16{}));
+            _mm_storeu_si128(to + 1, round8(_mm256_add_ps(_mm256_load_ps(sums + 8), back), bf16{}));
+            std::memcpy(task.out + r * task.columns + at, rounded, size_t(there) * sizeof(bf16));
+        }
+    }
+}
+
+// At most kMostRows rows.
+inline void multiply_rows(const Task& task, int threads) {
+    const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + kRows - 1) / kRows;
+    const int64_t height = (task.rows + panels - 1) / panels;  // of a panel: even ones, so that no tile is nearly empty
+    int64_t groups = 0;
+    for (int64_t i = 0; i < task.count; ++i) groups += task.rows * task.parts[i].blocks();
+    Inputs laid_out[2] = {{scratch<23, uint32_t>(groups * kPairs), scratch<24, float>(groups)}};
+    if (task.count == 2) {
+        const int64_t before = task.rows * task.parts[0].blocks();
+        laid_out[1] = {laid_out[0].pairs + before * kPairs, laid_out[0].scales + before};
+    }
+    parallel(panels, 4, threads, [&](int64_t first, int64_t last) {
+        for (int64_t r = first * height; r < std::min(last * height, task.rows); r += height)
+            for (int64_t i = 0; i < task.count; ++i) {
+                const Part& part = task.parts[i];
+                const int64_t count = std::min(height, task.rows - r), blocks = part.blocks();
+                for (int64_t row = 0; row < count; ++row)
+                    for (int64_t b = 0; b < blocks; ++b) {
+                        const int64_t group = r * blocks + b * count;
+                        alignas(32) int16_t steps[kBlock];
+                        laid_out[i].scales[group + row] = quantise(part.x + (r + row) * part.steps + b * kBlock, part.steps - b * kBlock, kMostInput, steps);
+                        for (int64_t p = 0; p < kPairs; ++p) std::memcpy(laid_out[i].pairs + (group * kPairs + p * count + row), steps + 2 * p, sizeof(uint32_t));
+                    }
+            }
+    });
+    parallel(units, 1, threads, [&](int64_t first, int64_t last) {
+        float* const sums = scratch<25, float>(kUnit * task.rows);
+        for (int64_t unit = first; unit < last; ++unit) {
+            std::memset(sums, 0, size_t(kUnit * task.rows) * sizeof(float));
+            for (int64_t i = 0; i < task.count; ++i) add_part(task, task.parts[i], laid_out[i], height, unit * kUnit, sums);
+            round_out(task, sums, unit * kUnit);
+        }
+    });
+}
+
+inline void multiply(Task task, int threads) {
+    const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows, rows = task.rows;
+    const int64_t size = cuts ? ((rows + cuts - 1) / cuts + kRows - 1) / kRows * kRows : 0;
+    for (int64_t first = 0; first < rows; first += size) {
+        Task part = task;
+        Part parts[2];
+        for (int64_t i = 0; i < task.count; ++i) {
+            parts[i] = task.parts[i];
+            parts[i].x += first * parts[i].steps;
+        }
+        part.parts = parts;
+        part.rows = std::min(size, rows - first);
+        part.out += first * task.columns;
+        multiply_rows(part, threads);
+    }
+}
+
+}  // namespace int16
+}  // namespace
+}  // namespace halfbyte
+
+#endif
