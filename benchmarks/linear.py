@@ -80,15 +80,16 @@ def training(rounds: int, seconds: float, matrices: tuple[tuple[int, int], ...])
     for size in matrices:
         made: list[Row] = []
         weight = dense(size)
-        x = torch.randn(TOKENS, size[1], dtype=compute.dtype()).requires_grad_()
-        gradient = torch.randn(TOKENS, size[0], dtype=compute.dtype())
+        x, gradient = torch.randn(TOKENS, size[1]), torch.randn(TOKENS, size[0])
         layers: dict[tuple[int, str], Any] = {(0, "limit"): plain(weight.to(compute.dtype()))}
         for rank in (0, RANK):
             layers |= {(rank, "halfbyte"): ours(weight, rank), (rank, "peer"): peer(weight, rank)}
         work: dict[tuple[str, int, str], Callable[[], object]] = {}
         for (rank, who), layer in layers.items():
-            work["forward", rank, who] = _forward(layer.train(), x)
-            work["forward and backward", rank, who] = _both(layer, x, gradient)
+            dtype = compute.own() if who == "halfbyte" else compute.dtype()
+            rows = x.to(dtype, copy=True).requires_grad_()
+            work["forward", rank, who] = _forward(layer.train(), rows)
+            work["forward and backward", rank, who] = _both(layer, rows, gradient.to(dtype))
         for (what, rank, who), values in common.in_turns(work, rounds, seconds).items():
             for counted in (0, RANK) if who == "limit" else (rank,):
                 case = f"{what}, {f'r={counted}' if counted else 'without LoRA'}"
@@ -137,13 +138,14 @@ def decoding(rounds: int, seconds: float, size: tuple[int, int], distinct_bytes:
     reads: list[float] = []
     with torch.inference_mode():
         for rows in ROWS:
-            x = torch.randn(rows, size[1], dtype=compute.dtype())
+            x = torch.randn(rows, size[1])
+            inputs = {"halfbyte": x.to(compute.own()), "peer": x.to(compute.dtype())}
             speeds: dict[str, list[float]] = {who: [] for who in layers}
             for turn in common.rounds_within(rounds, seconds):  # the first turn lets the peer repack
                 for who, found in layers.items():
                     began = time.perf_counter()
                     for layer in found:
-                        layer(x)
+                        layer(inputs[who])
                     if turn:
                         speeds[who].append(nbytes / (time.perf_counter() - began))
                 if turn:

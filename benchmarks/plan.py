@@ -34,7 +34,7 @@ from typing import Any
 
 from benchmarks import common, shapes
 from benchmarks.common import say
-from halfbyte.plan.native import has_bf16
+from halfbyte.plan.native import multiplies_bf16
 
 # Proportions of real models (the catalogue has their sources), with fewer layers.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -243,7 +243,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=40, help="how many are drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
     parser.add_argument("--items", type=int, default=ITEMS, help="of a run's data, and of its task (%(default)s)")
-    parser.add_argument("--compute", choices=("bf16", "fp32"), default="bf16" if has_bf16() else "fp32",
+    parser.add_argument("--compute", choices=("bf16", "fp32"), default="bf16" if multiplies_bf16() else "fp32",
                         help="what is computed in, but with weights in fp32 (here %(default)s)")  # fmt: skip
     parser.add_argument("--tokens", type=int, help="most in a micro-batch (else by what is computed in)")
     parser.add_argument("--folder", type=Path, help="for checkpoints and runs; what is made there is removed")

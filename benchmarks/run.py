@@ -72,7 +72,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if name not in (*ALONE, *stages):
             common.say(f"with the shape {shape} there is no '{name}'; there are: {', '.join((*ALONE, *stages))}")
             return 2
-    common.say(f"everybody computes in {compute.name()}")
+    common.say(f"the peer and the limit compute in {compute.name()}, halfbyte in {compute.own_name()}")
     went = [attempt(name, lambda name=name: alone(name, options.results)) for name in ALONE if name in wanted]  # type: ignore[misc]
     if any(name in wanted for name in stages):
         made = options.folder is not None and not options.folder.exists()

@@ -36,7 +36,7 @@ def write_run(folder: Path, model: Path, memory: str, steps: int) -> Path:
     texts = ("".join(made.choices(string.ascii_lowercase + " ", k=LETTERS)) for _ in range(ITEMS))
     lines = (json.dumps({"prompt": text[:8], "completion": text[8:]}) for text in texts)
     (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    run = {"model": str(model.resolve()), "memory": memory, "out": str(folder / "run"), "compute": compute.name(),
+    run = {"model": str(model.resolve()), "memory": memory, "out": str(folder / "run"), "compute": compute.own_name(),
            "data": {"train": str(folder / "train.jsonl"), "validation": 0.0, "learn": "all", "max_tokens": LETTERS},
            "adapter": {"rank": 32, "alpha": 64, "targets": "attention"},
            "tune": {"batch": 1, "max_steps": steps}}  # fmt: skip

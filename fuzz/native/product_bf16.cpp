@@ -1,4 +1,4 @@
-// product in bf16 (AVX512-BF16 and AMX): any number of rows, its transpose, a pair beside it; the product with a LoRA pair
+// product in bf16 (AVX2 by 16-bit integers, AVX512-BF16, AMX): any number of rows, its transpose, a pair beside it; the product with a LoRA pair
 // and the gated MLP in one call, which go through the same code.
 #include "matrix.h"
 
@@ -21,8 +21,8 @@ struct Layer {  // `LayerArgument` of product/layer.h
 
 void plain(Input& input, Buffers& buffers, int isa, int threads, int kind) {
     const bool transposed = input.flag();
-    const int64_t count = input.count(20, 150), rows = width(input), columns = width(input);
-    if (rows * columns > 60000) return;
+    const int64_t count = input.count(20, 600), rows = width(input), columns = width(input);
+    if (rows * columns > 60000 || count * (rows + columns) > 250000) return;
     const int64_t wide = transposed ? rows : columns, narrow = transposed ? columns : rows;
     const Matrix of = matrix(input, buffers, rows, columns, kind);
     const void* x = buffers.of(kBf16, count * wide);
@@ -64,7 +64,7 @@ void mlp(Input& input, Buffers& buffers, int isa, int threads, int kind) {
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(kAvx512Bf16), kind = input.byte() % 3, threads = input.threads(), what = input.byte() % 8;
+    const int isa = input.isa(kAvx2), kind = input.byte() % 3, threads = input.threads(), what = input.byte() % 8;
     if (isa < 0) return;
     what == 0 ? mlp(input, buffers, isa, threads, kind)
               : what < 3 ? adapted(input, buffers, isa, threads, kind) : plain(input, buffers, isa, threads, kind);
