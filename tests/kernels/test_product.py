@@ -20,9 +20,9 @@ from halfbyte.kernels.product.reference import FrozenWeight
 
 WEIGHTS = ["nf4", "nf4-single", "int8", "bf16"]
 # rows and columns of the matrix, rows of x: whole blocks, blocks that straddle rows, odd sizes, more than a stretch of
-# the contraction (8192, in tiles 16384) either way; more rows than are laid out at once
+# the contraction (8192, in tiles 16384) either way; more rows than are laid out at once, more sums than are held at once
 SHAPES = [(64, 64, 1), (192, 128, 5), (96, 192, 16), (100, 72, 33), (129, 101, 3), (257, 130, 40), (66, 9000, 20),
-          (9000, 66, 20), (40, 16500, 20), (16500, 40, 20), (70, 64, 600)]  # fmt: skip
+          (9000, 66, 20), (40, 16500, 20), (16500, 40, 20), (70, 64, 600), (16500, 64, 3)]  # fmt: skip
 
 
 @pytest.fixture(params=[isa for isa in native.isas() if native.reaches(isa, kernels.BF16)] or ["none"])
@@ -120,6 +120,23 @@ def test_decoding_a_large_matrix(bf16_kernels: None, weights: str, shape: tuple[
     torch.set_num_threads(before)
     assert error(results[0], wanted) <= allowed
     assert all(torch.equal(one, results[0]) for one in results[1:])
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("count", [1, 30])
+def test_outlier_channels_cost_no_more_than_in_torch(bf16_kernels: None, weights: str, count: int) -> None:
+    """As language models have them: some channels that are a hundred times as large as those beside them (Dettmers et
+    al. 2022, arXiv:2208.07339), in x and in g."""
+    weight, truth = made(257, 1024, weights), exact(made(257, 1024, weights))
+    draw = torch.Generator().manual_seed(5)
+    x, g = (torch.randn(count, width, generator=draw) for width in (1024, 257))
+    x[:, ::170] *= 100
+    g[:, ::60] *= 100
+    x, g = x.bfloat16(), g.bfloat16()
+    wanted, wanted_dx = x.double() @ truth.T, g.double() @ truth
+    assert error(kernels.linear(x, weight), wanted) <= 2 * error(reference.linear(x, weight, None, None), wanted)
+    plain = reference.linear_transposed(g, weight, None)
+    assert error(kernels.linear_transposed(g, weight), wanted_dx) <= 2 * error(plain, wanted_dx)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -274,6 +291,18 @@ def test_an_infinite_input_shows(implementation: str) -> None:
     x[1, 5] = float("inf")
     finite = kernels.linear(x, made(64, 64, "nf4")).isfinite().all(dim=1)
     assert finite.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("shapes", [((70, 33), (33, 5)), ((5, 70), (70, 200)), ((6, 4), (4, 6))])
+def test_the_products_of_an_adapter(implementation: str, shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """Wider than high and higher than wide, and of views."""
+    draw = torch.Generator().manual_seed(6)
+    x, w = (torch.randn(shape, generator=draw).bfloat16() for shape in shapes)
+    wanted = x.double() @ w.double()
+    allowed = 2 * error(x @ w, wanted)
+    for y in (kernels.matmul_small(x, w), kernels.matmul_small(x.T.contiguous().T, w), kernels.linear_small(x, w.T)):
+        assert error(y, wanted) <= allowed and y.shape == wanted.shape and y.is_contiguous()
+    assert torch.equal(kernels.matmul_small(x.float(), w.float()), x.float() @ w.float())
 
 
 def test_which_product_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
