@@ -41,10 +41,14 @@ def _short_collections() -> None:
 def _fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures don't depend on what this machine is fast at: `compute: auto` finds bf16 the faster one."""
     from halfbyte.kernels import compute
+    from halfbyte.model import assemble
+    from halfbyte.plan import compute as planned
     from halfbyte.plan import devices
 
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))
     monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(planned, "has_bf16", lambda: True)
+    monkeypatch.setattr(assemble, "torch_emulates_bf16", lambda device: False)
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from halfbyte.kernels.product.reference import FrozenWeight
 
 WEIGHTS = ["nf4", "nf4-single", "int8", "bf16"]
 # rows and columns of the matrix, rows of x: whole blocks, blocks that straddle rows, odd sizes, more than a stretch of
-# the contraction (8192, in tiles 16384) either way; more rows than are laid out at once, more sums than are held at once
+# the contraction (8192, in tiles 16384) either way; more rows than are laid out at once, more sums than are held
 SHAPES = [(64, 64, 1), (192, 128, 5), (96, 192, 16), (100, 72, 33), (129, 101, 3), (257, 130, 40), (66, 9000, 20),
           (9000, 66, 20), (40, 16500, 20), (16500, 40, 20), (70, 64, 600), (16500, 64, 3)]  # fmt: skip
 
 
-@pytest.fixture(params=[isa for isa in native.isas() if native.reaches(isa, kernels.BF16)] or ["none"])
+@pytest.fixture(params=[isa for isa in native.isas() if isa in kernels.BF16] or ["none"])
 def bf16_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each instruction set that multiplies any number of rows, forced; without one, what runs here."""
     if request.param != "none":
@@ -154,10 +154,32 @@ def test_rows_of_any_size(bf16_kernels: None, weights: str, columns: int) -> Non
         for count in range(1, 4 - r + 1):  # r is the first of some
             y = kernels.linear(x[r : r + count], weight)
             assert error(y[0], wanted[r]) <= 2 * error(plain[r], wanted[r])
+    many = torch.cat([x, torch.ones(36, columns).bfloat16()])
+    for r, y in enumerate(kernels.linear(many, weight)[:4]):
+        assert error(y, wanted[r]) <= 2 * error(plain[r], wanted[r])
+    g = many[:, :37]
+    for r, y in enumerate(kernels.linear_transposed(g, weight)[:4]):
+        truth_dx = g[r].double() @ truth
+        assert error(y, truth_dx) <= 2 * error(reference.linear_transposed(g[r : r + 1], weight, None)[0], truth_dx)
     for odd in (float("inf"), float("nan")):
-        x[1, 7] = odd
-        y = kernels.linear(x, weight)
-        assert not y[1].isfinite().any() and y[[0, 2, 3]].isfinite().all()
+        many[1, 7] = odd
+        for y in (kernels.linear(many[:4], weight), kernels.linear(many, weight), kernels.linear_transposed(g, weight)):
+            assert not y[1].isfinite().any() and torch.cat([y[:1], y[2:]]).isfinite().all()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(130, 192), (70, 97)])
+def test_a_row_is_the_same_among_many_others_and_on_any_number_of_threads(
+    bf16_kernels: None, weights: str, shape: tuple[int, int]
+) -> None:
+    weight, before = made(*shape, weights), torch.get_num_threads()
+    x, g = (torch.randn(600, width, generator=torch.Generator().manual_seed(7)).bfloat16() for width in shape[::-1])
+    y, dx = kernels.linear(x, weight), kernels.linear_transposed(g, weight)
+    for count, threads in ((33, 1), (64, 3), (517, 2)):
+        torch.set_num_threads(threads)
+        assert torch.equal(kernels.linear(x[:count], weight), y[:count])
+        assert torch.equal(kernels.linear_transposed(g[:count], weight), dx[:count])
+    torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
@@ -270,7 +292,7 @@ def test_neither_threads_nor_a_second_run_change_a_bit(bf16_kernels: None, weigh
     torch.set_num_threads(before)
     for y, dx in results[1:]:
         assert torch.equal(y, results[0][0])
-        if native.isas() and native.reaches(native.isas()[-1], kernels.BF16):
+        if native.isas() and native.isas()[-1] in kernels.BF16:
             assert torch.equal(dx, results[0][1])
 
 
@@ -315,7 +337,7 @@ def test_which_product_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernels.product_of(few, weight).isa == "portable"
         assert "torch's product" in kernels.product_of(many, weight).reason
     for isa in native.isas():
-        if native.reaches(isa, kernels.BF16):
+        if isa in kernels.BF16:
             monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{isa}")
             assert kernels.product_of(many, weight).isa == kernels.product_of(few, weight).isa == isa
             assert kernels.product_of(few.float(), weight).isa == min(isa, "avx512", key=native.ISAS.index)
@@ -387,7 +409,7 @@ def test_a_gated_mlp_in_one_call_is_its_parts_one_after_the_other(
     middle = gated(kernels.adapted(x, gate.weight, gate.bias, gate.lora), kernels.linear(x, up.weight), act)  # type: ignore[arg-type]
     wanted = kernels.adapted(middle, down.weight, None, down.lora)  # type: ignore[arg-type]
     assert got is not None and got.dtype == dtype
-    if dtype == torch.bfloat16 and native.reaches(kernels.choose().isa, kernels.BF16):
+    if dtype == torch.bfloat16 and kernels.choose().isa in kernels.BF16:
         assert torch.equal(got, wanted)
     near = 2**-6 if dtype == torch.bfloat16 else 1e-6  # elsewhere the pair is torch's product in `adapted`
     assert float((got - wanted).float().norm()) <= near * float(wanted.float().norm())

@@ -84,3 +84,14 @@ def test_weights_that_would_have_to_be_copied_keep_their_type(folder: Path, monk
     model = load_model(source, weights="nf4")
     assert model.compute == "bf16" and "copied" in model.dtype_reason
     assert load_model(source, weights="nf4", compute="fp32").compute == "fp32"
+
+
+def test_experts_compute_in_fp32_where_torch_emulates_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {family: str(tiny_checkpoint(family, folder / family)) for family in ("mixtral", "llama")}
+    monkeypatch.setattr(assemble, "torch_emulates_bf16", lambda device: True)
+    assert load_model(sources["llama"], weights="nf4").compute == "bf16"
+    model = load_model(sources["mixtral"], weights="nf4")
+    assert model.compute == "fp32" and "torch, which emulates bf16" in model.dtype_reason
+    monkeypatch.setattr(assemble, "COPIED_BYTES", 1000)
+    model = load_model(sources["mixtral"], weights="nf4")
+    assert model.compute == "bf16" and "slowly in it" in model.dtype_reason

@@ -8,7 +8,7 @@ from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
 from halfbyte.model.blocks import Replacement
 from halfbyte.plan import native as native_module
-from halfbyte.plan.native import foretold, has_bf16_products, has_fp32_products, of_model
+from halfbyte.plan.native import foretold, has_bf16_products, has_fp32_products, multiplies_bf16, of_model
 
 LLAMA = {"model_type": "llama"}
 ZEN3 = "flags\t\t: fpu fma avx f16c avx2"
@@ -37,7 +37,7 @@ def test_the_processor_says_it(tmp_path):
     for text, in_bf16, in_fp32 in (
         (ZEN4, True, False),
         (ZEN4 + " amx_bf16", True, False),
-        (ZEN4.replace("avx512_bf16", ""), True, False),
+        (ZEN4.replace("avx512_bf16", ""), False, False),
         (ZEN3, True, True),
         (ZEN3.replace("fma", ""), False, False),
         ("", False, False),
@@ -46,6 +46,19 @@ def test_the_processor_says_it(tmp_path):
         assert has_bf16_products(tmp_path / "cpuinfo") is in_bf16
         assert has_fp32_products(tmp_path / "cpuinfo") is in_fp32
     assert not has_bf16_products(tmp_path / "nowhere") and not has_fp32_products(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.isas())])
+def test_bf16_is_planned_where_its_products_are_native(forced, monkeypatch, tmp_path):
+    if choose().isa is None:
+        pytest.skip("the native library was not built")
+    monkeypatch.setenv("HALFBYTE_KERNELS", forced)
+    monkeypatch.setattr("halfbyte.plan.native.has_bf16", lambda: False)
+    assert multiplies_bf16() == multiplies_many(choose("cpu").isa, torch.bfloat16)
+    monkeypatch.setattr("halfbyte.plan.native._KERNELS", tmp_path)
+    assert not multiplies_bf16()
+    monkeypatch.setattr("halfbyte.plan.native.has_bf16", lambda: True)
+    assert multiplies_bf16()
 
 
 def test_what_the_kernels_do_not_cover_is_plain(monkeypatch, tmp_path):

@@ -46,10 +46,11 @@ __all__ = [
     "matmul_small",
     "product_of",
     "quantise",
+    "torch_emulates_bf16",
 ]
 
-BF16 = "avx2"  # the kernels of this instruction set, and of those after it, multiply any number of rows in bf16
-FP32 = "avx2"  # those of this one do so in fp32; there are none for AVX-512, where torch's product runs
+BF16 = ("avx2", "avx512bf16", "amx")  # the kernels of these instruction sets multiply any number of rows in bf16
+FP32 = "avx2"  # those of this one do so in fp32. There are none for AVX-512 alone, where torch's product runs
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -214,21 +215,25 @@ def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *,
 
 def linear_small(x: Tensor, w: Tensor) -> Tensor:
     """y [T, N] = x [T, K] w^T, both dense and of one dtype, for LoRA's pair: torch's product where it is fast."""
-    return linear(x, w) if _torch_is_slow(x) else F.linear(x, w)
+    return linear(x, w.contiguous()) if _is_slow(x) else F.linear(x, w)
 
 
 def matmul_small(x: Tensor, w: Tensor) -> Tensor:
     """y [M, N] = x [M, K] w [K, N], likewise."""
-    if not _torch_is_slow(x):
+    if not _is_slow(x):
         return x @ w
     if len(x) <= w.shape[1]:
         return linear_transposed(x, w.contiguous())
     return linear_transposed(w.T, x.T.contiguous()).T.contiguous()  # the smaller one goes over the larger one
 
 
-def _torch_is_slow(x: Tensor) -> bool:
-    """Whether torch emulates products of this type, and there are native ones."""
-    return _many_in_bf16(isa := choose(x.device).isa, x.dtype) and not native.reaches(isa, "avx512bf16")
+def _is_slow(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and torch_emulates_bf16(x.device)
+
+
+def torch_emulates_bf16(device: torch.device) -> bool:
+    """Whether there are native products in bf16 on a processor that has no instructions for it."""
+    return choose(device).isa == "avx2"
 
 
 def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tensor | None:
@@ -306,7 +311,7 @@ def multiplies_many(isa: str | None, dtype: torch.dtype) -> bool:
 
 
 def _many_in_bf16(isa: str | None, dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and native.reaches(isa, BF16)
+    return dtype == torch.bfloat16 and isa in BF16
 
 
 def product_of(x: Tensor, weight: FrozenWeight) -> Choice:

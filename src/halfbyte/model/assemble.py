@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_names
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import COPIED_BYTES, Weights
-from halfbyte.kernels import product_int8
+from halfbyte.kernels import product_int8, torch_emulates_bf16
 from halfbyte.kernels.compute import Compute, choose_compute, compute_name
 from halfbyte.kernels.product.cpu import FEW
 from halfbyte.model.adapter import quant_linears
@@ -71,13 +71,21 @@ def assemble(
 
 def settle_compute(asked: str, device: torch.device, net: Any, state: dict[str, Any], weights: Weights) -> Compute:
     """The compute type for `net`. What would cost memory is not chosen unasked: weights that are neither linear layers
-    nor vocabulary matrices (a mixture's experts) are multiplied by transformers' own code, in their own type."""
+    nor vocabulary matrices (a mixture's experts) are multiplied by transformers' own code, in their own type; where
+    torch emulates bf16, in fp32 if they are small."""
     stored: torch.dtype = state[_embedding_name(net)].dtype
     chosen = choose_compute(asked, device, stored, weights, str(net.config.model_type))
-    if asked != "auto" or chosen.dtype == stored:
+    emulated = chosen.dtype == torch.bfloat16 and torch_emulates_bf16(device)
+    if asked != "auto" or (chosen.dtype == stored and not emulated):
         return chosen
     matrices = {f"{name}.weight" for name in linear_names(net)} | _vocabulary(net)
-    others = sum(tensor.nbytes for name, tensor in state.items() if name not in matrices)
+    left = [tensor for name, tensor in state.items() if name not in matrices]
+    others, experts = sum(tensor.nbytes for tensor in left), sum(tensor.nbytes for tensor in left if tensor.ndim > 2)
+    if emulated and 0 < experts <= COPIED_BYTES:
+        return Compute("fp32", f"{experts / 1e6:.1f} MB of weights are multiplied by torch, which emulates bf16 here")
+    if emulated and experts:
+        what = f"{experts / 1e9:.1f} GB of weights"
+        return Compute(compute_name(stored), f"{what} are multiplied by torch, slowly in it, but copied to fp32 else")
     if others <= COPIED_BYTES:
         return chosen
     return Compute(

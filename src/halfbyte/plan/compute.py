@@ -6,6 +6,7 @@ from __future__ import annotations
 from halfbyte.formats import COPIED_BYTES, QUANTISED, Weights, without_bf16
 from halfbyte.plan.devices import Device
 from halfbyte.plan.inventory import Inventory
+from halfbyte.plan.native import has_bf16
 
 
 def activation_bytes(weights: str, compute: str = "auto") -> int:
@@ -25,6 +26,9 @@ def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> t
     if stored == "float16" and weights not in QUANTISED:
         return "fp32", "the checkpoint is in fp16, which fp32 holds exactly and bf16 does not"
     own = "fp16" if stored == "float16" else "bf16"
+    experts = sum(2 * spec.count for spec in inventory.tensors if spec.kind == "expert")
+    if where.bf16 and 0 < experts <= COPIED_BYTES and not has_bf16():
+        return "fp32", "experts are multiplied by torch, which emulates bf16 here"
     others = sum(2 * spec.count for spec in inventory.tensors if spec.kind in ("expert", "other"))
     if others > COPIED_BYTES and (own == "fp16" or not where.bf16):
         return own, "experts are multiplied in their own type"

@@ -27,6 +27,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _VARIABLE = "HALFBYTE_KERNELS"
 _AVX2 = {"avx2", "fma", "f16c"}  # as /proc/cpuinfo spells them
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+_BF16 = _AVX512 | {"avx512_bf16"}
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # then attention is PyTorch's
 
 
@@ -63,7 +64,7 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
     if dtype_bytes == 4:
         fast = forced == "cpu-avx2" or (forced in ("", "cpu") and has_fp32_products())
     else:
-        fast = forced != "cpu-portable" and has_bf16_products()
+        fast = _bf16_is_native(forced)
     dropout = any(text.get(name) for name in _DROPOUTS)
     return Native(True, True, not dropout, fast, "the library is there, and the family is one that it covers")
 
@@ -99,8 +100,9 @@ def _fault_of(file: str, changed: int) -> str:
 
 
 def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the processor has AVX2, from which on there are native products in bf16."""
-    return _flags(cpuinfo) >= _AVX2
+    """Whether the processor has native products in bf16: with AVX512-BF16, and with AVX2 where that is all."""
+    flags = _flags(cpuinfo)
+    return flags >= _BF16 or (flags >= _AVX2 and not flags >= _AVX512)
 
 
 def has_fp32_products(cpuinfo: Path = _CPUINFO) -> bool:
@@ -111,8 +113,11 @@ def has_fp32_products(cpuinfo: Path = _CPUINFO) -> bool:
 
 def multiplies_bf16() -> bool:
     """Whether bf16 is faster than fp32 here: by the processor's instructions, or by native products without them."""
-    products = has_bf16_products() and os.environ.get(_VARIABLE, "") != "cpu-portable"
-    return has_bf16() or (products and not _missing())
+    return has_bf16() or (_bf16_is_native(os.environ.get(_VARIABLE, "")) and not _missing())
+
+
+def _bf16_is_native(forced: str) -> bool:
+    return forced == "cpu-avx2" or (forced not in ("cpu-portable", "cpu-avx512") and has_bf16_products())
 
 
 def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:

@@ -12,8 +12,8 @@ from halfbyte.plan.panels import Product, kept_bytes
 # the largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4
 # threads.
 _LIBRARY = {4: 7_700_000, 2: 2_300_000}
-# Of kernels/product/amx.h (many.h takes less) and kernels/attention/cpu.cpp: rows and steps that are laid out at once,
-# and a thread's buffers (sums, decoded weights, a strip of attention).
+# Of kernels/product/amx.h (many.h and int16.h take no more) and kernels/attention/cpu.cpp: rows and steps that are laid
+# out at once, and a thread's buffers (sums, decoded weights, a strip of attention).
 _ROWS, _LAID_OUT, _THREAD = 512, 16384, 1_400_000
 _LAID_OUT_FP32, _DECODED_FP32 = 2048, 4 * 64 * 256  # of kernels/product/fp32.h: steps, and a thread's bytes
 

@@ -1,4 +1,4 @@
-"""The native products (cpu.cpp, bf16.h) behind ctypes. Arguments are contiguous and lie on the CPU."""
+"""The native products (cpu.cpp, which has the others) behind ctypes. Arguments are contiguous and lie on the CPU."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ HALFBYTE_AVX2 inline void multiply_part(const Levels& of, const int16_t* x, cons
 
 // x [rows, columns] times `count` rows of NF4 from `start` on, whose columns are whole blocks -> out [rows, count].
 inline void multiply_levels(const MatrixArgument& matrix, const bf16* x, int64_t rows, int64_t start, int64_t count, float* out, int threads) {
-    const Levels of(matrix, kMostOfFew);
+    const Levels of(matrix.nf4(), matrix.columns, kMostOfFew);
     int16_t* const laid_out = scratch<27, int16_t>(rows * matrix.columns);
     float* const inputs = scratch<28, float>(rows * of.blocks);
     for (int64_t b = 0; b < rows * of.blocks; ++b) {
@@ -116,7 +116,7 @@ inline bool multiply_if_few(const Task& task, int threads) {
     if (task.transposed || task.rows > kFewRows || (of.matrix.kind == kNf4 && of.matrix.columns % kBlock)) return false;
     const int64_t rank = task.count == 2 ? task.parts[1].steps : 0;
     const auto* const pair = rank ? static_cast<const bf16*>(task.parts[1].matrix.codes) : nullptr;
-    float* const h = scratch<24, float>(task.rows * rank);
+    float* const h = scratch<32, float>(task.rows * rank);
     for (int64_t i = 0; i < task.rows * rank; ++i) h[i] = to_float(task.parts[1].x[i]);
     float* const wide = scratch<29, float>(of.matrix.kind == kNf4 ? 0 : task.rows * of.steps);
     for (int64_t i = 0; of.matrix.kind != kNf4 && i < task.rows * of.steps; ++i) wide[i] = to_float(of.x[i]);

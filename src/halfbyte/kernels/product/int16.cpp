@@ -7,6 +7,7 @@ using namespace halfbyte;
 HALFBYTE_API void halfbyte_product_int16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
                                          const void* pair, int64_t pair_steps, void* out, int transposed, int threads) {
 #ifdef HALFBYTE_X86
+    if (count == 0) return;
     const auto& of = *static_cast<const MatrixArgument*>(matrix);
     const int64_t steps = transposed ? of.rows : of.columns, columns = transposed ? of.columns : of.rows;
     const MatrixArgument beside{transposed ? pair_steps : columns, transposed ? columns : pair_steps, pair, nullptr, nullptr, nullptr, nullptr, 0.0f, kDense};

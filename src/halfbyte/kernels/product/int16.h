@@ -1,13 +1,16 @@
 // Products in bf16 for processors without AVX512-BF16, y = x W^T and its transpose dx = g W, through 16-bit integers.
 //
 // Method: `vpmaddwd` multiplies 16 pairs of 16-bit integers and adds neighbours, twice the work of a multiply-add in fp32.
-// Rows of x get one scale for each 64 steps of the contraction and become integers of 14 bits; so does the matrix, 13
-// bits, with one scale for 64 steps of an output column, where it is used: 64 output columns at a time, in panels of 16
-// that fill half of the first-level cache while all rows of x go over them in register tiles of 6 x 16. 64 products of
-// 4095 * 8191 fit 32 bits, so the integers' sum is exact; then it is scaled and added to sums in fp32. Of a scale's 64
-// numbers the largest are kept to 13 bits and more where bf16 has 8; what bf16 keeps better is what is 32 times smaller
-// than the largest beside it. LoRA's pair is some more steps of the same contraction.
-// Each output is summed in one order, whatever the number of threads or of rows.
+// Rows of x get one scale for each 64 steps of the contraction and become integers up to 8191; so does the matrix, up to
+// 4095, with one scale for 64 steps of an output column, where it is used: 64 output columns at a time, in panels of 16 that
+// fill half of the first-level cache while all rows of x go over them in register tiles of 6 x 16. 64 products of 4095 and
+// 8191 fit 32 bits, so the integers' sum is exact; then it is scaled and added to sums in fp32. LoRA's pair is some more
+// steps of the same contraction. Each output is summed in one order, whatever the number of threads or of rows; up to
+// kFewRows rows go another way (few_int16.h), in another order.
+//
+// Trade-off: bf16 keeps 8 bits of every number; here a number of x keeps fewer than that where another one of its 64 is 32
+// times as large or more, of W where it is 16 times. That is lost where the large ones do not reach the result (x a
+// thousand times as large in some channels and W as much smaller: an error of 3 %); where they do, they dominate it.
 #pragma once
 
 #include "int16_layout.h"
@@ -20,19 +23,23 @@ namespace int16 {
 
 using fp32::kRows;                  // of a register tile: 12 sums, 2 weights, 1 input
 constexpr int64_t kMostRows = 512;  // rows at once; more are cut
+constexpr int64_t kLaidOut = 1 << 14;  // steps of the contraction whose rows are laid out at once
 
 // One contraction: x [rows, steps] times a matrix.
 struct Part {
     MatrixArgument matrix;
     const bf16* x;
     int64_t steps;
-    int64_t blocks() const { return (steps + kBlock - 1) / kBlock; }
 };
 
-// The rows of a part as integers, by panels of `height` rows that lie one after the other; of a panel of `count` rows:
-struct Inputs {
+// Some steps of a part, and its rows there as integers, by panels of `height` rows that lie one after the other; of a panel
+// of `count` rows:
+struct Piece {
+    const Part* part;
+    int64_t begin, end;
     uint32_t* pairs;  // [block][pair][count], two steps each
     float* scales;    // [block][count]
+    int64_t blocks() const { return (end - begin + kBlock - 1) / kBlock; }
 };
 
 struct Task {
@@ -44,7 +51,7 @@ struct Task {
     bool transposed;
 };
 
-typedef int32_t Integers __attribute__((vector_size(32)));  // with __m256i GCC would keep the sums in memory
+typedef uint32_t Integers __attribute__((vector_size(32)));  // with __m256i GCC would keep the sums in memory; NaN overflows
 
 // sums [kCount][16] += `blocks` blocks of inputs times weights.
 template <int kCount>
@@ -67,10 +74,10 @@ HALFBYTE_AVX2 void tile(const uint32_t* inputs, const float* rows, const uint32_
         const __m256 front = _mm256_load_ps(columns), back = _mm256_load_ps(columns + 8);
 #pragma GCC unroll 6
         for (int r = 0; r < kCount; ++r) {
-            const __m256 scale = _mm256_broadcast_ss(rows + r);
+            const __m256 scale = _mm256_broadcast_ss(rows + r);  // scales first: with one of them the sum might overflow
             float* const at = sums + r * kColumns;
-            _mm256_store_ps(at, _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps((__m256i)sum[r][0]), front), scale, _mm256_load_ps(at)));
-            _mm256_store_ps(at + 8, _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps((__m256i)sum[r][1]), back), scale, _mm256_load_ps(at + 8)));
+            _mm256_store_ps(at, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)sum[r][0]), _mm256_mul_ps(front, scale), _mm256_load_ps(at)));
+            _mm256_store_ps(at + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)sum[r][1]), _mm256_mul_ps(back, scale), _mm256_load_ps(at + 8)));
         }
     }
 }
@@ -78,24 +85,24 @@ HALFBYTE_AVX2 void tile(const uint32_t* inputs, const float* rows, const uint32_
 using Tile = void (*)(const uint32_t*, const float*, const uint32_t*, const float*, int64_t, float*);
 constexpr Tile kTiles[kRows + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
 
-// sums [panel][rows][16] += one unit of output columns of a part.
-inline void add_part(const Task& task, const Part& part, const Inputs& inputs, int64_t height, int64_t column, float* sums) {
-    const int64_t unit = std::min(kUnit, task.columns - column), blocks = part.blocks();
+// sums [panel][rows][16] += one unit of output columns of a piece.
+inline void add_piece(const Task& task, const Piece& piece, int64_t height, int64_t column, float* sums) {
+    const MatrixArgument& matrix = piece.part->matrix;
+    const int64_t unit = std::min(kUnit, task.columns - column), blocks = piece.blocks();
     float* const decoded = scratch<20, float>(task.transposed ? kUnit * kChunk : 0);
     uint32_t* const weights = scratch<21, uint32_t>(kColumns * kChunk / 2);
     float* const scales = scratch<22, float>(kColumns * kChunk / kBlock);
-    for (int64_t begin = 0; begin < part.steps; begin += kChunk) {
-        const int64_t end = std::min(part.steps, begin + kChunk), have = (end - begin + kBlock - 1) / kBlock;
-        if (task.transposed) fp32::lay_out_transposed<kChunk>(part.matrix, column, unit, begin, end, decoded);
+    for (int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
+        const int64_t end = std::min(piece.end, begin + kChunk), have = (end - begin + kBlock - 1) / kBlock, done = (begin - piece.begin) / kBlock;
+        if (task.transposed) fp32::lay_out_transposed<kChunk>(matrix, column, unit, begin, end, decoded);
         for (int64_t at = 0; at < unit; at += kColumns) {
             if (task.transposed)
                 quantise_panel(decoded + at * kChunk, end - begin, weights, scales);
             else
-                lay_out(part.matrix, column + at, std::min(kColumns, unit - at), begin, end, weights, scales);
+                lay_out(matrix, column + at, std::min(kColumns, unit - at), begin, end, weights, scales);
             for (int64_t r = 0; r < task.rows; r += height) {
-                const int64_t count = std::min(height, task.rows - r), group = r * blocks + begin / kBlock * count;
-                kTiles[count](inputs.pairs + group * kPairs, inputs.scales + group, weights, scales, have,
-                              sums + (at / kColumns * task.rows + r) * kColumns);
+                const int64_t count = std::min(height, task.rows - r), group = r * blocks + done * count;
+                kTiles[count](piece.pairs + group * kPairs, piece.scales + group, weights, scales, have, sums + (at / kColumns * task.rows + r) * kColumns);
             }
         }
     }
@@ -118,39 +125,43 @@ HALFBYTE_AVX2 inline void round_out(const Task& task, const float* sums, int64_t
     }
 }
 
+// Rows r..r + count of a piece as integers.
+inline void lay_out_rows(const Piece& piece, int64_t r, int64_t count) {
+    const int64_t blocks = piece.blocks();
+    for (int64_t row = 0; row < count; ++row)
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t group = r * blocks + b * count, begin = piece.begin + b * kBlock;
+            alignas(32) int16_t steps[kBlock];
+            piece.scales[group + row] = quantise(piece.part->x + (r + row) * piece.part->steps + begin, piece.end - begin, kMostInput, steps);
+            for (int64_t p = 0; p < kPairs; ++p) std::memcpy(piece.pairs + (group * kPairs + p * count + row), steps + 2 * p, sizeof(uint32_t));
+        }
+}
+
 // At most kMostRows rows.
 inline void multiply_rows(const Task& task, int threads) {
-    const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + kRows - 1) / kRows;
+    const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + kRows - 1) / kRows, steps = task.parts[0].steps;
     const int64_t height = (task.rows + panels - 1) / panels;  // of a panel: even ones, so that no tile is nearly empty
-    int64_t groups = 0;
-    for (int64_t i = 0; i < task.count; ++i) groups += task.rows * task.parts[i].blocks();
-    Inputs laid_out[2] = {{scratch<23, uint32_t>(groups * kPairs), scratch<24, float>(groups)}};
-    if (task.count == 2) {
-        const int64_t before = task.rows * task.parts[0].blocks();
-        laid_out[1] = {laid_out[0].pairs + before * kPairs, laid_out[0].scales + before};
-    }
-    parallel(panels, 4, threads, [&](int64_t first, int64_t last) {
-        for (int64_t r = first * height; r < std::min(last * height, task.rows); r += height)
-            for (int64_t i = 0; i < task.count; ++i) {
-                const Part& part = task.parts[i];
-                const int64_t count = std::min(height, task.rows - r), blocks = part.blocks();
-                for (int64_t row = 0; row < count; ++row)
-                    for (int64_t b = 0; b < blocks; ++b) {
-                        const int64_t group = r * blocks + b * count;
-                        alignas(32) int16_t steps[kBlock];
-                        laid_out[i].scales[group + row] = quantise(part.x + (r + row) * part.steps + b * kBlock, part.steps - b * kBlock, kMostInput, steps);
-                        for (int64_t p = 0; p < kPairs; ++p) std::memcpy(laid_out[i].pairs + (group * kPairs + p * count + row), steps + 2 * p, sizeof(uint32_t));
-                    }
+    float* const kept = steps > kLaidOut ? scratch<31, float>(units * kUnit * task.rows) : nullptr;
+    for (int64_t base = 0; base == 0 || base < steps; base += kLaidOut) {
+        Piece pieces[2] = {{task.parts, base, std::min(steps, base + kLaidOut), nullptr, nullptr}};
+        const int64_t count = base == 0 ? task.count : 1;  // the pair goes with the first steps
+        if (count == 2) pieces[1] = {task.parts + 1, 0, task.parts[1].steps, nullptr, nullptr};
+        const int64_t before = task.rows * pieces[0].blocks(), groups = before + (count == 2 ? task.rows * pieces[1].blocks() : 0);
+        pieces[0].pairs = scratch<23, uint32_t>(groups * kPairs), pieces[0].scales = scratch<24, float>(groups);
+        pieces[1].pairs = pieces[0].pairs + before * kPairs, pieces[1].scales = pieces[0].scales + before;
+        parallel(panels, 4, threads, [&](int64_t first, int64_t last) {
+            for (int64_t r = first * height; r < std::min(last * height, task.rows); r += height)
+                for (int64_t i = 0; i < count; ++i) lay_out_rows(pieces[i], r, std::min(height, task.rows - r));
+        });
+        parallel(units, 1, threads, [&](int64_t first, int64_t last) {
+            for (int64_t unit = first; unit < last; ++unit) {
+                float* const sums = kept ? kept + unit * kUnit * task.rows : scratch<25, float>(kUnit * task.rows);
+                if (base == 0) std::memset(sums, 0, size_t(kUnit * task.rows) * sizeof(float));
+                for (int64_t i = 0; i < count; ++i) add_piece(task, pieces[i], height, unit * kUnit, sums);
+                if (base + kLaidOut >= steps) round_out(task, sums, unit * kUnit);
             }
-    });
-    parallel(units, 1, threads, [&](int64_t first, int64_t last) {
-        float* const sums = scratch<25, float>(kUnit * task.rows);
-        for (int64_t unit = first; unit < last; ++unit) {
-            std::memset(sums, 0, size_t(kUnit * task.rows) * sizeof(float));
-            for (int64_t i = 0; i < task.count; ++i) add_part(task, task.parts[i], laid_out[i], height, unit * kUnit, sums);
-            round_out(task, sums, unit * kUnit);
-        }
-    });
+        });
+    }
 }
 
 inline void multiply(Task task, int threads) {

@@ -85,7 +85,7 @@ struct Levels {
     int64_t blocks;  // of a row
     __m256i low, high;  // bytes of the 16 levels, each twice
 
-    HALFBYTE_AVX2 Levels(const MatrixArgument& matrix, float most) : packed(matrix.nf4()), blocks(matrix.columns / kBlock) {
+    HALFBYTE_AVX2 Levels(const Nf4& nf4, int64_t columns, float most) : packed(nf4), blocks(columns / kBlock) {
         alignas(16) uint8_t apart[2][16];
         for (int k = 0; k < 16; ++k) {
             const auto level = uint16_t(int16_t(std::lrintf(packed.levels[k] * most)));
@@ -127,13 +127,15 @@ struct Levels {
 HALFBYTE_AVX2 inline void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
     alignas(32) int16_t rows[kColumns][kChunk];
     const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
+    const bool by_levels = matrix.kind == kNf4 && matrix.columns % kBlock == 0;
+    alignas(32) const float none[16] = {};
+    const Levels of(by_levels ? matrix.nf4() : Nf4{nullptr, nullptr, nullptr, 0.0f, none, nullptr}, matrix.columns, kMostWeight);
     float of_row[kChunk / kBlock];
     for (int64_t r = 0; r < kColumns; ++r) {
         if (r >= count) {
             std::memset(rows[r], 0, sizeof rows[r]);
             std::memset(of_row, 0, sizeof of_row);
-        } else if (matrix.kind == kNf4 && matrix.columns % kBlock == 0) {
-            const Levels of(matrix, kMostWeight);
+        } else if (by_levels) {
             take_scales(of.packed, (first + r) * of.blocks + begin / kBlock, blocks, of_row);
             for (int64_t b = 0; b < blocks; ++b) {
                 of.decode(of.at(first + r, begin / kBlock + b), rows[r] + b * kBlock);
