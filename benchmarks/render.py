@@ -52,8 +52,9 @@ the same work; first steps and first generations do not count on either side. Wh
   norm, gate and loss, torch.
 - **limit**: what this machine allows, measured beside: torch's matrix products of the linear layers and the head alone
   (without attention), reading memory, copying it, or the disk.
-- All three compute in bf16; on a processor that has no fast bf16 all three compute in fp32, since the stock stack in
-  bf16 would take hours there.
+- All three compute in bf16. On a processor without bf16 the stock stack in it would take hours: the peer and the limit
+  compute in fp32 there, and halfbyte in what it chooses, bf16 with AVX2 (but attention, norm, gate and loss, each by
+  itself, in fp32 as the others do).
 - **ratio**: how many times faster than the peer. **distance**: from the limit, times its time or percent of its speed.
 - Memory is the most over time of anonymous and shared pages, what is swapped, and dirty pages of files; clean pages of
   mapped files (a packed model) are a line of their own.
