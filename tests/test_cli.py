@@ -123,7 +123,7 @@ def test_the_compute_type_is_frozen_in_the_run(
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.004, fp32=0.002))
     run_yaml = task_files(folder, model, tune="{max_steps: 1, batch: 4}")
     assert main(["tune", str(run_yaml)]) == 0
-    assert "compute fp32: bf16 is slow on this processor: a product took 4.00 ms in bf16" in capsys.readouterr().out
+    assert "compute fp32: bf16 is slow here: a product took 4.00 ms in bf16" in capsys.readouterr().out
     frozen, out = folder / "out" / "run.yaml", folder / "out"
     assert "compute: fp32\n" in frozen.read_text()
     assert json.loads((out / "evaluations" / "tuned" / "result.json").read_text())["compute"] == "fp32"

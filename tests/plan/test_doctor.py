@@ -101,7 +101,7 @@ def test_the_compute_type_is_shown_with_both_figures_and_whether_int8_can_be_had
         monkeypatch.setattr(product_int8, "missing", lambda missing=missing: missing)
         assert module._compute() == Finding(
             "ok", "compute",
-            "fp32: bf16 is slow on this processor: a product took 9.00 ms in bf16 and 2.00 ms in fp32; int8 " + int8,
+            "fp32: bf16 is slow here: a product took 9.00 ms in bf16 and 2.00 ms in fp32; int8 " + int8,
         )  # fmt: skip
     out = io.StringIO()
     render_doctor(doctor(), Console(file=out, width=200))

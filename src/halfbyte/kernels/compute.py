@@ -111,8 +111,8 @@ def fastest() -> Compute:
     """bf16 unless fp32 is clearly faster on this CPU: measured once in a process."""
     took = measured()
     if took.bf16_is_slow:
-        return Compute("fp32", f"bf16 is slow on this processor: {took}")
-    return Compute("bf16", f"bf16 is fast enough on this processor: {took}")
+        return Compute("fp32", f"bf16 is slow here: {took}")
+    return Compute("bf16", f"{'faster than fp32' if took.bf16 < took.fp32 else 'fast enough'} here: {took}")
 
 
 @functools.cache

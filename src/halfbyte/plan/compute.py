@@ -33,5 +33,6 @@ def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> t
     if others > COPIED_BYTES and (own == "fp16" or not where.bf16):
         return own, "experts are multiplied in their own type"
     if where.bf16:
-        return "bf16", "this processor multiplies it"
+        by = "this processor multiplies it" if has_bf16() else "native products make it by integers, faster than fp32"
+        return "bf16", by
     return "fp32", "no fast bf16 is known of this processor"
