@@ -42,9 +42,7 @@ HALFBYTE_AVX512BF16 void multiply(Task task, const Matrix& matrix, const DenseMa
     if (task.rows == 0) return;
     if (!kTransposed && task.rows <= kWalkedRows && blocks_in_rows) return multiply_walked(task, matrix, pair, threads, isa);
     if (!kTransposed && isa < kAmx && task.rows <= kFewRows && blocks_in_rows) return multiply_few(task, lines_of(matrix), pair, threads);
-    const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
-    const int64_t height = isa >= kAmx ? kPanel : kTileRows, size = ((task.rows + cuts - 1) / cuts + height - 1) / height * height;
-    const int64_t rows = task.rows;
+    const int64_t rows = task.rows, size = cut_evenly(rows, kMostRows, isa >= kAmx ? kPanel : kTileRows);
     for (int64_t first = 0; first < rows; first += size) {
         Task part = task;
         part.rows = std::min(size, rows - first);

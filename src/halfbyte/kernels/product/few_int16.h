@@ -14,12 +14,12 @@ namespace halfbyte {
 namespace {
 namespace int16 {
 
-constexpr int64_t kFewRows = 10;  // up to here this is faster than int16.h
-constexpr int kTogether = 4;      // rows of x that a decoded weight meets in registers
-constexpr int64_t kStrip = 32;    // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
-constexpr int64_t kRowsOfStrip = 8;  // rows of W that go over a strip of x before the next
+using fp32::kRowsOfStrip;
+using fp32::kTogether;
+constexpr int64_t kFewRows = 10;     // up to here this is faster than int16.h
+constexpr int64_t kStrip = 32;       // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
 constexpr int64_t kSlice = 1 << 14;  // outputs whose sums are held at once: a head has ten times as many
-constexpr float kMostOfFew = 16383.0f;
+constexpr float kMostOfBoth = 16383.0f;  // of x and of the levels: a lane adds 8 products of a block
 
 // sums[r] += 8 lanes of W's `row`, blocks first..first + count, times x[r] for kCount rows. x: rows of `of.blocks` blocks,
 // laid out; `inputs`: their scales, likewise, which `scales` have in them already if kAlone.
@@ -74,29 +74,47 @@ HALFBYTE_AVX2 inline void multiply_part(const Levels& of, const int16_t* x, cons
     }
 }
 
-// x [rows, columns] times `count` rows of NF4 from `start` on, whose columns are whole blocks -> out [rows, count].
-inline void multiply_levels(const MatrixArgument& matrix, const bf16* x, int64_t rows, int64_t start, int64_t count, float* out, int threads) {
-    const Levels of(matrix.nf4(), matrix.columns, kMostOfFew);
-    int16_t* const laid_out = scratch<27, int16_t>(rows * matrix.columns);
-    float* const inputs = scratch<28, float>(rows * of.blocks);
-    for (int64_t b = 0; b < rows * of.blocks; ++b) {
-        alignas(32) int16_t in_order[kBlock];
-        inputs[b] = quantise(x + b * kBlock, kBlock, kMostOfFew, in_order) * (1.0f / kMostOfFew);  // of x and of the levels
-        for (int64_t i = 0; i < kBlock; ++i) laid_out[b * kBlock + Levels::place(i)] = in_order[i];
-    }
-    parallel(count, std::max<int64_t>(1, (1 << 15) / matrix.columns), threads, [&](int64_t first, int64_t last) {
-        multiply_part(of, laid_out, inputs, rows, start + first, start + last, out + first, count);
-    });
-}
+// Rows of x for NF4 whose columns are whole blocks.
+struct IntegerRows {
+    Levels of;
+    int64_t rows;
+    int16_t* x;     // laid out
+    float* scales;  // of x's blocks
 
-// The same of a dense or an int8 matrix, with x in fp32.
-inline void multiply_wide(MatrixArgument matrix, const float* x, int64_t rows, int64_t start, int64_t count, float* out, int threads) {
-    const bool dense = matrix.kind == kDense;
-    matrix.codes = static_cast<const char*>(matrix.codes) + start * matrix.columns * (dense ? int64_t(sizeof(bf16)) : 1);
-    if (!dense) matrix.absmax = static_cast<const float*>(matrix.absmax) + start;
-    for (int64_t r = 0; r < rows; r += fp32::kFewRows)
-        fp32::multiply_if_few({matrix, x + r * matrix.columns, nullptr, std::min(fp32::kFewRows, rows - r), matrix.columns, count, out + r * count, false}, threads);
-}
+    HALFBYTE_AVX2 IntegerRows(const Part& part, int64_t count)
+        : of(part.matrix.nf4(), part.steps, kMostOfBoth), rows(count), x(scratch<27, int16_t>(count * part.steps)), scales(scratch<28, float>(count * of.blocks)) {
+        for (int64_t b = 0; b < rows * of.blocks; ++b) {
+            alignas(32) int16_t in_order[kBlock];
+            scales[b] = quantise(part.x + b * kBlock, kBlock, kMostOfBoth, in_order) * (1.0f / kMostOfBoth);  // the levels' own is in it
+            for (int64_t i = 0; i < kBlock; ++i) x[b * kBlock + Levels::place(i)] = in_order[i];
+        }
+    }
+    // ... times `count` rows of the matrix from `start` on -> out [rows, count].
+    void multiply(int64_t start, int64_t count, float* out, int threads) const {
+        parallel(count, std::max<int64_t>(1, (1 << 15) / (of.blocks * kBlock)), threads, [&](int64_t first, int64_t last) {
+            multiply_part(of, x, scales, rows, start + first, start + last, out + first, count);
+        });
+    }
+};
+
+// Rows of x for a dense or an int8 matrix.
+struct WideRows {
+    const MatrixArgument& matrix;
+    int64_t rows;
+    float* x;
+
+    WideRows(const Part& part, int64_t count) : matrix(part.matrix), rows(count), x(scratch<29, float>(count * part.steps)) {
+        for (int64_t i = 0; i < rows * part.steps; ++i) x[i] = to_float(part.x[i]);
+    }
+    void multiply(int64_t start, int64_t count, float* out, int threads) const {
+        MatrixArgument slice = matrix;
+        const bool dense = matrix.kind == kDense;
+        slice.codes = static_cast<const char*>(matrix.codes) + start * matrix.columns * (dense ? int64_t(sizeof(bf16)) : 1);
+        if (!dense) slice.absmax = static_cast<const float*>(matrix.absmax) + start;
+        for (int64_t r = 0; r < rows; r += fp32::kFewRows)
+            fp32::multiply_if_few({slice, x + r * matrix.columns, nullptr, std::min(fp32::kFewRows, rows - r), matrix.columns, count, out + r * count, false}, threads);
+    }
+};
 
 HALFBYTE_AVX2 inline float dot(const bf16* left, const float* right, int64_t count) {
     __m256 lanes = _mm256_setzero_ps();
@@ -110,23 +128,16 @@ HALFBYTE_AVX2 inline float dot(const bf16* left, const float* right, int64_t cou
     return sum;
 }
 
-// At most kFewRows rows; whether they were multiplied: NF4's blocks have to lie within a row.
-inline bool multiply_if_few(const Task& task, int threads) {
-    const Part& of = task.parts[0];
-    if (task.transposed || task.rows > kFewRows || (of.matrix.kind == kNf4 && of.matrix.columns % kBlock)) return false;
+template <typename Rows>
+void multiply_slices(const Task& task, const Rows& x, int threads) {
     const int64_t rank = task.count == 2 ? task.parts[1].steps : 0;
     const auto* const pair = rank ? static_cast<const bf16*>(task.parts[1].matrix.codes) : nullptr;
     float* const h = scratch<32, float>(task.rows * rank);
     for (int64_t i = 0; i < task.rows * rank; ++i) h[i] = to_float(task.parts[1].x[i]);
-    float* const wide = scratch<29, float>(of.matrix.kind == kNf4 ? 0 : task.rows * of.steps);
-    for (int64_t i = 0; of.matrix.kind != kNf4 && i < task.rows * of.steps; ++i) wide[i] = to_float(of.x[i]);
     float* const sums = scratch<30, float>(task.rows * std::min(kSlice, task.columns));
     for (int64_t start = 0; start < task.columns; start += kSlice) {
         const int64_t count = std::min(kSlice, task.columns - start);
-        if (of.matrix.kind == kNf4)
-            multiply_levels(of.matrix, of.x, task.rows, start, count, sums, threads);
-        else
-            multiply_wide(of.matrix, wide, task.rows, start, count, sums, threads);
+        x.multiply(start, count, sums, threads);
         parallel(count, std::max<int64_t>(1, (1 << 14) / (task.rows * (rank + 8))), threads, [&](int64_t first, int64_t last) {
             for (int64_t r = 0; r < task.rows; ++r)
                 for (int64_t c = first; c < last; ++c) {
@@ -136,6 +147,16 @@ inline bool multiply_if_few(const Task& task, int threads) {
                 }
         });
     }
+}
+
+// At most kFewRows rows; whether they were multiplied: NF4's blocks have to lie within a row.
+inline bool multiply_if_few(const Task& task, int threads) {
+    const MatrixArgument& matrix = task.parts[0].matrix;
+    if (task.transposed || task.rows > kFewRows || (matrix.kind == kNf4 && matrix.columns % kBlock)) return false;
+    if (matrix.kind == kNf4)
+        multiply_slices(task, IntegerRows(task.parts[0], task.rows), threads);
+    else
+        multiply_slices(task, WideRows(task.parts[0], task.rows), threads);
     return true;
 }
 

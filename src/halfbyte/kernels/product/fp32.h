@@ -192,8 +192,7 @@ inline bool multiply_if_few(const Task& task, int threads) {
 
 inline void multiply(Task task, int threads) {
     if (multiply_if_few(task, threads)) return;
-    const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows, rows = task.rows;
-    const int64_t size = cuts ? ((rows + cuts - 1) / cuts + kRows - 1) / kRows * kRows : 0;
+    const int64_t rows = task.rows, size = cut_evenly(rows, kMostRows, kRows);
     for (int64_t first = 0; first < rows; first += size) {
         Task part = task;
         part.rows = std::min(size, rows - first);

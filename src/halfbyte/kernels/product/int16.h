@@ -21,8 +21,8 @@ namespace halfbyte {
 namespace {
 namespace int16 {
 
-using fp32::kRows;                  // of a register tile: 12 sums, 2 weights, 1 input
-constexpr int64_t kMostRows = 512;  // rows at once; more are cut
+using fp32::kMostRows;
+using fp32::kRows;                     // of a register tile: 12 sums, 2 weights, 1 input
 constexpr int64_t kLaidOut = 1 << 14;  // steps of the contraction whose rows are laid out at once
 
 // One contraction: x [rows, steps] times a matrix.
@@ -165,8 +165,7 @@ inline void multiply_rows(const Task& task, int threads) {
 }
 
 inline void multiply(Task task, int threads) {
-    const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows, rows = task.rows;
-    const int64_t size = cuts ? ((rows + cuts - 1) / cuts + kRows - 1) / kRows * kRows : 0;
+    const int64_t rows = task.rows, size = cut_evenly(rows, kMostRows, kRows);
     for (int64_t first = 0; first < rows; first += size) {
         Task part = task;
         Part parts[2];

@@ -122,38 +122,57 @@ struct Levels {
     }
 };
 
+// Where a row of W comes from: steps begin..end of it as integers, and the scales of their blocks.
+struct LevelSource {  // NF4 whose blocks lie within a row
+    Levels of;
+    HALFBYTE_AVX2 explicit LevelSource(const MatrixArgument& matrix) : of(matrix.nf4(), matrix.columns, kMostWeight) {}
+    HALFBYTE_AVX2 void row(int64_t row, int64_t begin, int64_t end, int16_t* out, float* scales) const {
+        const int64_t blocks = (end - begin) / kBlock;
+        take_scales(of.packed, row * of.blocks + begin / kBlock, blocks, scales);
+        for (int64_t b = 0; b < blocks; ++b) {
+            of.decode(of.at(row, begin / kBlock + b), out + b * kBlock);
+            scales[b] *= 1.0f / kMostWeight;
+        }
+    }
+};
+struct DenseSource {
+    const MatrixArgument& matrix;
+    HALFBYTE_AVX2 void row(int64_t row, int64_t begin, int64_t end, int16_t* out, float* scales) const {
+        const bf16* const at = static_cast<const bf16*>(matrix.codes) + row * matrix.columns + begin;
+        for (int64_t s = 0; s < end - begin; s += kBlock) *scales++ = quantise(at + s, end - begin - s, kMostWeight, out + s);
+    }
+};
+struct DecodedSource {  // by way of fp32: int8, and NF4 whose blocks straddle rows
+    const MatrixArgument& matrix;
+    HALFBYTE_AVX2 void row(int64_t row, int64_t begin, int64_t end, int16_t* out, float* scales) const {
+        alignas(32) float wide[kChunk];
+        fp32::decode(matrix, row, begin, end - begin, wide);
+        for (int64_t s = 0; s < end - begin; s += kBlock) *scales++ = quantise(wide + s, end - begin - s, kMostWeight, out + s);
+    }
+};
+
 // W's rows first..first + count (at most 16) as output columns, steps begin..end (at most kChunk) along its columns ->
 // integers [block][pair][16] and scales [block][16].
-HALFBYTE_AVX2 inline void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
+template <typename Source>
+HALFBYTE_AVX2 void lay_out_from(const Source& source, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
     alignas(32) int16_t rows[kColumns][kChunk];
     const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
-    const bool by_levels = matrix.kind == kNf4 && matrix.columns % kBlock == 0;
-    alignas(32) const float none[16] = {};
-    const Levels of(by_levels ? matrix.nf4() : Nf4{nullptr, nullptr, nullptr, 0.0f, none, nullptr}, matrix.columns, kMostWeight);
-    float of_row[kChunk / kBlock];
     for (int64_t r = 0; r < kColumns; ++r) {
-        if (r >= count) {
+        float of_row[kChunk / kBlock] = {};
+        if (r < count)
+            source.row(first + r, begin, end, rows[r], of_row);
+        else
             std::memset(rows[r], 0, sizeof rows[r]);
-            std::memset(of_row, 0, sizeof of_row);
-        } else if (by_levels) {
-            take_scales(of.packed, (first + r) * of.blocks + begin / kBlock, blocks, of_row);
-            for (int64_t b = 0; b < blocks; ++b) {
-                of.decode(of.at(first + r, begin / kBlock + b), rows[r] + b * kBlock);
-                of_row[b] *= 1.0f / kMostWeight;
-            }
-        } else if (matrix.kind == kDense) {
-            const bf16* const at = static_cast<const bf16*>(matrix.codes) + (first + r) * matrix.columns;
-            for (int64_t b = 0, s = begin; b < blocks; ++b, s += kBlock) of_row[b] = quantise(at + s, end - s, kMostWeight, rows[r] + b * kBlock);
-        } else {
-            alignas(32) float wide[kChunk];
-            fp32::decode(matrix, first + r, begin, end - begin, wide);
-            for (int64_t b = 0, s = 0; b < blocks; ++b, s += kBlock) of_row[b] = quantise(wide + s, end - begin - s, kMostWeight, rows[r] + s);
-        }
         for (int64_t b = 0; b < blocks; ++b) scales[b * kColumns + r] = of_row[b];
     }
     for (int64_t pair = 0; pair < blocks * kPairs; pair += 8)
         for (int64_t r = 0; r < kColumns; r += 8)  // pairs as if they were fp32: they are only moved
             fp32::transpose(reinterpret_cast<const float*>(rows[r]) + pair, kChunk / 2, reinterpret_cast<float*>(out) + pair * kColumns + r);
+}
+inline void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
+    if (matrix.kind == kDense) return lay_out_from(DenseSource{matrix}, first, count, begin, end, out, scales);
+    if (matrix.kind == kNf4 && matrix.columns % kBlock == 0) return lay_out_from(LevelSource(matrix), first, count, begin, end, out, scales);
+    lay_out_from(DecodedSource{matrix}, first, count, begin, end, out, scales);
 }
 
 }  // namespace int16

@@ -245,8 +245,7 @@ void multiply(Task task, const Matrix& matrix, const bf16* pair_x, int threads) 
         inverse = largest + task.steps;
     }
     if (task.rows == 0) return;
-    const int64_t cuts = (task.rows + kMostRows - 1) / kMostRows;
-    const int64_t size = ((task.rows + cuts - 1) / cuts + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t size = cut_evenly(task.rows, kMostRows, kTileRows);
     float* const wide = scratch<8, float>(size * task.pair_steps);
     for (int64_t first = 0; first < task.rows; first += size) {
         Task part = task;
