@@ -82,10 +82,10 @@ def settle_compute(asked: str, device: torch.device, net: Any, state: dict[str, 
     left = [tensor for name, tensor in state.items() if name not in matrices]
     others, experts = sum(tensor.nbytes for tensor in left), sum(tensor.nbytes for tensor in left if tensor.ndim > 2)
     if emulated and 0 < experts <= COPIED_BYTES:
-        return Compute("fp32", f"{experts / 1e6:.1f} MB of weights are multiplied by torch, which emulates bf16 here")
+        return Compute("fp32", f"torch multiplies {experts / 1e6:.1f} MB of the weights, and emulates bf16 here")
     if emulated and experts:
-        what = f"{experts / 1e9:.1f} GB of weights"
-        return Compute(compute_name(stored), f"{what} are multiplied by torch, slowly in it, but copied to fp32 else")
+        what = f"torch multiplies {experts / 1e9:.1f} GB of the weights, slowly in this type"
+        return Compute(compute_name(stored), f"{what}, but for fp32 they would be copied")
     if others <= COPIED_BYTES:
         return chosen
     return Compute(

@@ -28,11 +28,11 @@ def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> t
     own = "fp16" if stored == "float16" else "bf16"
     experts = sum(2 * spec.count for spec in inventory.tensors if spec.kind == "expert")
     if where.bf16 and 0 < experts <= COPIED_BYTES and not has_bf16():
-        return "fp32", "experts are multiplied by torch, which emulates bf16 here"
+        return "fp32", "torch multiplies the experts, and emulates bf16 here"
     others = sum(2 * spec.count for spec in inventory.tensors if spec.kind in ("expert", "other"))
     if others > COPIED_BYTES and (own == "fp16" or not where.bf16):
         return own, "experts are multiplied in their own type"
     if where.bf16:
-        by = "this processor multiplies it" if has_bf16() else "native products make it by integers, faster than fp32"
+        by = "this processor multiplies it" if has_bf16() else "native kernels make it faster than fp32 here"
         return "bf16", by
     return "fp32", "no fast bf16 is known of this processor"
