@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -136,6 +137,23 @@ void parallel(int64_t count, int64_t grain, int threads, const Work& work) {
     part(0);
     for (auto& thread : others) thread.join();
 #endif
+}
+
+// As `parallel`, but each thread takes a stretch of what is left when it is done with one: long ones first, which suits the
+// reading of memory, then shorter ones, at least `grain` items, so that no thread waits long for another.
+template <typename Work>
+void parallel_shared(int64_t count, int64_t grain, int threads, const Work& work) {
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count / grain));
+    if (parts == 1) return work(0, count);
+    std::atomic<int64_t> next{0};
+    parallel(parts, 1, int(parts), [&](int64_t, int64_t) {
+        for (int64_t first = next.load(std::memory_order_relaxed); first < count;) {
+            const int64_t last = std::min(count, first + std::max(grain, (count - first) / (2 * parts)));
+            if (!next.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
+            work(first, last);
+            first = next.load(std::memory_order_relaxed);
+        }
+    });
 }
 
 #ifdef HALFBYTE_X86

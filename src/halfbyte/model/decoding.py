@@ -38,7 +38,7 @@ _NORMS = {  # what a family calls the norms before and after attention, and befo
 
 
 _Rest = tuple[tuple[RMSNorm | None, ...], dict[str, Any]]
-_Call = tuple[list[Any], list[int], Decoder]  # the adapters and the buffers' addresses that a call was made for
+_Call = tuple[int, list[int], Decoder]  # how often adapters had changed, and the buffers' addresses, when it was made
 
 
 class _Other(Exception):
@@ -93,13 +93,12 @@ class Decoding:
     def _call(self, cache: Any) -> Decoder:
         """The call for `cache`, made anew when its buffers or the adapter are others than before."""
         assert self._plan is not None
-        adapters = [layer.narrow(self._dtype) for layer in self._plan.linears]
         places = [layer.buffers[0].data_ptr() for layer in cache.layers]
         known = self._calls.get(cache)
-        if known is not None and places == known[1] and all(a is b for a, b in zip(adapters, known[0], strict=True)):
+        if known is not None and places == known[1] and QuantLinear.changes == known[0]:
             return known[2]
         decoder = Decoder(self._plan.blocks(self._dtype), [layer.buffers for layer in cache.layers])
-        self._calls[cache] = adapters, places, decoder
+        self._calls[cache] = QuantLinear.changes, places, decoder
         return decoder
 
     def _first(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
@@ -163,7 +162,6 @@ class _Plan:
         if len(seen.inputs) != len(getattr(body, "layers", ())) or not seen.inputs:
             raise _Other("its layers do not come one after the other")
         self._layers = [self._read(layer, index, seen) for index, layer in enumerate(body.layers)]
-        self.linears = [linear for linears, _ in self._layers for linear in linears]
         modules = [module for layer in body.layers for module in layer.modules()]
         self.hooks = [of for module in modules for of in (module._forward_hooks, module._forward_pre_hooks)]
 

@@ -134,6 +134,7 @@ class QuantLinear(nn.Module):
     bias: Tensor | None
     lora_A: nn.Parameter | None
     lora_B: nn.Parameter | None
+    changes = 0  # of what `narrow` returns, in all layers together: who holds it need not ask each layer for each token
 
     def __init__(self, weight: FrozenWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -166,7 +167,7 @@ class QuantLinear(nn.Module):
         self.lora_A = nn.Parameter(lora_A.float().contiguous())
         self.lora_B = nn.Parameter(lora_B.float().contiguous())
         self.scaling, self.dropout = scaling, dropout
-        self._narrow = None
+        self._forget()
 
     def forward(self, x: Tensor) -> Tensor:
         # From the dictionaries: nn.Module finds parameters by a slow detour, which decoding takes 700 times a token.
@@ -204,8 +205,12 @@ class QuantLinear(nn.Module):
         return made
 
     def train(self, mode: bool = True) -> QuantLinear:
-        self._narrow = None
+        self._forget()
         return super().train(mode)
+
+    def _forget(self) -> None:
+        self._narrow = None
+        QuantLinear.changes += 1
 
     @property
     def frozen(self) -> FrozenWeight:

@@ -19,6 +19,7 @@ struct Fp16Line {
     struct Scale {
         __m512 front, back;
     };
+    static constexpr bool kOneRow = false;
 
     HALFBYTE_AVX512BF16 static __m512i levels(const float* of) {
         return _mm512_broadcast_i64x4(_mm512_cvtps_ph(_mm512_loadu_ps(of), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
