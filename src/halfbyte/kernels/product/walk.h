@@ -1,7 +1,7 @@
 // Products with 1 to 4 rows (decoding text): nothing matters but how fast the packed matrix comes from memory.
 //
 // Method: each row of W is walked in the order in which it lies in memory, which is what a processor's own prefetching
-// expects; beside it, what comes 8 kB later is asked for into the second-level cache, whose queue is longer, and 1 kB
+// expects; beside it, what comes 6 kB later is asked for into the second-level cache, whose queue is longer, and 1 kB
 // later into the first (on a Zen 4 15 % faster than into the first alone). 64 bytes at a time are decoded in place: for
 // NF4 they are 32 words of four codes, of which four look-ups among the levels (whose index is the lowest bits, so a
 // shift is all it takes) make 32 weights each. The rows of x are laid out once a call in the order in which these
@@ -26,6 +26,7 @@ namespace {
 
 constexpr int64_t kWalkedRows = 4;
 constexpr int64_t kFar = 6144, kNear = 1024;  // bytes between what is worked on and what is asked for, by cache
+constexpr int64_t kFarDense = 4096;           // of bf16, whose products leave the processor's own prefetching more time
 constexpr int64_t kLine = 64;                 // bytes of W that are decoded at once
 constexpr int64_t kTogether = 16;             // lanes of a sum, and rows of W whose lanes are added up at once
 
@@ -44,7 +45,6 @@ HALFBYTE_ALWAYS void ask_ahead(const void* at) {
 struct DenseWalk {
     const DenseMatrix matrix;
     static constexpr int64_t kSteps = 32, kVectors = 1;
-    static constexpr int kLines = 4;  // at once, each with sums of its own: one chain of sums would be slower than memory
 
     HALFBYTE_AVX512BF16 static void lay_out(const bf16* x, int64_t left, uint32_t* out, int64_t) {
         _mm512_store_si512(out, _mm512_maskz_loadu_epi16(first_words(left), x));
@@ -53,20 +53,17 @@ struct DenseWalk {
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS void add_row(int64_t row, const uint32_t* x, __m512* sum) const {
         const bf16* weights = matrix.weights + row * matrix.columns;
         int64_t left = matrix.columns;
-        if (left >= kLines * kSteps) {
-            __m512 others[kLines - 1][kRows];
-            for (auto& one : others)
-                for (auto& lanes : one) lanes = _mm512_setzero_ps();
-            for (; left >= kLines * kSteps; left -= kLines * kSteps, weights += kLines * kSteps, x += kLines * kRows * kTogether) {
-#pragma GCC unroll 4
-                for (int l = 0; l < kLines; ++l) {
-                    ask_ahead(weights + l * kSteps);
-                    add_line<kRows>(_mm512_loadu_si512(weights + l * kSteps), x + l * kRows * kTogether, l ? others[l - 1] : sum);
-                }
+        if (left >= 2 * kSteps) {  // with two sums, since one chain of products would be slower than memory
+            __m512 other[kRows];
+            for (auto& one : other) one = _mm512_setzero_ps();
+            for (; left >= 2 * kSteps; left -= 2 * kSteps, weights += 2 * kSteps, x += 2 * kRows * kTogether) {
+                _mm_prefetch(reinterpret_cast<const char*>(weights) + kFarDense, _MM_HINT_T1);
+                add_line<kRows>(_mm512_loadu_si512(weights), x, sum);
+                _mm_prefetch(reinterpret_cast<const char*>(weights + kSteps) + kFarDense, _MM_HINT_T1);
+                add_line<kRows>(_mm512_loadu_si512(weights + kSteps), x + kRows * kTogether, other);
             }
 #pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r)
-                sum[r] = _mm512_add_ps(_mm512_add_ps(sum[r], others[0][r]), _mm512_add_ps(others[1][r], others[2][r]));
+            for (int r = 0; r < kRows; ++r) sum[r] = _mm512_add_ps(sum[r], other[r]);
         }
         for (; left > 0; left -= kSteps, weights += kSteps, x += kRows * kTogether)
             add_line<kRows>(_mm512_maskz_loadu_epi16(first_words(left), weights), x, sum);
