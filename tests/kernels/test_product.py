@@ -363,12 +363,30 @@ def test_no_rows_give_no_rows(implementation: str, dtype: torch.dtype) -> None:
         assert kernels.linear_transposed(torch.ones(0, 96, dtype=dtype), weight).shape == (0, columns)
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(
+    "columns", [64, 192, 320, 4160]
+)  # half a line alone and behind others; a nested absmax for two
+def test_one_row_is_to_the_bit_what_it_is_among_four(
+    monkeypatch: pytest.MonkeyPatch, weights: str, columns: int
+) -> None:
+    if "avx512bf16" not in native.isas():
+        pytest.skip("needs AVX512-BF16, whose single row is assembly")
+    monkeypatch.setenv("HALFBYTE_KERNELS", "cpu-avx512bf16")
+    weight, make = made(37, columns, weights), torch.Generator().manual_seed(1)
+    x, (a, b) = torch.randn(4, columns, generator=make).bfloat16(), rounded_pair(70, columns, 37)
+    bias = torch.randn(37, generator=make).bfloat16()
+    for count in (2, 3, 4):
+        alone = [kernels.adapted(x[i : i + 1], weight, bias, (a, b)) for i in range(count)]
+        assert torch.equal(torch.cat(alone), kernels.adapted(x[:count], weight, bias, (a, b)))
+
+
 def rounded_pair(rank: int, columns: int, rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rank, columns).bfloat16() / columns**0.5, torch.randn(rows, rank).bfloat16()
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 16, 17])
-@pytest.mark.parametrize("rank", [1, 16, 40])
+@pytest.mark.parametrize("rank", [1, 16, 100])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_a_layer_with_its_adapter_in_one_call(bf16_kernels: None, weights: str, rank: int, count: int) -> None:
     """As the two products one after the other: more rows than decoding has take that way anyway."""

@@ -149,6 +149,21 @@ def test_another_adapter_is_computed_with_at_once(tmp_path: Path) -> None:
     assert apart(after[0], before[0]) > 0.01
 
 
+def test_a_step_of_training_in_eval_mode_is_computed_with_at_once(tmp_path: Path) -> None:
+    model = opened("llama", tmp_path)
+    ours, theirs = Course(model), Course(model, native=False)
+    for _ in range(2):
+        before = ours.step(), theirs.step()
+    with torch.enable_grad():
+        model.hidden(torch.tensor([[1, 2, 3]])).float().square().sum().backward()
+    with torch.no_grad():
+        for parameter in (parameter for parameter in model.net.parameters() if parameter.grad is not None):
+            parameter -= 0.5 * parameter.grad.sign()
+    after = ours.step(), theirs.step()
+    assert apart(*before) <= 1e-5 and apart(*after) <= 1e-5
+    assert apart(after[0], before[0]) > 0.01
+
+
 def test_rows_that_end_and_rows_that_multiply(tmp_path: Path) -> None:
     model = opened("qwen2", tmp_path)
     ours, theirs = Course(model), Course(model, native=False)

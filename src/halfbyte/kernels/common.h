@@ -8,8 +8,8 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <thread>
@@ -140,7 +140,8 @@ void parallel(int64_t count, int64_t grain, int threads, const Work& work) {
 }
 
 // As `parallel`, but each thread takes a stretch of what is left when it is done with one: long ones first, which suits the
-// reading of memory, then shorter ones, at least `grain` items, so that no thread waits long for another.
+// reading of memory, then shorter ones, at least `grain` items, so that no thread waits long for another. A thread may be
+// given several, and others in the next call: the result of an item must not depend on the cut.
 template <typename Work>
 void parallel_shared(int64_t count, int64_t grain, int threads, const Work& work) {
     const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count / grain));

@@ -38,7 +38,7 @@ _NORMS = {  # what a family calls the norms before and after attention, and befo
 
 
 _Rest = tuple[tuple[RMSNorm | None, ...], dict[str, Any]]
-_Call = tuple[int, list[int], Decoder]  # how often adapters had changed, and the buffers' addresses, when it was made
+_Call = tuple[int, list[int], Decoder]  # `QuantLinear.changes` before it was made, and the buffers' addresses
 
 
 class _Other(Exception):
@@ -93,12 +93,12 @@ class Decoding:
     def _call(self, cache: Any) -> Decoder:
         """The call for `cache`, made anew when its buffers or the adapter are others than before."""
         assert self._plan is not None
-        places = [layer.buffers[0].data_ptr() for layer in cache.layers]
+        changes, places = QuantLinear.changes, [layer.buffers[0].data_ptr() for layer in cache.layers]
         known = self._calls.get(cache)
-        if known is not None and places == known[1] and QuantLinear.changes == known[0]:
+        if known is not None and (changes, places) == known[:2]:
             return known[2]
         decoder = Decoder(self._plan.blocks(self._dtype), [layer.buffers for layer in cache.layers])
-        self._calls[cache] = QuantLinear.changes, places, decoder
+        self._calls[cache] = changes, places, decoder
         return decoder
 
     def _first(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:

@@ -134,7 +134,8 @@ class QuantLinear(nn.Module):
     bias: Tensor | None
     lora_A: nn.Parameter | None
     lora_B: nn.Parameter | None
-    changes = 0  # of what `narrow` returns, in all layers together: who holds it need not ask each layer for each token
+    changes = 0  # how often what `narrow` keeps was thrown away or could have been, in all layers of all models: who
+    # holds what it returned need not ask every layer for each token. By `set_adapter` and `train`, not by assignment.
 
     def __init__(self, weight: FrozenWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -197,6 +198,8 @@ class QuantLinear(nn.Module):
         if a is None or b is None:
             return None
         changing = self.training or torch.is_grad_enabled()
+        if changing:
+            self._forget()
         if not changing and self._narrow is not None and self._narrow[1].dtype == dtype:
             return self._narrow
         with torch.inference_mode(False), torch.no_grad():  # what inference mode makes could not be trained with

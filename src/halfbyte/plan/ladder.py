@@ -165,9 +165,7 @@ def plan_model(
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
     if where.kind == "cuda" and available is not None and where.memory_bytes is not None:
         available = min(available, where.memory_bytes)  # more than the card has is not there, whoever asks for it
-    foreseen = "as asked"
-    if compute == "auto":
-        compute, foreseen = foretold_compute(inventory, known[weights], where)
+    compute, foreseen = foretold_compute(inventory, known[weights], where) if compute == "auto" else (compute, "")
     native = native or foretold(inventory.config, dtype_bytes=activation_bytes(weights, compute), device=where.kind)
 
     if items is not None:

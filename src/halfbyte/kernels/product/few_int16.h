@@ -16,6 +16,7 @@ namespace int16 {
 
 using fp32::kRowsOfStrip;
 using fp32::kTogether;
+static_assert(kTogether == 4, "kAdd and kStrip go by it");
 constexpr int64_t kFewRows = 10;     // up to here this is faster than int16.h
 constexpr int64_t kStrip = 32;       // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
 constexpr int64_t kSlice = 1 << 14;  // outputs whose sums are held at once: a head has ten times as many

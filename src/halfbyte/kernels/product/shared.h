@@ -23,7 +23,7 @@ struct MatrixArgument {
     Nf4 nf4() const { return {static_cast<const uint8_t*>(codes), absmax, nested_absmax, offset, levels, dynamic}; }
 };
 
-// `rows` cut evenly into parts of at most `most`, whole tiles of `height` rows but for the last one: the rows of a part.
+// `rows` cut evenly into parts of about `most`, whole tiles of `height` rows but for the last one: the rows of a part.
 inline int64_t cut_evenly(int64_t rows, int64_t most, int64_t height) {
     const int64_t parts = std::max<int64_t>(1, (rows + most - 1) / most);
     return ((rows + parts - 1) / parts + height - 1) / height * height;
