@@ -66,6 +66,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "targets": ("all", "attention", ("q_proj", "v_proj")),
     "weights": ("nf4", "nf4-single", "int8", "bf16", "fp32"),
     "recompute": (0.0, 0.5, 1.0),  # share of the layers
+    "learn": ("completion", "all"),  # tokens that the loss counts: 8 letters of an item, or all of it
 }
 MOST_TOKENS = {"bf16": 2048, "fp32": 512}  # in a micro-batch, by what is computed in: what takes minutes is left out
 STEPS, ITEMS, NEW_TOKENS = 3, 12, 16
@@ -82,13 +83,14 @@ class Case:
     targets: str | tuple[str, ...]
     weights: str
     recompute: int  # layers
+    learn: str
     compute: str
 
     @property
     def name(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else "+".join(self.targets)
         return (f"{self.architecture} {self.sequence}x{self.micro_batch} r={self.rank} {targets} {self.weights} "
-                f"{self.recompute} recomputed, {self.compute}")  # fmt: skip
+                f"{self.recompute} recomputed, learns {self.learn}, {self.compute}")  # fmt: skip
 
 
 def draw(count: int, seed: int, compute: str = "bf16", tokens: int | None = None) -> list[Case]:
@@ -146,7 +148,8 @@ def write_run(case: Case, model: Path, folder: Path, items: int = ITEMS) -> Path
             "decoding": {"max_new_tokens": NEW_TOKENS, "stop": []}}  # fmt: skip
     run = {"model": str(model), "weights": case.weights, "out": str(folder / "run"), "task": str(folder / "task.yaml"),
            "compute": case.compute,
-           "data": {"train": str(folder / "train.jsonl"), "validation": 0.0, "max_tokens": case.sequence},
+           "data": {"train": str(folder / "train.jsonl"), "validation": 0.0, "max_tokens": case.sequence,
+                    "learn": case.learn},
            "adapter": {"rank": case.rank, "alpha": 2 * case.rank, "targets": case.targets},
            "tune": {"batch": case.micro_batch, "micro_batch": case.micro_batch, "recompute": case.recompute,
                     "max_steps": STEPS}}  # fmt: skip

@@ -148,7 +148,7 @@ def test_a_script_runs_from_the_command_line(tmp_path):
 
 def test_the_plan_stands_beside_what_runs_take(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "ARCHITECTURES", {"llama": shapes.SHAPES["tiny"]})
-    case = plan.Case("llama", 64, 2, 4, "attention", "nf4", 1, "bf16")
+    case = plan.Case("llama", 64, 2, 4, "attention", "nf4", 1, "completion", "bf16")
     pairs = plan.compare([case], tmp_path, tmp_path / "results", tmp_path / "plan.svg")
     assert {"tune_peak_bytes", "evaluate_peak_bytes"} <= set(pairs)
     for figure in ("tune_peak_bytes", "evaluate_peak_bytes"):
