@@ -1,7 +1,7 @@
 // Products with 1 to 4 rows (decoding text): nothing matters but how fast the packed matrix comes from memory.
 //
 // Method: each row of W is walked in the order in which it lies in memory, which is what a processor's own prefetching
-// expects; beside it, what comes 6 kB later is asked for into the second-level cache, whose queue is longer, and 1 kB
+// expects; beside it, what comes 8 kB later is asked for into the second-level cache, whose queue is longer, and 1 kB
 // later into the first (on a Zen 4 a seventh faster than into the first alone). 64 bytes at a time are decoded in place: for
 // NF4 they are 32 words of four codes, of which four look-ups among the levels (whose index is the lowest bits, so a
 // shift is all it takes) make 32 weights each. The rows of x are laid out once a call in the order in which these
@@ -25,7 +25,7 @@ namespace halfbyte {
 namespace {
 
 constexpr int64_t kWalkedRows = 4;
-constexpr int64_t kFar = 6144, kNear = 1024;  // bytes between what is worked on and what is asked for, by cache
+constexpr int64_t kFar = 8192, kNear = 1024;  // bytes between what is worked on and what is asked for, by cache
 constexpr int64_t kFarDense = 4096;  // of bf16, into the second-level cache alone: what else is asked for only delays what is due
 constexpr int64_t kLine = 64;                 // bytes of W that are decoded at once
 constexpr int64_t kTogether = 16;             // lanes of a sum, and rows of W whose lanes are added up at once
