@@ -50,7 +50,7 @@ _QWEN2: list[Product] = [(512, 896, 896), (512, 4864, 896), (512, 896, 4864), (1
 )
 def test_mkl_writes_to_as_much_memory_as_is_planned(products, threads):
     if not has_fp32_products() or not torch.backends.mkl.is_available():
-        pytest.skip("MKL's panels are known for AVX2 alone")
+        pytest.xfail("what MKL writes to is known for AVX2 alone")
     done = subprocess.run([sys.executable, "-c", _WRITTEN, json.dumps([products, threads])],
                           capture_output=True, text=True, check=True)  # fmt: skip
     planned = kept_bytes(products, threads)
