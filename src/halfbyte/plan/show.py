@@ -93,7 +93,7 @@ def parallel_lines(plan: Mapping[str, Any]) -> list[str]:
     found = plan["parallel"]
     if not found:
         return []
-    lines = [f"{found['ranks']} devices, on paper (halfbyte itself trains on one)"]
+    lines = [f"{found['ranks']} devices, on paper (torchrun trains on several cards of a machine)"]
     for name in ("replicated", "sharded"):
         way = found[name]
         held = "unknown" if way["bytes_per_rank"] is None else amount(way["bytes_per_rank"])
