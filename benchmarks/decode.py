@@ -1,9 +1,9 @@
 """Greedy decoding: tokens a second with the prefill apart, and the time to the first token after opening.
 
 Each in a process of its own that waits for its turn. A first generation does not count on either side; until its first
-token bitsandbytes repacks, and halfbyte maps its file, which the system holds in memory: from the disk it takes as long
-as the disk takes for it. The peer is in eval mode. The limit is one reading of
-every weight that a token needs (packed weights with constants, 16-bit head, norms) at the speed of reading memory.
+token bitsandbytes repacks. halfbyte's packed file is in the system's memory by then; where it is not, the first token
+waits for the disk as well. The peer is in eval mode. The limit is one reading of every weight that a token needs
+(packed weights with constants, 16-bit head, norms) at the speed of reading memory.
 
     python benchmarks/decode.py --shape 1b --folder /path/with/checkpoints
 """

@@ -364,10 +364,9 @@ def test_no_rows_give_no_rows(implementation: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize(
-    "columns", [64, 192, 320, 4160]
-)  # half a line alone and behind others; a nested absmax for two
+@pytest.mark.parametrize("columns", [64, 192, 320, 4160])
 def test_one_row_is_to_the_bit_what_it_is_among_four(bf16_kernels: None, weights: str, columns: int) -> None:
+    """Rows of W that are half a line, that end with one, and, the longest, whose lines have two nested absmax."""
     weight, make = made(37, columns, weights), torch.Generator().manual_seed(1)
     x, (a, b) = torch.randn(4, columns, generator=make).bfloat16(), rounded_pair(70, columns, 37)
     bias = torch.randn(37, generator=make).bfloat16()

@@ -134,8 +134,9 @@ class QuantLinear(nn.Module):
     bias: Tensor | None
     lora_A: nn.Parameter | None
     lora_B: nn.Parameter | None
-    changes = 0  # how often what `narrow` keeps was thrown away or could have been, in all layers of all models: who
-    # holds what it returned need not ask every layer for each token. By `set_adapter` and `train`, not by assignment.
+    # How often an adapter may have changed, in all layers of all models: as long as it stays, whoever holds what
+    # `narrow` returned need not ask every layer again. An assignment to lora_A alone does not count: see `set_adapter`.
+    changes = 0
 
     def __init__(self, weight: FrozenWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -200,7 +201,7 @@ class QuantLinear(nn.Module):
         changing = self.training or torch.is_grad_enabled()
         if changing:
             self._forget()
-        if not changing and self._narrow is not None and self._narrow[1].dtype == dtype:
+        elif self._narrow is not None and self._narrow[1].dtype == dtype:
             return self._narrow
         with torch.inference_mode(False), torch.no_grad():  # what inference mode makes could not be trained with
             made = (a.detach().to(dtype), (b.detach() * self.scaling).to(dtype))

@@ -26,7 +26,7 @@ namespace {
 
 constexpr int64_t kWalkedRows = 4;
 constexpr int64_t kFar = 8192, kNear = 1024;  // bytes between what is worked on and what is asked for, by cache
-constexpr int64_t kFarDense = 4096;  // of bf16, into the second-level cache alone: what else is asked for only delays what is due
+constexpr int64_t kFarDense = 4096;           // of dense bf16, into the second-level cache alone: its lines are due too soon for more
 constexpr int64_t kLine = 64;                 // bytes of W that are decoded at once
 constexpr int64_t kTogether = 16;             // lanes of a sum, and rows of W whose lanes are added up at once
 
@@ -57,10 +57,8 @@ struct DenseWalk {
             __m512 other[kRows];
             for (auto& one : other) one = _mm512_setzero_ps();
             for (; left >= 2 * kSteps; left -= 2 * kSteps, weights += 2 * kSteps, x += 2 * kRows * kTogether) {
-                _mm_prefetch(reinterpret_cast<const char*>(weights) + kFarDense, _MM_HINT_T1);
-                add_line<kRows>(_mm512_loadu_si512(weights), x, sum);
-                _mm_prefetch(reinterpret_cast<const char*>(weights + kSteps) + kFarDense, _MM_HINT_T1);
-                add_line<kRows>(_mm512_loadu_si512(weights + kSteps), x + kRows * kTogether, other);
+                add_whole_line<kRows>(weights, x, sum);
+                add_whole_line<kRows>(weights + kSteps, x + kRows * kTogether, other);
             }
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) sum[r] = _mm512_add_ps(sum[r], other[r]);
@@ -70,6 +68,11 @@ struct DenseWalk {
     }
 
 private:
+    template <int kRows>
+    HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static void add_whole_line(const bf16* weights, const uint32_t* x, __m512* sum) {
+        _mm_prefetch(reinterpret_cast<const char*>(weights) + kFarDense, _MM_HINT_T1);
+        add_line<kRows>(_mm512_loadu_si512(weights), x, sum);
+    }
     template <int kRows>
     HALFBYTE_AVX512BF16 HALFBYTE_ALWAYS static void add_line(__m512i words, const uint32_t* x, __m512* sum) {
 #pragma GCC unroll 4
@@ -129,7 +132,7 @@ private:
 // a single row of x. The levels are 16-bit numbers, the 16 of them twice, so that bit 4 of an index does not matter.
 struct Bf16Line {
     using Scale = __m512;
-    static constexpr bool kOneRow = true;  // it has `add_one`
+    static constexpr bool kOneRow = true;
 
     HALFBYTE_AVX512BF16 static __m512i levels(const float* of) {
         return _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(of)));
