@@ -48,7 +48,7 @@ def _fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))
     monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
     monkeypatch.setattr(planned, "has_bf16", lambda: True)
-    monkeypatch.setattr(assemble, "torch_emulates_bf16", lambda device: False)
+    monkeypatch.setattr(assemble, "torch_is_slow_in_bf16", lambda device: False)
 
 
 @pytest.fixture

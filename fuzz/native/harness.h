@@ -34,7 +34,7 @@ extern "C" int halfbyte_has_vnni();
 
 namespace fuzz {
 
-enum Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+enum Isa : int { kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 enum Dtype : int { kF32, kBf16, kF16 };
 
 [[noreturn]] inline void fail(const char* what) {

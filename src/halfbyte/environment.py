@@ -12,7 +12,7 @@ from typing import Any
 import halfbyte
 from halfbyte.provenance import git_state
 
-NATIVE_INTERFACE = 8  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
+NATIVE_INTERFACE = 9  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 

@@ -25,7 +25,7 @@ def test_the_choice_names_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.name == "reference" and missing in found.reason
     else:
         assert found == kernels.Choice(
-            "cpu", f"native library: {native.ISA_NAMES[native.isas()[-1]]}", native.isas()[-1]
+            "cpu", f"native library: {native.ISA_NAMES[native.preferred()]}", native.preferred()
         )
     monkeypatch.setenv("HALFBYTE_KERNELS", "reference")
     assert kernels.choose().name == "reference" and "HALFBYTE_KERNELS" in kernels.choose().reason
@@ -110,6 +110,7 @@ def test_a_library_that_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_processor_that_lacks_what_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "load", lambda: (object(), ""))
     monkeypatch.setattr(native, "isas", lambda: ("portable",))
+    monkeypatch.setattr(native, "preferred", lambda: "portable")
     assert kernels.choose().isa == "portable"
     monkeypatch.setenv("HALFBYTE_KERNELS", "cpu-avx2")
     with pytest.raises(ConfigError, match="portable code"):

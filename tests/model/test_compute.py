@@ -86,12 +86,12 @@ def test_weights_that_would_have_to_be_copied_keep_their_type(folder: Path, monk
     assert load_model(source, weights="nf4", compute="fp32").compute == "fp32"
 
 
-def test_experts_compute_in_fp32_where_torch_emulates_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_compute_in_fp32_where_torch_is_slow_in_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {family: str(tiny_checkpoint(family, folder / family)) for family in ("mixtral", "llama")}
-    monkeypatch.setattr(assemble, "torch_emulates_bf16", lambda device: True)
+    monkeypatch.setattr(assemble, "torch_is_slow_in_bf16", lambda device: True)
     assert load_model(sources["llama"], weights="nf4").compute == "bf16"
     model = load_model(sources["mixtral"], weights="nf4")
-    assert model.compute == "fp32" and "emulates bf16" in model.dtype_reason
+    assert model.compute == "fp32" and "is slow in bf16" in model.dtype_reason
     monkeypatch.setattr(assemble, "COPIED_BYTES", 1000)
     model = load_model(sources["mixtral"], weights="nf4")
     assert model.compute == "bf16" and "slowly in this type" in model.dtype_reason

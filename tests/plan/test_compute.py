@@ -59,7 +59,8 @@ def test_a_mixtures_experts_keep_their_own_type() -> None:
     [
         ("flags\t\t: fpu sse2 avx2 fma f16c", False),
         ("flags\t\t: avx512f avx512bw avx512_bf16", True),
-        ("flags\t\t: avx512f amx_bf16", True),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16", False),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16 amx_bf16", True),
         ("Features\t: fp asimd bf16 i8mm", True),
         ("Features\t: fp asimd", False),
         ("Model\t\t: Raspberry Pi", False),

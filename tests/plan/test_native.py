@@ -12,7 +12,7 @@ from halfbyte.plan.native import foretold, has_bf16_products, has_fp32_products,
 
 LLAMA = {"model_type": "llama"}
 ZEN3 = "flags\t\t: fpu fma avx f16c avx2"
-ZEN4 = f"{ZEN3} avx512f avx512dq avx512bw avx512vl avx512_bf16"
+ZEN4 = f"{ZEN3} avx512f avx512dq avx512bw avx512vl avx512_vnni avx512_bf16"
 
 
 def test_what_is_foretold_is_what_the_kernels_choose():
@@ -37,7 +37,8 @@ def test_the_processor_says_it(tmp_path):
     for text, in_bf16, in_fp32 in (
         (ZEN4, True, False),
         (ZEN4 + " amx_bf16", True, False),
-        (ZEN4.replace("avx512_bf16", ""), False, False),
+        (ZEN4.replace("avx512_bf16", ""), True, False),
+        (ZEN4.replace("avx512_vnni avx512_bf16", ""), False, False),
         (ZEN3, True, True),
         (ZEN3.replace("fma", ""), False, False),
         ("", False, False),

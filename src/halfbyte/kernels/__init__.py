@@ -46,10 +46,11 @@ __all__ = [
     "matmul_small",
     "product_of",
     "quantise",
-    "torch_emulates_bf16",
+    "torch_is_slow_in_bf16",
 ]
 
-BF16 = ("avx2", "avx512bf16", "amx")  # the kernels of these instruction sets multiply any number of rows in bf16
+INTEGERS = ("avx2", "avx512vnni")  # the kernels of these multiply any number of rows in bf16, by 16-bit integers
+BF16 = (*INTEGERS, "avx512bf16", "amx")  # the kernels of all of these do so
 FP32 = "avx2"  # those of this one do so in fp32. There are none for AVX-512 alone, where torch's product runs
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -228,12 +229,12 @@ def matmul_small(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _is_slow(x: Tensor) -> bool:
-    return x.dtype == torch.bfloat16 and torch_emulates_bf16(x.device)
+    return x.dtype == torch.bfloat16 and torch_is_slow_in_bf16(x.device)
 
 
-def torch_emulates_bf16(device: torch.device) -> bool:
-    """Whether there are native products in bf16 on a processor that has no instructions for it."""
-    return choose(device).isa == "avx2"
+def torch_is_slow_in_bf16(device: torch.device) -> bool:
+    """Whether native products in bf16 run by 16-bit integers, on a processor that has no fast instructions for bf16."""
+    return choose(device).isa in INTEGERS
 
 
 def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tensor | None:

@@ -42,8 +42,8 @@ def choose(device: torch.device | str = "cpu") -> Choice:
     """The implementation for tensors on `device`.
 
     The environment variable HALFBYTE_KERNELS forces one: `reference`, `cpu` (native, the best that the processor has),
-    `cpu-portable`, `cpu-avx2`, `cpu-avx512`, `cpu-avx512bf16`, `cpu-amx`, or `gpu` (Triton on CUDA devices; under
-    TRITON_INTERPRET=1 on the CPU, too, for tests). Other devices than these have the reference only.
+    `cpu-portable`, `cpu-avx2`, `cpu-avx512`, `cpu-avx512vnni`, `cpu-avx512bf16`, `cpu-amx`, or `gpu` (Triton on CUDA
+    devices; under TRITON_INTERPRET=1 on the CPU, too, for tests). Other devices than these have the reference only.
     Raises ConfigError if the variable names what does not exist or can't run here.
     """
     device = device if isinstance(device, torch.device) else torch.device(device)
@@ -66,7 +66,7 @@ def _choose(kind: str, forced: str, missing: str, isas: tuple[str, ...]) -> Choi
         if forced:
             raise ConfigError(f"{VARIABLE}={forced} can't be had", found=missing, do=f"or unset {VARIABLE}")
         return Choice("reference", f"plain PyTorch: {missing}")
-    isa = forced.removeprefix("cpu-") if forced not in ("", "cpu") else isas[-1]
+    isa = forced.removeprefix("cpu-") if forced not in ("", "cpu") else native.preferred()
     if isa not in isas:
         have = ", ".join(native.ISA_NAMES[name] for name in isas)
         raise ConfigError(f"{VARIABLE}={forced} can't be had", found=f"this processor and this build have: {have}",

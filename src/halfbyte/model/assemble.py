@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from halfbyte.checkpoint.skeleton import kept_in_fp32, linear_names
 from halfbyte.errors import CheckpointError, ConfigError
 from halfbyte.formats import COPIED_BYTES, Weights
-from halfbyte.kernels import product_int8, torch_emulates_bf16
+from halfbyte.kernels import product_int8, torch_is_slow_in_bf16
 from halfbyte.kernels.compute import Compute, choose_compute, compute_name
 from halfbyte.kernels.product.cpu import FEW
 from halfbyte.model.adapter import quant_linears
@@ -72,18 +72,18 @@ def assemble(
 def settle_compute(asked: str, device: torch.device, net: Any, state: dict[str, Any], weights: Weights) -> Compute:
     """The compute type for `net`. What would cost memory is not chosen unasked: weights that are neither linear layers
     nor vocabulary matrices (a mixture's experts) are multiplied by transformers' own code, in their own type; where
-    torch emulates bf16, in fp32 if they are small."""
+    torch is slow in bf16, in fp32 if they are small."""
     stored: torch.dtype = state[_embedding_name(net)].dtype
     chosen = choose_compute(asked, device, stored, weights, str(net.config.model_type))
-    emulated = chosen.dtype == torch.bfloat16 and torch_emulates_bf16(device)
-    if asked != "auto" or (chosen.dtype == stored and not emulated):
+    slow = chosen.dtype == torch.bfloat16 and torch_is_slow_in_bf16(device)
+    if asked != "auto" or (chosen.dtype == stored and not slow):
         return chosen
     matrices = {f"{name}.weight" for name in linear_names(net)} | _vocabulary(net)
     left = [tensor for name, tensor in state.items() if name not in matrices]
     others, experts = sum(tensor.nbytes for tensor in left), sum(tensor.nbytes for tensor in left if tensor.ndim > 2)
-    if emulated and 0 < experts <= COPIED_BYTES:
-        return Compute("fp32", f"torch multiplies {experts / 1e6:.1f} MB of the weights, and emulates bf16 here")
-    if emulated and experts:
+    if slow and 0 < experts <= COPIED_BYTES:
+        return Compute("fp32", f"torch multiplies {experts / 1e6:.1f} MB of the weights, and is slow in bf16 here")
+    if slow and experts:
         what = f"torch multiplies {experts / 1e9:.1f} GB of the weights, slowly in this type"
         return Compute(compute_name(stored), f"{what}, but for fp32 they would be copied")
     if others <= COPIED_BYTES:

@@ -28,7 +28,7 @@ def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> t
     own = "fp16" if stored == "float16" else "bf16"
     experts = sum(2 * spec.count for spec in inventory.tensors if spec.kind == "expert")
     if where.bf16 and 0 < experts <= COPIED_BYTES and not has_bf16():
-        return "fp32", "torch multiplies the experts, and emulates bf16 here"
+        return "fp32", "torch multiplies the experts, and is slow in bf16 here"
     others = sum(2 * spec.count for spec in inventory.tensors if spec.kind in ("expert", "other"))
     if others > COPIED_BYTES and (own == "fp16" or not where.bf16):
         return own, "experts are multiplied in their own type"

@@ -27,7 +27,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _VARIABLE = "HALFBYTE_KERNELS"
 _AVX2 = {"avx2", "fma", "f16c"}  # as /proc/cpuinfo spells them
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-_BF16 = _AVX512 | {"avx512_bf16"}
+_VNNI = _AVX512 | {"avx512_vnni"}  # which all with AVX512-BF16 and AMX have
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # then attention is PyTorch's
 
 
@@ -100,9 +100,9 @@ def _fault_of(file: str, changed: int) -> str:
 
 
 def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the processor has native products in bf16: with AVX512-BF16, and with AVX2 where that is all."""
+    """Whether the processor has native products in bf16: with AVX512-VNNI, and with AVX2 where that is all."""
     flags = _flags(cpuinfo)
-    return flags >= _BF16 or (flags >= _AVX2 and not flags >= _AVX512)
+    return flags >= _VNNI or (flags >= _AVX2 and not flags >= _AVX512)
 
 
 def has_fp32_products(cpuinfo: Path = _CPUINFO) -> bool:
@@ -121,19 +121,23 @@ def _bf16_is_native(forced: str) -> bool:
 
 
 def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the processor has instructions for bf16 at all, Arm's included."""
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _flags(cpuinfo))
+    """Whether the processor has fast instructions for bf16, Arm's included. Intel's AVX512-BF16, which takes two cycles for
+    a product, is slower than fp32; with AMX nobody needs it."""
+    intel = "GenuineIntel" in _words(cpuinfo, ("vendor_id",))
+    return bool(({"amx_bf16", "bf16"} if intel else {"amx_bf16", "bf16", "avx512_bf16"}) & _flags(cpuinfo))
 
 
 def _flags(cpuinfo: Path) -> set[str]:
-    """As Linux spells them; none on other systems."""
+    return _words(cpuinfo, ("flags", "Features"))
+
+
+def _words(cpuinfo: Path, names: tuple[str, ...]) -> set[str]:
+    """Of the first line with one of these names, as Linux has it; none on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return set()
-    return next(
-        (set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set()
-    )
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(names)), set())
 
 
 def of_model(replaced: Iterable[Any], attention: str, *, products: bool, reason: str) -> Native:

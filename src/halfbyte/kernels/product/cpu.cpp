@@ -1,7 +1,7 @@
 // Products of rows with a frozen matrix: packed (NF4, int8) or dense bf16; reference.py is the specification.
 //
 // For any number of rows bf16.h has the products in bf16 of processors with AVX512-BF16 and with AMX, int16.h those of
-// processors with AVX2, and fp32.h theirs in fp32. For what is left there is the product with few rows (decoding text is
+// processors with AVX2 and with AVX512-VNNI, and fp32.h those in fp32 of AVX2. For what is left there is the product with few rows (decoding text is
 // limited by reading the weights): a stretch of a row of weights is decoded to fp32 in the first-level cache and multiplied
 // with all rows of x before the next. With many rows they dequantise the matrix and call torch (see __init__.py).
 #include "../gate/gate.h"
@@ -15,7 +15,7 @@ HALFBYTE_API void halfbyte_product_fp32(const void* matrix, const void* x, int64
 
 // int16.cpp
 HALFBYTE_API void halfbyte_product_int16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
-                                         const void* pair, int64_t pair_steps, void* out, int transposed, int threads);
+                                         const void* pair, int64_t pair_steps, void* out, int transposed, int threads, int isa);
 
 namespace halfbyte {
 namespace {
@@ -133,11 +133,11 @@ HALFBYTE_API void halfbyte_product_few(const void* matrix, const void* x, int64_
 
 // bf16: x [count, columns] -> out [count, rows], or with `transposed` x [count, rows] -> out [count, columns].
 // `pair` adds pair_x [count, pair_steps] times pair ([rows, pair_steps]; transposed: [pair_steps, columns]), or is null.
-// Needs AVX2 for kAvx2, for kAvx512Bf16 AVX512-BF16, and for kAmx tiles that the system has allowed (may_use_amx).
+// Needs AVX2 for kAvx2, AVX512-VNNI for kAvx512Vnni, AVX512-BF16 for kAvx512Bf16, and for kAmx tiles that the system has allowed (may_use_amx).
 HALFBYTE_API void halfbyte_product_bf16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
                                         const void* pair, int64_t pair_steps, void* out, int transposed, int threads, int isa) {
 #ifdef HALFBYTE_X86
-    if (isa < kAvx512Bf16) return halfbyte_product_int16(matrix, x, count, bias, pair_x, pair, pair_steps, out, transposed, threads);
+    if (isa < kAvx512Bf16) return halfbyte_product_int16(matrix, x, count, bias, pair_x, pair, pair_steps, out, transposed, threads, isa);
     const auto& of = *static_cast<const MatrixArgument*>(matrix);
     const int64_t steps = transposed ? of.rows : of.columns, columns = transposed ? of.columns : of.rows;
     const Task task{static_cast<const bf16*>(x), static_cast<const bf16*>(pair_x), static_cast<const bf16*>(bias), count, steps,
@@ -202,7 +202,7 @@ void add_pair(const LayerArgument& of, const void* x, int64_t count, void* out, 
 }  // namespace
 
 void LayerArgument::run(const void* x, int64_t count, void* out, int dtype, int threads, int isa) const {
-    if (dtype == kBf16 && (isa == kAvx2 || isa >= kAvx512Bf16)) {
+    if (dtype == kBf16 && (isa == kAvx2 || isa >= kAvx512Vnni)) {
         if (a) return halfbyte_product_adapted(matrix, x, count, bias, a, b, rank, out, threads, isa);
         return halfbyte_product_bf16(matrix, x, count, bias, nullptr, nullptr, 0, out, 0, threads, isa);
     }

@@ -17,84 +17,165 @@ namespace int16 {
 using fp32::kRowsOfStrip;
 using fp32::kTogether;
 static_assert(kTogether == 4, "kAdd and kStrip go by it");
-constexpr int64_t kFewRows = 10;     // up to here this is faster than int16.h
 constexpr int64_t kStrip = 32;       // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
 constexpr int64_t kSlice = 1 << 14;  // outputs whose sums are held at once: a head has ten times as many
+constexpr int64_t kFewRows = 10;     // up to here this is faster than int16.h
+constexpr int64_t kFar = 16384, kNear = 1024;  // bytes between what is worked on and what is asked for, by cache
 constexpr float kMostOfBoth = 16383.0f;  // of x and of the levels: a lane adds 8 products of a block
 
-// sums[r] += 8 lanes of W's `row`, blocks first..first + count, times x[r] for kCount rows. x: rows of `of.blocks` blocks,
-// laid out; `inputs`: their scales, likewise, which `scales` have in them already if kAlone.
-template <int kCount, bool kAlone>
-HALFBYTE_AVX2 void add_blocks(const Levels& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
-                              const float* inputs, float (*sums)[8]) {
-    __m256 sum[kCount];
-    for (int r = 0; r < kCount; ++r) sum[r] = _mm256_loadu_ps(sums[r]);
-    const uint8_t* const codes = of.at(row, first);
-    for (int64_t b = 0; b < count; ++b) {
-        __m256i weights[4];
-        of.look_up(codes + b * (kBlock / 2), weights);
-        const __m256 scale = _mm256_broadcast_ss(scales + b);
-        for (int r = 0; r < kCount; ++r) {
-            const auto* const at = reinterpret_cast<const __m256i*>(x + (r * of.blocks + first + b) * kBlock);
-            const __m256i front = _mm256_add_epi32(_mm256_madd_epi16(weights[0], _mm256_load_si256(at)), _mm256_madd_epi16(weights[1], _mm256_load_si256(at + 1)));
-            const __m256i back = _mm256_add_epi32(_mm256_madd_epi16(weights[2], _mm256_load_si256(at + 2)), _mm256_madd_epi16(weights[3], _mm256_load_si256(at + 3)));
-            const __m256 both = kAlone ? scale : _mm256_mul_ps(scale, _mm256_broadcast_ss(inputs + r * of.blocks + first + b));
-            sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(front, back)), both, sum[r]);
-        }
+// How rows of x meet a row of W. kLanes: of a sum; kGroup: blocks that are looked up at once, in whose order x lies.
+struct Few256 {
+    using Known = Levels;
+    static constexpr int64_t kLanes = 8, kGroup = 1;
+    static void lay_out(const int16_t* x, int16_t* out) {
+        for (int64_t i = 0; i < kBlock; ++i) out[Levels::place(i)] = x[i];
     }
-    for (int r = 0; r < kCount; ++r) _mm256_storeu_ps(sums[r], sum[r]);
-}
 
-// Rows first..last of W -> out [rows, stride], its columns likewise from `first` on.
-HALFBYTE_AVX2 inline void multiply_part(const Levels& of, const int16_t* x, const float* inputs, int64_t rows, int64_t first, int64_t last,
-                                        float* out, int64_t stride) {
-    constexpr decltype(&add_blocks<1, true>) kAdd[kTogether + 1] = {add_blocks<1, true>, add_blocks<1, false>, add_blocks<2, false>,
-                                                                    add_blocks<3, false>, add_blocks<4, false>};
-    const int64_t strip = rows == 1 ? of.blocks : kStrip;
-    float* const scales = scratch<26, float>(strip);
-    for (int64_t row = first; row < last; row += kRowsOfStrip) {
-        const int64_t count = std::min(kRowsOfStrip, last - row);
-        float sums[kRowsOfStrip][kFewRows][8];
-        for (int64_t i = 0; i < count; ++i) std::memset(sums[i], 0, size_t(rows) * sizeof sums[i][0]);
-        for (int64_t block = 0; block < of.blocks; block += strip) {
-            const int64_t blocks = std::min(strip, of.blocks - block);
-            for (int64_t i = 0; i < count; ++i) {
-                take_scales(of.packed, (row + i) * of.blocks + block, blocks, scales);
-                if (rows == 1)  // once here instead of for each 8 lanes
-                    for (int64_t b = 0; b < blocks; ++b) scales[b] *= inputs[block + b];
-                for (int64_t r = 0; r < rows; r += kTogether)
-                    kAdd[rows == 1 ? 0 : std::min<int64_t>(kTogether, rows - r)](of, row + i, block, blocks, scales, x + r * of.blocks * kBlock, inputs + r * of.blocks, sums[i] + r);
+    // sums[r] += W's `row`, blocks first..first + count, times x[r] for kCount rows. x: rows of `blocks` blocks, laid out;
+    // `inputs`: their scales, likewise, which `scales` have in them already if kAlone.
+    template <int kCount, bool kAlone>
+    HALFBYTE_AVX2 static void add(const Levels& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
+                                  const float* inputs, int64_t blocks, float (*sums)[kLanes]) {
+        __m256 sum[kCount];
+#pragma GCC unroll 4
+        for (int r = 0; r < kCount; ++r) sum[r] = _mm256_loadu_ps(sums[r]);
+        const uint8_t* const codes = of.at(row, first);
+        for (int64_t b = 0; b < count; ++b) {
+            __m256i weights[4];
+            of.look_up(codes + b * (kBlock / 2), weights);
+            const __m256 scale = _mm256_broadcast_ss(scales + b);
+#pragma GCC unroll 4
+            for (int r = 0; r < kCount; ++r) {
+                const auto* const at = reinterpret_cast<const __m256i*>(x + (r * blocks + first + b) * kBlock);
+                const __m256i front = _mm256_add_epi32(_mm256_madd_epi16(weights[0], _mm256_load_si256(at)), _mm256_madd_epi16(weights[1], _mm256_load_si256(at + 1)));
+                const __m256i back = _mm256_add_epi32(_mm256_madd_epi16(weights[2], _mm256_load_si256(at + 2)), _mm256_madd_epi16(weights[3], _mm256_load_si256(at + 3)));
+                const __m256 both = kAlone ? scale : _mm256_mul_ps(scale, _mm256_broadcast_ss(inputs + r * blocks + first + b));
+                sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(front, back)), both, sum[r]);
             }
         }
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t r = 0; r < rows; ++r) {
-                float sum = 0.0f;
-                for (const float lane : sums[i][r]) sum += lane;
-                out[r * stride + row - first + i] = sum;
-            }
+#pragma GCC unroll 4
+        for (int r = 0; r < kCount; ++r) _mm256_storeu_ps(sums[r], sum[r]);
     }
-}
+};
+
+// The same with AVX512-VNNI. 64 bytes of codes are 32 words of four codes, of which four look-ups among 32 levels (whose index
+// is a word's lowest bits) make 32 weights each; the first half of the lanes is one block's, the second the next one's.
+struct Few512 {
+    using Known = WideLevels;
+    static constexpr int64_t kLanes = 16, kGroup = 2;
+
+    // A group of x, in order -> as its weights come: a word's lowest four bits are its second weight, then come the first, the
+    // fourth and the third.
+    HALFBYTE_AVX512 static void lay_out(const int16_t* x, int16_t* out) {
+        const __m512i by_word = _mm512_set_epi16(60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20,
+                                                 16, 12, 8, 4, 0);
+        for (int v = 0; v < 4; ++v) {
+            const __m512i from = _mm512_add_epi16(by_word, _mm512_set1_epi16(int16_t(v ^ 1)));
+            const __m512i front = _mm512_permutex2var_epi16(_mm512_load_si512(x), from, _mm512_load_si512(x + 32));
+            const __m512i back = _mm512_permutex2var_epi16(_mm512_load_si512(x + 64), from, _mm512_load_si512(x + 96));
+            _mm512_store_si512(out + 32 * v, _mm512_inserti64x4(front, _mm512_castsi512_si256(back), 1));
+        }
+    }
+
+    HALFBYTE_VNNI HALFBYTE_INLINE static __m512 both(const float* of) {
+        return _mm512_mask_broadcastss_ps(_mm512_set1_ps(of[0]), 0xff00, _mm_load_ss(of + 1));
+    }
+    // sums[r] += one group of W times x[r], whose inputs for the next r lie `blocks` blocks on.
+    template <int kCount, bool kAlone>
+    HALFBYTE_VNNI HALFBYTE_INLINE static void add_group(__m512i words, __m512i levels, const float* scales, const int16_t* x, const float* inputs,
+                                                        int64_t blocks, __m512* sum) {
+        const __m512i weights[4] = {_mm512_permutexvar_epi16(words, levels), _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), levels),
+                                    _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), levels), _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), levels)};
+        const __m512 scale = both(scales);
+#pragma GCC unroll 4
+        for (int r = 0; r < kCount; ++r, x += blocks * kBlock, inputs += blocks) {
+            __m512i part = _mm512_setzero_si512();
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) part = _mm512_dpwssd_epi32(part, weights[v], _mm512_load_si512(x + 32 * v));
+            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), kAlone ? scale : _mm512_mul_ps(scale, both(inputs)), sum[r]);
+        }
+    }
+    template <int kCount, bool kAlone>
+    HALFBYTE_VNNI static void add(const WideLevels& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
+                                  const float* inputs, int64_t blocks, float (*sums)[kLanes]) {
+        __m512 sum[kCount];
+#pragma GCC unroll 4
+        for (int r = 0; r < kCount; ++r) sum[r] = _mm512_loadu_ps(sums[r]);
+        const __m512i levels = _mm512_load_si512(of.levels);
+        const uint8_t* codes = of.at(row, first);
+        x += first * kBlock, inputs += first;
+        for (; count >= kGroup; count -= kGroup, codes += kBlock, scales += kGroup, x += kGroup * kBlock, inputs += kGroup) {
+            _mm_prefetch(reinterpret_cast<const char*>(codes) + kFar, _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(codes) + kNear, _MM_HINT_T0);
+            add_group<kCount, kAlone>(_mm512_loadu_si512(codes), levels, scales, x, inputs, blocks, sum);
+        }
+        if (count) add_group<kCount, kAlone>(_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes))), levels, scales, x, inputs, blocks, sum);
+#pragma GCC unroll 4
+        for (int r = 0; r < kCount; ++r) _mm512_storeu_ps(sums[r], sum[r]);
+    }
+};
 
 // Rows of x for NF4 whose columns are whole blocks.
+template <typename Few>
 struct IntegerRows {
-    Levels of;
-    int64_t rows;
-    int16_t* x;     // laid out
-    float* scales;  // of x's blocks
+    typename Few::Known of;
+    int64_t rows, blocks;  // of a row: whole groups
+    int16_t* x;            // laid out
+    float* scales;         // of x's blocks
 
     HALFBYTE_AVX2 IntegerRows(const Part& part, int64_t count)
-        : of(part.matrix.nf4(), part.steps, kMostOfBoth), rows(count), x(scratch<27, int16_t>(count * part.steps)), scales(scratch<28, float>(count * of.blocks)) {
-        for (int64_t b = 0; b < rows * of.blocks; ++b) {
-            alignas(32) int16_t in_order[kBlock];
-            scales[b] = quantise(part.x + b * kBlock, kBlock, kMostOfBoth, in_order) * (1.0f / kMostOfBoth);  // the levels' own is in it
-            for (int64_t i = 0; i < kBlock; ++i) x[b * kBlock + Levels::place(i)] = in_order[i];
-        }
+        : of(part.matrix.nf4(), part.steps, kMostOfBoth), rows(count), blocks((of.blocks + Few::kGroup - 1) / Few::kGroup * Few::kGroup),
+          x(scratch<27, int16_t>(count * blocks * kBlock)), scales(scratch<28, float>(count * blocks)) {
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t b = 0; b < blocks; b += Few::kGroup) {
+                alignas(64) int16_t in_order[Few::kGroup * kBlock] = {};
+                for (int64_t i = 0; i < Few::kGroup; ++i) {
+                    const bool there = b + i < of.blocks;
+                    const float scale = there ? quantise(part.x + r * part.steps + (b + i) * kBlock, kBlock, kMostOfBoth, in_order + i * kBlock) : 0.0f;
+                    scales[r * blocks + b + i] = scale * (1.0f / kMostOfBoth);  // the levels' own is in it
+                }
+                Few::lay_out(in_order, x + (r * blocks + b) * kBlock);
+            }
     }
     // ... times `count` rows of the matrix from `start` on -> out [rows, count].
     void multiply(int64_t start, int64_t count, float* out, int threads) const {
-        parallel(count, std::max<int64_t>(1, (1 << 15) / (of.blocks * kBlock)), threads, [&](int64_t first, int64_t last) {
-            multiply_part(of, x, scales, rows, start + first, start + last, out + first, count);
+        parallel_shared(count, std::max<int64_t>(1, (1 << 15) / (of.blocks * kBlock)), threads, [&](int64_t first, int64_t last) {
+            multiply_part(start + first, start + last, out + first, count);
         });
+    }
+
+private:
+    // Rows first..last of W -> out [rows, stride], its columns likewise from `first` on.
+    void multiply_part(int64_t first, int64_t last, float* out, int64_t stride) const {
+        constexpr decltype(&Few::template add<1, true>) kAdd[kTogether + 1] = {Few::template add<1, true>, Few::template add<1, false>,
+                                                                             Few::template add<2, false>, Few::template add<3, false>,
+                                                                             Few::template add<4, false>};
+        const int64_t strip = rows == 1 ? of.blocks : kStrip;
+        float* const constants = scratch<26, float>(strip + Few::kGroup);
+        for (int64_t row = first; row < last; row += kRowsOfStrip) {
+            const int64_t count = std::min(kRowsOfStrip, last - row);
+            float sums[kRowsOfStrip][kFewRows][Few::kLanes];
+            for (int64_t i = 0; i < count; ++i) std::memset(sums[i], 0, size_t(rows) * sizeof sums[i][0]);
+            for (int64_t block = 0; block < of.blocks; block += strip) {
+                const int64_t have = std::min(strip, of.blocks - block);
+                for (int64_t i = 0; i < count; ++i) {
+                    take_scales(of.packed, (row + i) * of.blocks + block, have, constants);
+                    constants[have] = 0.0f;  // of a block that fills up a group
+                    if (rows == 1)           // once here instead of for each lane
+                        for (int64_t b = 0; b < have; ++b) constants[b] *= scales[block + b];
+                    for (int64_t r = 0; r < rows; r += kTogether)
+                        kAdd[rows == 1 ? 0 : std::min<int64_t>(kTogether, rows - r)](of, row + i, block, have, constants, x + r * blocks * kBlock,
+                                                                                   scales + r * blocks, blocks, sums[i] + r);
+                }
+            }
+            for (int64_t i = 0; i < count; ++i)
+                for (int64_t r = 0; r < rows; ++r) {
+                    float* const lanes = sums[i][r];
+                    for (int64_t width = Few::kLanes / 2; width > 0; width /= 2)
+                        for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+                    out[r * stride + row - first + i] = lanes[0];
+                }
+        }
     }
 };
 
@@ -150,12 +231,13 @@ void multiply_slices(const Task& task, const Rows& x, int threads) {
     }
 }
 
-// At most kFewRows rows; whether they were multiplied: NF4's blocks have to lie within a row.
-inline bool multiply_if_few(const Task& task, int threads) {
+// Whether they were multiplied: few rows, and NF4's blocks have to lie within a row.
+template <typename Few>
+bool multiply_if_few(const Task& task, int threads) {
     const MatrixArgument& matrix = task.parts[0].matrix;
     if (task.transposed || task.rows > kFewRows || (matrix.kind == kNf4 && matrix.columns % kBlock)) return false;
     if (matrix.kind == kNf4)
-        multiply_slices(task, IntegerRows(task.parts[0], task.rows), threads);
+        multiply_slices(task, IntegerRows<Few>(task.parts[0], task.rows), threads);
     else
         multiply_slices(task, WideRows(task.parts[0], task.rows), threads);
     return true;

@@ -23,6 +23,7 @@ constexpr int64_t kRows = 6, kColumns = 16;  // of a register tile: 12 sums, 2 w
 constexpr int64_t kChunk = 256;              // steps of the contraction that are decoded at once
 constexpr int64_t kLaidOut = 2048;           // steps of the contraction whose rows are laid out at once
 constexpr int64_t kMostRows = 512;           // rows at once; more are cut
+constexpr int64_t kRowsAhead = 64;           // that are asked for before they are decoded
 
 struct Task {
     const MatrixArgument& matrix;
@@ -93,12 +94,12 @@ HALFBYTE_AVX2 inline void transpose(const float* in, int64_t stride, float* out)
     }
 }
 
-// Weights begin..begin + count of a row of the matrix as fp32.
-inline void decode(const MatrixArgument& matrix, int64_t row, int64_t begin, int64_t count, float* out) {
+// Weights begin..begin + count of a row of the matrix as fp32. `isa`: at least kAvx2.
+inline void decode(const MatrixArgument& matrix, int64_t row, int64_t begin, int64_t count, float* out, int isa = kAvx2) {
     const int64_t first = row * matrix.columns + begin;
-    if (matrix.kind == kNf4) return decode_range(matrix.nf4(), first, first + count, out, kAvx2);
+    if (matrix.kind == kNf4) return decode_range(matrix.nf4(), first, first + count, out, isa);
     if (matrix.kind == kInt8)
-        return decode_rows_avx2(static_cast<const int8_t*>(matrix.codes) + first, static_cast<const float*>(matrix.absmax) + row, 1, count, out);
+        return int8_decoder<float>(isa)(static_cast<const int8_t*>(matrix.codes) + first, static_cast<const float*>(matrix.absmax) + row, 1, count, out);
     const auto* dense = static_cast<const bf16*>(matrix.codes) + first;
     for (int64_t i = 0; i < count; ++i) out[i] = to_float(load(dense + i));
 }
@@ -116,12 +117,21 @@ HALFBYTE_AVX2 inline void lay_out(const MatrixArgument& matrix, int64_t first, i
         for (int64_t r = 0; r < kColumns; r += 8) transpose(rows[r] + step, kChunk, out + step * kColumns + r);
 }
 
+// Asks for the weights of a row from `column` on: rows lie too far apart for the processor to foresee the next one.
+inline void ask_for(const MatrixArgument& matrix, int64_t row, int64_t column) {
+    const int64_t at = row * matrix.columns + column;
+    _mm_prefetch(static_cast<const char*>(matrix.codes) + (matrix.kind == kNf4 ? at / 2 : matrix.kind == kInt8 ? at : 2 * at), _MM_HINT_T1);
+    if (matrix.kind == kNf4) _mm_prefetch(static_cast<const char*>(matrix.absmax) + at / kBlock * (matrix.nested_absmax ? 1 : 4), _MM_HINT_T1);
+    if (matrix.kind == kDense) _mm_prefetch(static_cast<const char*>(matrix.codes) + 2 * at + 64, _MM_HINT_T1);
+}
+
 // W's columns first..first + count (at most kUnit) as output columns, steps along its rows begin..end -> [panel][kMost][16].
 template <int64_t kMost>
-void lay_out_transposed(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out) {
-    alignas(32) float row[kUnit] = {};
+void lay_out_transposed(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out, int isa = kAvx2) {
+    alignas(64) float row[kUnit] = {};
     for (int64_t step = begin; step < end; ++step) {
-        decode(matrix, step, first, count, row);
+        ask_for(matrix, step + kRowsAhead, first);
+        decode(matrix, step, first, count, row, isa);
         for (int64_t p = 0; p < kUnit / kColumns; ++p)
             std::memcpy(out + (p * kMost + step - begin) * kColumns, row + p * kColumns, kColumns * sizeof(float));
     }

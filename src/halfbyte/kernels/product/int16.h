@@ -13,7 +13,7 @@
 // thousand times as large in some channels and W as much smaller: an error of 3 %); where they do, they dominate it.
 #pragma once
 
-#include "int16_layout.h"
+#include "int16_sets.h"
 
 #ifdef HALFBYTE_X86
 
@@ -22,7 +22,6 @@ namespace {
 namespace int16 {
 
 using fp32::kMostRows;
-using fp32::kRows;                     // of a register tile: 12 sums, 2 weights, 1 input
 constexpr int64_t kLaidOut = 1 << 14;  // steps of the contraction whose rows are laid out at once
 
 // One contraction: x [rows, steps] times a matrix.
@@ -51,58 +50,35 @@ struct Task {
     bool transposed;
 };
 
-typedef uint32_t Integers __attribute__((vector_size(32)));  // with __m256i GCC would keep the sums in memory; NaN overflows
-
-// sums [kCount][16] += `blocks` blocks of inputs times weights.
-template <int kCount>
-HALFBYTE_AVX2 void tile(const uint32_t* inputs, const float* rows, const uint32_t* weights, const float* columns, int64_t blocks, float* sums) {
-    for (int64_t b = 0; b < blocks; ++b, rows += kCount, columns += kColumns) {
-        Integers sum[kCount][2];
-#pragma GCC unroll 6
-        for (int r = 0; r < kCount; ++r)
-            for (int c = 0; c < 2; ++c) sum[r][c] = Integers{};
-        for (int p = 0; p < kPairs; ++p, inputs += kCount, weights += kColumns) {
-            const __m256i front = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
-            const __m256i back = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights) + 1);
-#pragma GCC unroll 6
-            for (int r = 0; r < kCount; ++r) {
-                const __m256i input = _mm256_set1_epi32(int(inputs[r]));
-                sum[r][0] += (Integers)_mm256_madd_epi16(input, front);
-                sum[r][1] += (Integers)_mm256_madd_epi16(input, back);
-            }
-        }
-        const __m256 front = _mm256_load_ps(columns), back = _mm256_load_ps(columns + 8);
-#pragma GCC unroll 6
-        for (int r = 0; r < kCount; ++r) {
-            const __m256 scale = _mm256_broadcast_ss(rows + r);  // scales first: with one of them the sum might overflow
-            float* const at = sums + r * kColumns;
-            _mm256_store_ps(at, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)sum[r][0]), _mm256_mul_ps(front, scale), _mm256_load_ps(at)));
-            _mm256_store_ps(at + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)sum[r][1]), _mm256_mul_ps(back, scale), _mm256_load_ps(at + 8)));
-        }
-    }
-}
-
-using Tile = void (*)(const uint32_t*, const float*, const uint32_t*, const float*, int64_t, float*);
-constexpr Tile kTiles[kRows + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
-
 // sums [panel][rows][16] += one unit of output columns of a piece.
-inline void add_piece(const Task& task, const Piece& piece, int64_t height, int64_t column, float* sums) {
+template <typename Set>
+void add_piece(const Task& task, const Piece& piece, int64_t height, int64_t column, float* sums) {
     const MatrixArgument& matrix = piece.part->matrix;
     const int64_t unit = std::min(kUnit, task.columns - column), blocks = piece.blocks();
-    float* const decoded = scratch<20, float>(task.transposed ? kUnit * kChunk : 0);
-    uint32_t* const weights = scratch<21, uint32_t>(kColumns * kChunk / 2);
-    float* const scales = scratch<22, float>(kColumns * kChunk / kBlock);
+    const bool whole = Set::kWide && task.transposed && matrix.kind == kNf4 && matrix.columns % kBlock == 0;  // a unit is one block of each row
+    float* const decoded = scratch<20, float>(task.transposed && !whole ? kUnit * kChunk : 0);
+    uint32_t* const weights = scratch<21, uint32_t>(kPanels * kPanel);
+    float* const scales = scratch<22, float>(kPanels * kPanelScales);
     for (int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         const int64_t end = std::min(piece.end, begin + kChunk), have = (end - begin + kBlock - 1) / kBlock, done = (begin - piece.begin) / kBlock;
-        if (task.transposed) fp32::lay_out_transposed<kChunk>(matrix, column, unit, begin, end, decoded);
-        for (int64_t at = 0; at < unit; at += kColumns) {
-            if (task.transposed)
-                quantise_panel(decoded + at * kChunk, end - begin, weights, scales);
-            else
-                lay_out(matrix, column + at, std::min(kColumns, unit - at), begin, end, weights, scales);
+        if (whole)
+            lay_out_levels_transposed(matrix, column, begin, end, weights, scales);
+        else if (task.transposed)
+            fp32::lay_out_transposed<kChunk>(matrix, column, unit, begin, end, decoded, Set::kWide ? kAvx512 : kAvx2);
+        for (int64_t at = 0; at < unit; at += Set::kTogether * kColumns) {
+            uint32_t* const panel = weights + (whole ? at / kColumns * kPanel : 0);
+            float* const of_panel = scales + (whole ? at / kColumns * kPanelScales : 0);
+            for (int64_t p = 0; p < Set::kTogether && !whole; ++p) {
+                const int64_t first = at + p * kColumns, there = std::clamp<int64_t>(unit - first, 0, kColumns);
+                if (task.transposed)
+                    (Set::kWide ? quantise_panel_wide : quantise_panel)(decoded + first * kChunk, end - begin, panel + p * kPanel, of_panel + p * kPanelScales);
+                else
+                    lay_out<Set::kWide>(matrix, column + first, there, begin, end, panel + p * kPanel, of_panel + p * kPanelScales);
+            }
             for (int64_t r = 0; r < task.rows; r += height) {
                 const int64_t count = std::min(height, task.rows - r), group = r * blocks + done * count;
-                kTiles[count](piece.pairs + group * kPairs, piece.scales + group, weights, scales, have, sums + (at / kColumns * task.rows + r) * kColumns);
+                Set::tile(count)(piece.pairs + group * kPairs, piece.scales + group, panel, of_panel, have, sums + (at / kColumns * task.rows + r) * kColumns,
+                                 task.rows * kColumns);
             }
         }
     }
@@ -138,8 +114,9 @@ inline void lay_out_rows(const Piece& piece, int64_t r, int64_t count) {
 }
 
 // At most kMostRows rows.
-inline void multiply_rows(const Task& task, int threads) {
-    const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + kRows - 1) / kRows, steps = task.parts[0].steps;
+template <typename Set>
+void multiply_rows(const Task& task, int threads) {
+    const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + Set::kRows - 1) / Set::kRows, steps = task.parts[0].steps;
     const int64_t height = (task.rows + panels - 1) / panels;  // of a panel: even ones, so that no tile is nearly empty
     float* const kept = steps > kLaidOut ? scratch<31, float>(units * kUnit * task.rows) : nullptr;
     for (int64_t base = 0; base == 0 || base < steps; base += kLaidOut) {
@@ -157,15 +134,16 @@ inline void multiply_rows(const Task& task, int threads) {
             for (int64_t unit = first; unit < last; ++unit) {
                 float* const sums = kept ? kept + unit * kUnit * task.rows : scratch<25, float>(kUnit * task.rows);
                 if (base == 0) std::memset(sums, 0, size_t(kUnit * task.rows) * sizeof(float));
-                for (int64_t i = 0; i < count; ++i) add_piece(task, pieces[i], height, unit * kUnit, sums);
+                for (int64_t i = 0; i < count; ++i) add_piece<Set>(task, pieces[i], height, unit * kUnit, sums);
                 if (base + kLaidOut >= steps) round_out(task, sums, unit * kUnit);
             }
         });
     }
 }
 
-inline void multiply(Task task, int threads) {
-    const int64_t rows = task.rows, size = cut_evenly(rows, kMostRows, kRows);
+template <typename Set>
+void multiply(Task task, int threads) {
+    const int64_t rows = task.rows, size = cut_evenly(rows, kMostRows, Set::kRows);
     for (int64_t first = 0; first < rows; first += size) {
         Task part = task;
         Part parts[2];
@@ -176,7 +154,7 @@ inline void multiply(Task task, int threads) {
         part.parts = parts;
         part.rows = std::min(size, rows - first);
         part.out += first * task.columns;
-        multiply_rows(part, threads);
+        multiply_rows<Set>(part, threads);
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "fp32.h"
 
@@ -13,7 +14,9 @@ namespace int16 {
 
 using fp32::kColumns;                   // output columns of a panel
 constexpr int64_t kPairs = kBlock / 2;  // `vpmaddwd` takes two steps at once
-constexpr int64_t kChunk = 512;         // steps of the contraction that are decoded at once
+constexpr int64_t kChunk = 256;         // steps of the contraction that are decoded at once
+constexpr int64_t kPanels = kUnit / kColumns;  // of a unit
+constexpr int64_t kPanel = kColumns * kChunk / 2, kPanelScales = kColumns * kChunk / kBlock;  // what lies between them: pairs, scales
 constexpr float kMostInput = 8191.0f, kMostWeight = 4095.0f;
 constexpr float kTiny = 0x1p-100f;  // blocks with smaller magnitudes count as zero
 
@@ -79,6 +82,24 @@ HALFBYTE_AVX2 inline void quantise_panel(const float* weights, int64_t steps, ui
     }
 }
 
+HALFBYTE_AVX512 inline void quantise_panel_wide(const float* weights, int64_t steps, uint32_t* out, float* scales) {
+    const __m512i positive = _mm512_set1_epi32(0x7fffffff);
+    for (int64_t begin = 0; begin < steps; begin += kBlock, weights += kBlock * kColumns, out += kPairs * kColumns, scales += kColumns) {
+        const int64_t have = std::min(kBlock, steps - begin);
+        __m512i most = _mm512_setzero_si512();
+        for (int64_t s = 0; s < have; ++s) most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_load_si512(weights + s * kColumns), positive));
+        const __m512 absmax = _mm512_castsi512_ps(most);
+        const __mmask16 there = _mm512_cmp_ps_mask(absmax, _mm512_set1_ps(kTiny), _CMP_NLT_UQ);
+        const __m512 up = _mm512_maskz_div_ps(there, _mm512_set1_ps(kMostWeight), absmax);
+        _mm512_store_ps(scales, _mm512_mul_ps(absmax, _mm512_set1_ps(1.0f / kMostWeight)));
+        const auto step = [&](int64_t s) HALFBYTE_AVX512 { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(weights + s * kColumns), up)); };
+        for (int64_t p = 0; p < kPairs; ++p) {
+            const __m512i even = 2 * p < have ? step(2 * p) : _mm512_setzero_si512(), odd = 2 * p + 1 < have ? step(2 * p + 1) : _mm512_setzero_si512();
+            _mm512_store_si512(out + p * kColumns, _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16)));
+        }
+    }
+}
+
 // NF4, its levels as integers up to `most`, by their bytes.
 struct Levels {
     Nf4 packed;
@@ -109,30 +130,92 @@ struct Levels {
             out[2 * half] = _mm256_unpacklo_epi8(front, back), out[2 * half + 1] = _mm256_unpackhi_epi8(front, back);
         }
     }
-    // 64 weights in order.
-    HALFBYTE_AVX2 HALFBYTE_INLINE void decode(const uint8_t* at, int16_t* out) const {
-        __m256i apart[4];
-        look_up(at, apart);
-        auto* const to = reinterpret_cast<__m256i*>(out);
-        for (int i = 0; i < 2; ++i) {
-            const __m256i front = _mm256_unpacklo_epi16(apart[i], apart[i + 2]), back = _mm256_unpackhi_epi16(apart[i], apart[i + 2]);
-            _mm256_store_si256(to + i, _mm256_permute2x128_si256(front, back, 0x20));
-            _mm256_store_si256(to + i + 2, _mm256_permute2x128_si256(front, back, 0x31));
+    // The weights of some blocks in order.
+    HALFBYTE_AVX2 HALFBYTE_INLINE void decode(const uint8_t* at, int64_t count, int16_t* out) const {
+        for (; count > 0; --count, at += kBlock / 2, out += kBlock) {
+            __m256i apart[4];
+            look_up(at, apart);
+            auto* const to = reinterpret_cast<__m256i*>(out);
+            for (int i = 0; i < 2; ++i) {
+                const __m256i front = _mm256_unpacklo_epi16(apart[i], apart[i + 2]), back = _mm256_unpackhi_epi16(apart[i], apart[i + 2]);
+                _mm256_store_si256(to + i, _mm256_permute2x128_si256(front, back, 0x20));
+                _mm256_store_si256(to + i + 2, _mm256_permute2x128_si256(front, back, 0x31));
+            }
         }
     }
 };
 
+// The same in a register of words, for processors with AVX-512.
+struct WideLevels {
+    Nf4 packed;
+    int64_t blocks;  // of a row
+    alignas(64) int16_t levels[32];  // twice, so that bit 4 of an index does not matter
+
+    WideLevels(const Nf4& nf4, int64_t columns, float most) : packed(nf4), blocks(columns / kBlock) {
+        for (int k = 0; k < 32; ++k) levels[k] = int16_t(std::lrintf(packed.levels[k % 16] * most));
+    }
+    const uint8_t* at(int64_t row, int64_t block) const { return packed.codes + (row * blocks + block) * (kBlock / 2); }
+    HALFBYTE_AVX512 void decode(const uint8_t* at, int64_t count, int16_t* out) const {
+        const __m512i table = _mm512_load_si512(levels);
+        for (int64_t i = 0; i < 2 * count; ++i) {
+            const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at) + i));
+            const __m512i index = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
+            _mm512_storeu_si512(out + 32 * i, _mm512_permutexvar_epi16(index, table));
+        }
+    }
+};
+
+// W's columns first..first + 64, a block of each row of NF4, as output columns, steps along its rows begin..end -> integers
+// [panel][block][pair][16] and scales [panel][block][16], panels as int16_sets.h has them. 64 rows share a scale in all their
+// columns, that of the block with the largest absmax: so each row's levels are scaled, and not its weights.
+HALFBYTE_AVX512 inline void lay_out_levels_transposed(const MatrixArgument& matrix, int64_t first, int64_t begin, int64_t end, uint32_t* out, float* scales) {
+    const Nf4 packed = matrix.nf4();
+    const __m512 known = _mm512_loadu_ps(packed.levels);
+    alignas(64) uint16_t order[64];
+    for (int i = 0; i < 64; ++i) order[i] = uint16_t(i / 2 + i % 2 * 32);
+    const __m512i front = _mm512_load_si512(order), back = _mm512_load_si512(order + 32);
+    for (int64_t step = begin; step < end; step += kBlock, out += kPairs * kColumns, scales += kColumns) {
+        const int64_t have = std::min(kBlock, end - step);
+        float of_row[kBlock];
+        uint32_t most = 0;  // as integers, in which NaN is the largest
+        for (int64_t s = 0; s < have; ++s) {
+            of_row[s] = packed.scale(((step + s) * matrix.columns + first) / kBlock);
+            most = std::max(most, bits_of(of_row[s]) & 0x7fffffff);
+        }
+        const float absmax = from_bits(most), up = absmax < kTiny ? 0.0f : kMostWeight / absmax;
+        for (int64_t p = 0; p < kPanels; ++p) _mm512_store_ps(scales + p * kPanelScales, _mm512_set1_ps(absmax * (1.0f / kMostWeight)));
+        for (int64_t pair = 0; pair < kPairs; ++pair) {
+            __m512i rows[2][2] = {};
+            for (int64_t i = 0; i < 2 && 2 * pair + i < have; ++i) {
+                const int64_t row = step + 2 * pair + i;
+                fp32::ask_for(matrix, row + fp32::kRowsAhead, first);
+                const __m512i levels = _mm512_cvtps_epi32(_mm512_mul_ps(known, _mm512_set1_ps(of_row[2 * pair + i] * up)));
+                const __m512i table = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(levels));  // twice: an index's bit 4 does not matter
+                const auto* const codes = reinterpret_cast<const __m128i*>(packed.codes + (row * matrix.columns + first) / 2);
+                for (int half = 0; half < 2; ++half) {
+                    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes + half));
+                    rows[i][half] = _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16)), table);
+                }
+            }
+            for (int half = 0; half < 2; ++half) {
+                uint32_t* const at = out + 2 * half * kPanel + pair * kColumns;
+                _mm512_store_si512(at, _mm512_permutex2var_epi16(rows[0][half], front, rows[1][half]));
+                _mm512_store_si512(at + kPanel, _mm512_permutex2var_epi16(rows[0][half], back, rows[1][half]));
+            }
+        }
+    }
+}
+
 // Where a row of W comes from: steps begin..end of it as integers, and the scales of their blocks.
+template <typename Known>
 struct LevelSource {  // NF4 whose blocks lie within a row
-    Levels of;
+    Known of;
     HALFBYTE_AVX2 explicit LevelSource(const MatrixArgument& matrix) : of(matrix.nf4(), matrix.columns, kMostWeight) {}
     HALFBYTE_AVX2 void row(int64_t row, int64_t begin, int64_t end, int16_t* out, float* scales) const {
         const int64_t blocks = (end - begin) / kBlock;
         take_scales(of.packed, row * of.blocks + begin / kBlock, blocks, scales);
-        for (int64_t b = 0; b < blocks; ++b) {
-            of.decode(of.at(row, begin / kBlock + b), out + b * kBlock);
-            scales[b] *= 1.0f / kMostWeight;
-        }
+        for (int64_t b = 0; b < blocks; ++b) scales[b] *= 1.0f / kMostWeight;
+        of.decode(of.at(row, begin / kBlock), blocks, out);
     }
 };
 struct DenseSource {
@@ -151,11 +234,28 @@ struct DecodedSource {  // by way of fp32: int8, and NF4 whose blocks straddle r
     }
 };
 
+// Rows [16][kChunk] of integers -> [pair][16], pairs as if they were numbers of 32 bits: they are only moved.
+HALFBYTE_AVX2 inline void turn(const int16_t (*rows)[kChunk], int64_t pairs, uint32_t* out) {
+    for (int64_t pair = 0; pair < pairs; pair += 8)
+        for (int64_t r = 0; r < kColumns; r += 8)
+            fp32::transpose(reinterpret_cast<const float*>(rows[r]) + pair, kChunk / 2, reinterpret_cast<float*>(out) + pair * kColumns + r);
+}
+HALFBYTE_AVX512 inline void turn_wide(const int16_t (*rows)[kChunk], int64_t pairs, uint32_t* out) {
+    for (int64_t pair = 0; pair < pairs; pair += 16, out += 16 * kColumns) {
+        __m512i block[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; ++r) block[r] = _mm512_load_si512(rows[r] + 2 * pair);
+        transpose(block);
+#pragma GCC unroll 16
+        for (int p = 0; p < 16; ++p) _mm512_store_si512(out + p * kColumns, block[p]);
+    }
+}
+
 // W's rows first..first + count (at most 16) as output columns, steps begin..end (at most kChunk) along its columns ->
 // integers [block][pair][16] and scales [block][16].
-template <typename Source>
+template <bool kWide, typename Source>
 HALFBYTE_AVX2 void lay_out_from(const Source& source, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
-    alignas(32) int16_t rows[kColumns][kChunk];
+    alignas(64) int16_t rows[kColumns][kChunk];
     const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
     for (int64_t r = 0; r < kColumns; ++r) {
         float of_row[kChunk / kBlock] = {};
@@ -165,14 +265,15 @@ HALFBYTE_AVX2 void lay_out_from(const Source& source, int64_t first, int64_t cou
             std::memset(rows[r], 0, sizeof rows[r]);
         for (int64_t b = 0; b < blocks; ++b) scales[b * kColumns + r] = of_row[b];
     }
-    for (int64_t pair = 0; pair < blocks * kPairs; pair += 8)
-        for (int64_t r = 0; r < kColumns; r += 8)  // pairs as if they were fp32: they are only moved
-            fp32::transpose(reinterpret_cast<const float*>(rows[r]) + pair, kChunk / 2, reinterpret_cast<float*>(out) + pair * kColumns + r);
+    kWide ? turn_wide(rows, blocks * kPairs, out) : turn(rows, blocks * kPairs, out);
 }
-inline void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
-    if (matrix.kind == kDense) return lay_out_from(DenseSource{matrix}, first, count, begin, end, out, scales);
-    if (matrix.kind == kNf4 && matrix.columns % kBlock == 0) return lay_out_from(LevelSource(matrix), first, count, begin, end, out, scales);
-    lay_out_from(DecodedSource{matrix}, first, count, begin, end, out, scales);
+template <bool kWide>
+void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
+    using Known = std::conditional_t<kWide, WideLevels, Levels>;
+    if (matrix.kind == kDense) return lay_out_from<kWide>(DenseSource{matrix}, first, count, begin, end, out, scales);
+    if (matrix.kind == kNf4 && matrix.columns % kBlock == 0)
+        return lay_out_from<kWide>(LevelSource<Known>(matrix), first, count, begin, end, out, scales);
+    lay_out_from<kWide>(DecodedSource{matrix}, first, count, begin, end, out, scales);
 }
 
 }  // namespace int16

@@ -1,0 +1,130 @@
+// What the products of int16.h are made of for each instruction set: the register tile, and how a matrix is laid out for it.
+//
+// `vpmaddwd` and an addition (AVX2), or `vpdpwssd`, which is both in one (AVX-VNNI, AVX512-VNNI). Integers are added up
+// exactly, and sums in fp32 in the same order, so all of them give the same bits.
+#pragma once
+
+#include <utility>
+
+#include "int16_layout.h"
+
+#ifdef HALFBYTE_X86
+
+namespace halfbyte {
+namespace {
+namespace int16 {
+
+// sums [panel][kCount][16] += `blocks` blocks of inputs [block][pair][kCount] times weights [panel][block][pair][16], and
+// their scales: `rows` [block][kCount] and `columns` [panel][block][16]. Panels of the weights hold kChunk steps, those of the
+// sums are `apart` numbers from each other.
+using Tile = void (*)(const uint32_t* inputs, const float* rows, const uint32_t* weights, const float* columns, int64_t blocks, float* sums,
+                      int64_t apart);
+
+template <typename Tiles, size_t... kIndex>
+constexpr Tile tile_of(int64_t rows, std::index_sequence<kIndex...>) {
+    constexpr Tile tiles[] = {Tiles::template tile<int(kIndex) + 1>...};
+    return tiles[rows - 1];
+}
+
+// ---- AVX2, with AVX-VNNI where the processor has it ---------------------------------------------------------------------
+
+typedef uint32_t Integers __attribute__((vector_size(32)));  // with __m256i GCC would keep the sums in memory; NaN overflows
+
+template <bool kVnni>
+struct Tiles256 {
+    HALFBYTE_AVX2 HALFBYTE_INLINE static void add(Integers& sum, __m256i input, __m256i weights) {
+#ifdef HALFBYTE_AVXVNNI
+        if constexpr (kVnni) {  // as assembly, since a function can't have its target from a template
+            asm("%{vex%} vpdpwssd %[weights], %[input], %[sum]" : [sum] "+x"(sum) : [input] "x"(input), [weights] "x"(weights));
+            return;
+        }
+#endif
+        sum += (Integers)_mm256_madd_epi16(input, weights);
+    }
+    template <int kCount>
+    HALFBYTE_AVX2 static void tile(const uint32_t* inputs, const float* rows, const uint32_t* weights, const float* columns, int64_t blocks,
+                                   float* sums, int64_t) {
+        for (int64_t b = 0; b < blocks; ++b, rows += kCount, columns += kColumns) {
+            Integers sum[kCount][2];
+#pragma GCC unroll 6
+            for (int r = 0; r < kCount; ++r)
+                for (int c = 0; c < 2; ++c) sum[r][c] = Integers{};
+            for (int p = 0; p < kPairs; ++p, inputs += kCount, weights += kColumns) {
+                const __m256i front = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
+                const __m256i back = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights) + 1);
+#pragma GCC unroll 6
+                for (int r = 0; r < kCount; ++r) {
+                    const __m256i input = _mm256_set1_epi32(int(inputs[r]));
+                    add(sum[r][0], input, front);
+                    add(sum[r][1], input, back);
+                }
+            }
+            const __m256 front = _mm256_load_ps(columns), back = _mm256_load_ps(columns + 8);
+#pragma GCC unroll 6
+            for (int r = 0; r < kCount; ++r) {
+                const __m256 scale = _mm256_broadcast_ss(rows + r);  // scales first: with one of them the sum might overflow
+                float* const at = sums + r * kColumns;
+                _mm256_store_ps(at, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)sum[r][0]), _mm256_mul_ps(front, scale), _mm256_load_ps(at)));
+                _mm256_store_ps(at + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)sum[r][1]), _mm256_mul_ps(back, scale), _mm256_load_ps(at + 8)));
+            }
+        }
+    }
+};
+
+struct Avx2 {
+    static constexpr int64_t kRows = 6, kTogether = 1;  // of a register tile: 12 sums, 2 weights, 1 input
+    static constexpr bool kWide = false;
+
+    static Tile tile(int64_t rows) {
+        constexpr auto all = std::make_index_sequence<kRows>();
+#ifdef HALFBYTE_AVXVNNI
+        static const bool vnni = __builtin_cpu_supports("avxvnni");
+        if (vnni) return tile_of<Tiles256<true>>(rows, all);
+#endif
+        return tile_of<Tiles256<false>>(rows, all);
+    }
+};
+
+// ---- AVX512-VNNI ------------------------------------------------------------------------------------------------------
+
+typedef uint32_t WideIntegers __attribute__((vector_size(64)));  // likewise
+
+struct Avx512Vnni {
+    static constexpr int64_t kRows = 14, kTogether = 2;  // of a register tile: 28 sums, 2 weights, 1 input
+    static constexpr bool kWide = true;
+
+    template <int kCount>
+    HALFBYTE_VNNI static void tile(const uint32_t* inputs, const float* rows, const uint32_t* weights, const float* columns, int64_t blocks,
+                                   float* sums, int64_t apart) {
+        for (int64_t b = 0; b < blocks; ++b, rows += kCount, columns += kColumns) {
+            WideIntegers sum[kCount][2];
+#pragma GCC unroll 14
+            for (int r = 0; r < kCount; ++r)
+                for (int c = 0; c < 2; ++c) sum[r][c] = WideIntegers{};
+            for (int p = 0; p < kPairs; ++p, inputs += kCount, weights += kColumns) {
+                const __m512i front = _mm512_load_si512(weights), back = _mm512_load_si512(weights + kPanel);
+#pragma GCC unroll 14
+                for (int r = 0; r < kCount; ++r) {
+                    const __m512i input = _mm512_set1_epi32(int(inputs[r]));
+                    sum[r][0] = (WideIntegers)_mm512_dpwssd_epi32((__m512i)sum[r][0], input, front);
+                    sum[r][1] = (WideIntegers)_mm512_dpwssd_epi32((__m512i)sum[r][1], input, back);
+                }
+            }
+            const __m512 front = _mm512_load_ps(columns), back = _mm512_load_ps(columns + kPanelScales);
+#pragma GCC unroll 14
+            for (int r = 0; r < kCount; ++r) {
+                const __m512 scale = _mm512_set1_ps(rows[r]);
+                float *const at = sums + r * kColumns, *const beside = at + apart;
+                _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[r][0]), _mm512_mul_ps(front, scale), _mm512_load_ps(at)));
+                _mm512_store_ps(beside, _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[r][1]), _mm512_mul_ps(back, scale), _mm512_load_ps(beside)));
+            }
+        }
+    }
+    static Tile tile(int64_t rows) { return tile_of<Avx512Vnni>(rows, std::make_index_sequence<kRows>()); }
+};
+
+}  // namespace int16
+}  // namespace
+}  // namespace halfbyte
+
+#endif
