@@ -94,14 +94,17 @@ HALFBYTE_AVX2 inline void transpose(const float* in, int64_t stride, float* out)
     }
 }
 
+HALFBYTE_AVX2 inline void widen(const bf16* values, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(load(values + i));
+}
+
 // Weights begin..begin + count of a row of the matrix as fp32. `isa`: at least kAvx2.
 inline void decode(const MatrixArgument& matrix, int64_t row, int64_t begin, int64_t count, float* out, int isa = kAvx2) {
     const int64_t first = row * matrix.columns + begin;
     if (matrix.kind == kNf4) return decode_range(matrix.nf4(), first, first + count, out, isa);
     if (matrix.kind == kInt8)
         return int8_decoder<float>(isa)(static_cast<const int8_t*>(matrix.codes) + first, static_cast<const float*>(matrix.absmax) + row, 1, count, out);
-    const auto* dense = static_cast<const bf16*>(matrix.codes) + first;
-    for (int64_t i = 0; i < count; ++i) out[i] = to_float(load(dense + i));
+    widen(static_cast<const bf16*>(matrix.codes) + first, count, out);
 }
 
 // W's rows first..first + count (at most 16) as output columns, steps begin..end along its columns -> [step][16].

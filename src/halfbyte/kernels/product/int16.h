@@ -55,14 +55,15 @@ template <typename Set>
 void add_piece(const Task& task, const Piece& piece, int64_t height, int64_t column, float* sums) {
     const MatrixArgument& matrix = piece.part->matrix;
     const int64_t unit = std::min(kUnit, task.columns - column), blocks = piece.blocks();
-    const bool whole = Set::kWide && task.transposed && matrix.kind == kNf4 && matrix.columns % kBlock == 0;  // a unit is one block of each row
+    const bool levels = matrix.kind == kNf4 && matrix.columns % kBlock == 0;  // a unit of columns is one block of each row
+    const bool whole = Set::kWide && task.transposed && (levels || matrix.kind == kDense);  // a unit is laid out at once
     float* const decoded = scratch<20, float>(task.transposed && !whole ? kUnit * kChunk : 0);
     uint32_t* const weights = scratch<21, uint32_t>(kPanels * kPanel);
     float* const scales = scratch<22, float>(kPanels * kPanelScales);
     for (int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         const int64_t end = std::min(piece.end, begin + kChunk), have = (end - begin + kBlock - 1) / kBlock, done = (begin - piece.begin) / kBlock;
         if (whole)
-            lay_out_levels_transposed(matrix, column, begin, end, weights, scales);
+            (levels ? lay_out_levels_transposed : lay_out_dense_transposed)(matrix, column, begin, end, weights, scales);
         else if (task.transposed)
             fp32::lay_out_transposed<kChunk>(matrix, column, unit, begin, end, decoded, Set::kWide ? kAvx512 : kAvx2);
         for (int64_t at = 0; at < unit; at += Set::kTogether * kColumns) {
@@ -92,23 +93,25 @@ HALFBYTE_AVX2 inline void round_out(const Task& task, const float* sums, int64_t
         if (task.bias) std::memcpy(bias, task.bias + at, size_t(there) * sizeof(bf16));
         const __m256 front = widen(bias), back = widen(bias + 8);
         for (int64_t r = 0; r < task.rows; ++r, sums += kColumns) {
-            bf16 rounded[kColumns];
-            auto* const to = reinterpret_cast<__m128i*>(rounded);
-            _mm_storeu_si128(to, round8(_mm256_add_ps(_mm256_load_ps(sums), front), bf16{}));
-            _mm_storeu_si128(to + 1, round8(_mm256_add_ps(_mm256_load_ps(sums + 8), back), bf16{}));
-            std::memcpy(task.out + r * task.columns + at, rounded, size_t(there) * sizeof(bf16));
+            bf16 rounded[kColumns], *const to = task.out + r * task.columns + at;
+            auto* const whole = reinterpret_cast<__m128i*>(there == kColumns ? to : rounded);
+            _mm_storeu_si128(whole, round8(_mm256_add_ps(_mm256_load_ps(sums), front), bf16{}));
+            _mm_storeu_si128(whole + 1, round8(_mm256_add_ps(_mm256_load_ps(sums + 8), back), bf16{}));
+            if (there < kColumns) std::memcpy(to, rounded, size_t(there) * sizeof(bf16));
         }
     }
 }
 
 // Rows r..r + count of a piece as integers.
-inline void lay_out_rows(const Piece& piece, int64_t r, int64_t count) {
+template <bool kWide>
+void lay_out_rows(const Piece& piece, int64_t r, int64_t count) {
     const int64_t blocks = piece.blocks();
     for (int64_t row = 0; row < count; ++row)
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t group = r * blocks + b * count, begin = piece.begin + b * kBlock;
             alignas(32) int16_t steps[kBlock];
-            piece.scales[group + row] = quantise(piece.part->x + (r + row) * piece.part->steps + begin, piece.end - begin, kMostInput, steps);
+            const bf16* const from = piece.part->x + (r + row) * piece.part->steps + begin;
+            piece.scales[group + row] = (kWide ? quantise_wide : quantise<bf16>)(from, piece.end - begin, kMostInput, steps);
             for (int64_t p = 0; p < kPairs; ++p) std::memcpy(piece.pairs + (group * kPairs + p * count + row), steps + 2 * p, sizeof(uint32_t));
         }
 }
@@ -128,7 +131,7 @@ void multiply_rows(const Task& task, int threads) {
         pieces[1].pairs = pieces[0].pairs + before * kPairs, pieces[1].scales = pieces[0].scales + before;
         parallel(panels, 4, threads, [&](int64_t first, int64_t last) {
             for (int64_t r = first * height; r < std::min(last * height, task.rows); r += height)
-                for (int64_t i = 0; i < count; ++i) lay_out_rows(pieces[i], r, std::min(height, task.rows - r));
+                for (int64_t i = 0; i < count; ++i) lay_out_rows<Set::kWide>(pieces[i], r, std::min(height, task.rows - r));
         });
         parallel(units, 1, threads, [&](int64_t first, int64_t last) {
             for (int64_t unit = first; unit < last; ++unit) {

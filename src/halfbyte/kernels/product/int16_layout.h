@@ -59,6 +59,23 @@ HALFBYTE_AVX2 float quantise(const T* x, int64_t left, float largest, int16_t* o
     return absmax * (1.0f / largest);
 }
 
+HALFBYTE_AVX512 inline float quantise_wide(const bf16* x, int64_t left, float largest, int16_t* out) {
+    __m512 values[4];
+    __m512i most = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __m256i words = _mm256_maskz_loadu_epi16(__mmask16(first_words(std::min<int64_t>(16, left - 16 * i))), x + 16 * i);
+        values[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+        most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(values[i]), _mm512_set1_epi32(0x7fffffff)));
+    }
+    const float absmax = from_bits(uint32_t(_mm512_reduce_max_epi32(most)));
+    const __m512 up = _mm512_set1_ps(absmax < kTiny ? 0.0f : largest / absmax);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out) + i, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(values[i], up))));
+    return absmax * (1.0f / largest);
+}
+
 // Columns [steps][16] in fp32, in blocks of 64 steps -> integers [block][pair][16] and scales [block][16].
 HALFBYTE_AVX2 inline void quantise_panel(const float* weights, int64_t steps, uint32_t* out, float* scales) {
     for (int64_t begin = 0; begin < steps; begin += kBlock, weights += kBlock * kColumns, out += kPairs * kColumns, scales += kColumns) {
@@ -206,6 +223,40 @@ HALFBYTE_AVX512 inline void lay_out_levels_transposed(const MatrixArgument& matr
     }
 }
 
+// As lay_out_levels_transposed, for a dense matrix and up to 64 columns, each with a scale of its own as in quantise_panel.
+HALFBYTE_AVX512 inline void lay_out_dense_transposed(const MatrixArgument& matrix, int64_t first, int64_t begin, int64_t end, uint32_t* out, float* scales) {
+    const auto* const weights = static_cast<const bf16*>(matrix.codes) + first;
+    __mmask16 there[kPanels];
+    for (int64_t p = 0; p < kPanels; ++p) there[p] = __mmask16(first_words(std::min(kColumns, matrix.columns - first - p * kColumns)));
+    for (int64_t step = begin; step < end; step += kBlock, out += kPairs * kColumns, scales += kColumns) {
+        const int64_t last = std::min(step + kBlock, end);
+        const auto wide = [&](int64_t row, int64_t p) HALFBYTE_AVX512 {  // 16 numbers of a row, zeros beyond the last row
+            const __m256i words = _mm256_maskz_loadu_epi16(row < last ? there[p] : 0, weights + std::min(row, last - 1) * matrix.columns + p * kColumns);
+            return _mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+        };
+        __m512i most[kPanels] = {};
+        for (int64_t row = step; row < last; ++row) {
+            fp32::ask_for(matrix, row + fp32::kRowsAhead, first);
+#pragma GCC unroll 4
+            for (int64_t p = 0; p < kPanels; ++p) most[p] = _mm512_max_epi32(most[p], _mm512_and_si512(wide(row, p), _mm512_set1_epi32(0x7fffffff)));
+        }
+        __m512 up[kPanels];
+#pragma GCC unroll 4
+        for (int64_t p = 0; p < kPanels; ++p) {
+            const __m512 absmax = _mm512_castsi512_ps(most[p]);
+            up[p] = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(absmax, _mm512_set1_ps(kTiny), _CMP_NLT_UQ), _mm512_set1_ps(kMostWeight), absmax);
+            _mm512_store_ps(scales + p * kPanelScales, _mm512_mul_ps(absmax, _mm512_set1_ps(1.0f / kMostWeight)));
+        }
+        for (int64_t pair = 0; pair < kPairs; ++pair)
+#pragma GCC unroll 4
+            for (int64_t p = 0; p < kPanels; ++p) {
+                const auto integers = [&](int64_t row) HALFBYTE_AVX512 { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(wide(row, p)), up[p])); };
+                const __m512i odd = _mm512_slli_epi32(integers(step + 2 * pair + 1), 16);
+                _mm512_store_si512(out + p * kPanel + pair * kColumns, _mm512_mask_blend_epi16(0xaaaaaaaa, integers(step + 2 * pair), odd));
+            }
+    }
+}
+
 // Where a row of W comes from: steps begin..end of it as integers, and the scales of their blocks.
 template <typename Known>
 struct LevelSource {  // NF4 whose blocks lie within a row
@@ -218,11 +269,12 @@ struct LevelSource {  // NF4 whose blocks lie within a row
         of.decode(of.at(row, begin / kBlock), blocks, out);
     }
 };
+template <bool kWide>
 struct DenseSource {
     const MatrixArgument& matrix;
     HALFBYTE_AVX2 void row(int64_t row, int64_t begin, int64_t end, int16_t* out, float* scales) const {
         const bf16* const at = static_cast<const bf16*>(matrix.codes) + row * matrix.columns + begin;
-        for (int64_t s = 0; s < end - begin; s += kBlock) *scales++ = quantise(at + s, end - begin - s, kMostWeight, out + s);
+        for (int64_t s = 0; s < end - begin; s += kBlock) *scales++ = (kWide ? quantise_wide : quantise<bf16>)(at + s, end - begin - s, kMostWeight, out + s);
     }
 };
 struct DecodedSource {  // by way of fp32: int8, and NF4 whose blocks straddle rows
@@ -270,7 +322,7 @@ HALFBYTE_AVX2 void lay_out_from(const Source& source, int64_t first, int64_t cou
 template <bool kWide>
 void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
     using Known = std::conditional_t<kWide, WideLevels, Levels>;
-    if (matrix.kind == kDense) return lay_out_from<kWide>(DenseSource{matrix}, first, count, begin, end, out, scales);
+    if (matrix.kind == kDense) return lay_out_from<kWide>(DenseSource<kWide>{matrix}, first, count, begin, end, out, scales);
     if (matrix.kind == kNf4 && matrix.columns % kBlock == 0)
         return lay_out_from<kWide>(LevelSource<Known>(matrix), first, count, begin, end, out, scales);
     lay_out_from<kWide>(DecodedSource{matrix}, first, count, begin, end, out, scales);
