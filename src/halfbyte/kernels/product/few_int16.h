@@ -20,12 +20,31 @@ static_assert(kTogether == 4, "kAdd and kStrip go by it");
 constexpr int64_t kStrip = 32;       // blocks of 64 weights: of four rows of x, 16 KB, half of the first-level cache
 constexpr int64_t kSlice = 1 << 14;  // outputs whose sums are held at once: a head has ten times as many
 constexpr int64_t kFewRows = 10;     // up to here this is faster than int16.h
-constexpr int64_t kFar = 16384, kNear = 1024;  // bytes between what is worked on and what is asked for, by cache
 constexpr float kMostOfBoth = 16383.0f;  // of x and of the levels: a lane adds 8 products of a block
+
+// Rows of x for a dense or an int8 matrix, in fp32.
+struct WideRows {
+    const MatrixArgument& matrix;
+    int64_t rows;
+    float* x;
+
+    WideRows(const Part& part, int64_t count) : matrix(part.matrix), rows(count), x(scratch<29, float>(count * part.steps)) {
+        for (int64_t i = 0; i < rows * part.steps; ++i) x[i] = to_float(part.x[i]);
+    }
+    void multiply(int64_t start, int64_t count, float* out, int threads) const {
+        MatrixArgument slice = matrix;
+        const bool dense = matrix.kind == kDense;
+        slice.codes = static_cast<const char*>(matrix.codes) + start * matrix.columns * (dense ? int64_t(sizeof(bf16)) : 1);
+        if (!dense) slice.absmax = static_cast<const float*>(matrix.absmax) + start;
+        for (int64_t r = 0; r < rows; r += fp32::kFewRows)
+            fp32::multiply_if_few({slice, x + r * matrix.columns, nullptr, std::min(fp32::kFewRows, rows - r), matrix.columns, count, out + r * count, false}, threads);
+    }
+};
 
 // How rows of x meet a row of W. kLanes: of a sum; kGroup: blocks that are looked up at once, in whose order x lies.
 struct Few256 {
     using Known = Levels;
+    using DenseRows = WideRows;
     static constexpr int64_t kLanes = 8, kGroup = 1;
     static void lay_out(const int16_t* x, int16_t* out) {
         for (int64_t i = 0; i < kBlock; ++i) out[Levels::place(i)] = x[i];
@@ -55,63 +74,6 @@ struct Few256 {
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kCount; ++r) _mm256_storeu_ps(sums[r], sum[r]);
-    }
-};
-
-// The same with AVX512-VNNI. 64 bytes of codes are 32 words of four codes, of which four look-ups among 32 levels (whose index
-// is a word's lowest bits) make 32 weights each; the first half of the lanes is one block's, the second the next one's.
-struct Few512 {
-    using Known = WideLevels;
-    static constexpr int64_t kLanes = 16, kGroup = 2;
-
-    // A group of x, in order -> as its weights come: a word's lowest four bits are its second weight, then come the first, the
-    // fourth and the third.
-    HALFBYTE_AVX512 static void lay_out(const int16_t* x, int16_t* out) {
-        const __m512i by_word = _mm512_set_epi16(60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20,
-                                                 16, 12, 8, 4, 0);
-        for (int v = 0; v < 4; ++v) {
-            const __m512i from = _mm512_add_epi16(by_word, _mm512_set1_epi16(int16_t(v ^ 1)));
-            const __m512i front = _mm512_permutex2var_epi16(_mm512_load_si512(x), from, _mm512_load_si512(x + 32));
-            const __m512i back = _mm512_permutex2var_epi16(_mm512_load_si512(x + 64), from, _mm512_load_si512(x + 96));
-            _mm512_store_si512(out + 32 * v, _mm512_inserti64x4(front, _mm512_castsi512_si256(back), 1));
-        }
-    }
-
-    HALFBYTE_VNNI HALFBYTE_INLINE static __m512 both(const float* of) {
-        return _mm512_mask_broadcastss_ps(_mm512_set1_ps(of[0]), 0xff00, _mm_load_ss(of + 1));
-    }
-    // sums[r] += one group of W times x[r], whose inputs for the next r lie `blocks` blocks on.
-    template <int kCount, bool kAlone>
-    HALFBYTE_VNNI HALFBYTE_INLINE static void add_group(__m512i words, __m512i levels, const float* scales, const int16_t* x, const float* inputs,
-                                                        int64_t blocks, __m512* sum) {
-        const __m512i weights[4] = {_mm512_permutexvar_epi16(words, levels), _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), levels),
-                                    _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), levels), _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), levels)};
-        const __m512 scale = both(scales);
-#pragma GCC unroll 4
-        for (int r = 0; r < kCount; ++r, x += blocks * kBlock, inputs += blocks) {
-            __m512i part = _mm512_setzero_si512();
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) part = _mm512_dpwssd_epi32(part, weights[v], _mm512_load_si512(x + 32 * v));
-            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), kAlone ? scale : _mm512_mul_ps(scale, both(inputs)), sum[r]);
-        }
-    }
-    template <int kCount, bool kAlone>
-    HALFBYTE_VNNI static void add(const WideLevels& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
-                                  const float* inputs, int64_t blocks, float (*sums)[kLanes]) {
-        __m512 sum[kCount];
-#pragma GCC unroll 4
-        for (int r = 0; r < kCount; ++r) sum[r] = _mm512_loadu_ps(sums[r]);
-        const __m512i levels = _mm512_load_si512(of.levels);
-        const uint8_t* codes = of.at(row, first);
-        x += first * kBlock, inputs += first;
-        for (; count >= kGroup; count -= kGroup, codes += kBlock, scales += kGroup, x += kGroup * kBlock, inputs += kGroup) {
-            _mm_prefetch(reinterpret_cast<const char*>(codes) + kFar, _MM_HINT_T1);
-            _mm_prefetch(reinterpret_cast<const char*>(codes) + kNear, _MM_HINT_T0);
-            add_group<kCount, kAlone>(_mm512_loadu_si512(codes), levels, scales, x, inputs, blocks, sum);
-        }
-        if (count) add_group<kCount, kAlone>(_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes))), levels, scales, x, inputs, blocks, sum);
-#pragma GCC unroll 4
-        for (int r = 0; r < kCount; ++r) _mm512_storeu_ps(sums[r], sum[r]);
     }
 };
 
@@ -179,25 +141,6 @@ private:
     }
 };
 
-// Rows of x for a dense or an int8 matrix.
-struct WideRows {
-    const MatrixArgument& matrix;
-    int64_t rows;
-    float* x;
-
-    WideRows(const Part& part, int64_t count) : matrix(part.matrix), rows(count), x(scratch<29, float>(count * part.steps)) {
-        for (int64_t i = 0; i < rows * part.steps; ++i) x[i] = to_float(part.x[i]);
-    }
-    void multiply(int64_t start, int64_t count, float* out, int threads) const {
-        MatrixArgument slice = matrix;
-        const bool dense = matrix.kind == kDense;
-        slice.codes = static_cast<const char*>(matrix.codes) + start * matrix.columns * (dense ? int64_t(sizeof(bf16)) : 1);
-        if (!dense) slice.absmax = static_cast<const float*>(matrix.absmax) + start;
-        for (int64_t r = 0; r < rows; r += fp32::kFewRows)
-            fp32::multiply_if_few({slice, x + r * matrix.columns, nullptr, std::min(fp32::kFewRows, rows - r), matrix.columns, count, out + r * count, false}, threads);
-    }
-};
-
 HALFBYTE_AVX2 inline float dot(const bf16* left, const float* right, int64_t count) {
     __m256 lanes = _mm256_setzero_ps();
     int64_t i = 0;
@@ -238,6 +181,8 @@ bool multiply_if_few(const Task& task, int threads) {
     if (task.transposed || task.rows > kFewRows || (matrix.kind == kNf4 && matrix.columns % kBlock)) return false;
     if (matrix.kind == kNf4)
         multiply_slices(task, IntegerRows<Few>(task.parts[0], task.rows), threads);
+    else if (matrix.kind == kDense)
+        multiply_slices(task, typename Few::DenseRows(task.parts[0], task.rows), threads);
     else
         multiply_slices(task, WideRows(task.parts[0], task.rows), threads);
     return true;

@@ -1,5 +1,5 @@
 // Products in bf16 with a frozen matrix for processors with AVX2 or AVX512-VNNI, by 16-bit integers.
-#include "few_int16.h"
+#include "few_vnni.h"
 
 using namespace halfbyte;
 
