@@ -296,6 +296,25 @@ def test_neither_threads_nor_a_second_run_change_a_bit(bf16_kernels: None, weigh
             assert torch.equal(dx, results[0][1])
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(130, 320), (64, 2112), (97, 33)])
+def test_integers_are_the_same_by_every_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, weights: str, shape: tuple[int, int]
+) -> None:
+    """Forward: sums of integers are exact, and those in fp32 have one order. Backward, with NF4: their error is the same."""
+    if "avx512vnni" not in native.isas():
+        pytest.skip("this processor has no AVX512-VNNI")
+    weight, truth = made(*shape, weights), exact(made(*shape, weights))
+    for count in (11, 40, 515):
+        x, g = torch.randn(count, shape[1]).bfloat16(), torch.randn(count, shape[0]).bfloat16()
+        found = []
+        for isa in kernels.INTEGERS:
+            monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{isa}")
+            found.append((kernels.linear(x, weight), error(kernels.linear_transposed(g, weight), g.double() @ truth)))
+        assert torch.equal(found[0][0], found[1][0])
+        assert found[1][1] <= 1.1 * found[0][1]
+
+
 def test_an_empty_contraction_leaves_the_bias(implementation: str) -> None:
     x, bias = torch.ones(3, 0).bfloat16(), torch.randn(8).bfloat16()
     assert torch.equal(kernels.linear(x, torch.empty(8, 0).bfloat16(), bias), bias.expand(3, 8))

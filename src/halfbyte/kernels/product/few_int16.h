@@ -1,9 +1,11 @@
-// Products in bf16 of few rows with NF4 for processors with AVX2, y = x W^T, through 16-bit integers: decoding text.
+// Products in bf16 of few rows with NF4 for processors with AVX2, y = x W^T, through 16-bit integers: decoding text. few_vnni.h
+// has what differs with AVX512-VNNI.
 //
 // Method: as in few_fp32.h 64 weights of a row of W at a time are looked up by byte shuffles, but their levels have two
 // bytes and not four: a third of the shuffles. `vpmaddwd` multiplies them with x, which has one scale for each of W's
 // blocks; both have 15 bits with the sign, so that a block's sum of 8 products a lane fits 32 bits and is exact.
-// A dense or an int8 matrix is multiplied in fp32 (few_fp32.h). A row's sum has one order, whatever the number of threads or of rows beside it.
+// A dense or an int8 matrix is multiplied in fp32 (few_fp32.h). A row's sum has one order, whatever the number of threads or of
+// rows beside it.
 #pragma once
 
 #include "int16.h"
@@ -51,8 +53,8 @@ struct Few256 {
     }
 
     // sums[r] += W's `row`, blocks first..first + count, times x[r] for kCount rows. x: rows of `blocks` blocks, laid out;
-    // `inputs`: their scales, likewise, which `scales` have in them already if kAlone.
-    template <int kCount, bool kAlone>
+    // `inputs`: their scales, likewise, which `scales`, those of W, have in them already if kAlone.
+    template <int kCount, bool kAlone = false>
     HALFBYTE_AVX2 static void add(const Levels& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
                                   const float* inputs, int64_t blocks, float (*sums)[kLanes]) {
         __m256 sum[kCount];
@@ -74,6 +76,13 @@ struct Few256 {
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kCount; ++r) _mm256_storeu_ps(sums[r], sum[r]);
+    }
+    // The same for one row of x and all blocks; `constants` has room for a number for each.
+    HALFBYTE_AVX2 static void add_alone(const Levels& of, int64_t row, const int16_t* x, const float* inputs, int64_t blocks, float* constants,
+                                        float (*sum)[kLanes]) {
+        take_scales(of.packed, row * of.blocks, of.blocks, constants);
+        for (int64_t b = 0; b < of.blocks; ++b) constants[b] *= inputs[b];
+        add<1, true>(of, row, 0, of.blocks, constants, x, inputs, blocks, sum);
     }
 };
 
@@ -108,26 +117,23 @@ struct IntegerRows {
 
 private:
     // Rows first..last of W -> out [rows, stride], its columns likewise from `first` on.
-    void multiply_part(int64_t first, int64_t last, float* out, int64_t stride) const {
-        constexpr decltype(&Few::template add<1, true>) kAdd[kTogether + 1] = {Few::template add<1, true>, Few::template add<1, false>,
-                                                                             Few::template add<2, false>, Few::template add<3, false>,
-                                                                             Few::template add<4, false>};
-        const int64_t strip = rows == 1 ? of.blocks : kStrip;
-        float* const constants = scratch<26, float>(strip + Few::kGroup);
+    HALFBYTE_AVX2 void multiply_part(int64_t first, int64_t last, float* out, int64_t stride) const {
+        constexpr decltype(&Few::template add<1>) kAdd[kTogether + 1] = {nullptr, Few::template add<1>, Few::template add<2>, Few::template add<3>,
+                                                                         Few::template add<4>};
+        float* const constants = scratch<26, float>(rows == 1 ? blocks : kStrip + Few::kGroup);
         for (int64_t row = first; row < last; row += kRowsOfStrip) {
             const int64_t count = std::min(kRowsOfStrip, last - row);
             float sums[kRowsOfStrip][kFewRows][Few::kLanes];
             for (int64_t i = 0; i < count; ++i) std::memset(sums[i], 0, size_t(rows) * sizeof sums[i][0]);
-            for (int64_t block = 0; block < of.blocks; block += strip) {
-                const int64_t have = std::min(strip, of.blocks - block);
+            for (int64_t i = 0; i < count && rows == 1; ++i) Few::add_alone(of, row + i, x, scales, blocks, constants, sums[i]);
+            for (int64_t block = 0; block < of.blocks && rows > 1; block += kStrip) {
+                const int64_t have = std::min(kStrip, of.blocks - block);
                 for (int64_t i = 0; i < count; ++i) {
                     take_scales(of.packed, (row + i) * of.blocks + block, have, constants);
                     constants[have] = 0.0f;  // of a block that fills up a group
-                    if (rows == 1)           // once here instead of for each lane
-                        for (int64_t b = 0; b < have; ++b) constants[b] *= scales[block + b];
                     for (int64_t r = 0; r < rows; r += kTogether)
-                        kAdd[rows == 1 ? 0 : std::min<int64_t>(kTogether, rows - r)](of, row + i, block, have, constants, x + r * blocks * kBlock,
-                                                                                   scales + r * blocks, blocks, sums[i] + r);
+                        kAdd[std::min<int64_t>(kTogether, rows - r)](of, row + i, block, have, constants, x + r * blocks * kBlock, scales + r * blocks,
+                                                                    blocks, sums[i] + r);
                 }
             }
             for (int64_t i = 0; i < count; ++i)

@@ -1,12 +1,12 @@
-// Products in bf16 for processors without AVX512-BF16, y = x W^T and its transpose dx = g W, through 16-bit integers.
+// Products in bf16 for processors without fast instructions for it, y = x W^T and its transpose dx = g W, through 16-bit integers.
 //
-// Method: `vpmaddwd` multiplies 16 pairs of 16-bit integers and adds neighbours, twice the work of a multiply-add in fp32.
-// Rows of x get one scale for each 64 steps of the contraction and become integers up to 8191; so does the matrix, up to
-// 4095, with one scale for 64 steps of an output column, where it is used: 64 output columns at a time, in panels of 16 that
-// fill half of the first-level cache while all rows of x go over them in register tiles of 6 x 16. 64 products of 4095 and
-// 8191 fit 32 bits, so the integers' sum is exact; then it is scaled and added to sums in fp32. LoRA's pair is some more
-// steps of the same contraction. Each output is summed in one order, whatever the number of threads or of rows; up to
-// kFewRows rows go another way (few_int16.h), in another order.
+// Method: `vpmaddwd` multiplies twice as many pairs of 16-bit integers as a multiply-add in fp32, and adds neighbours; `vpdpwssd`
+// (AVX-VNNI, AVX512-VNNI) adds to the sum, too, in one instruction. Rows of x get one scale for each 64 steps of the contraction
+// and become integers up to 8191; so does the matrix, up to 4095, with one scale for 64 steps of an output column, where it is
+// used: 64 output columns at a time, in panels of 16 that fill a quarter to a half of the first-level cache while all rows of x
+// go over them in register tiles (int16_sets.h). 64 products of 4095 and 8191 fit 32 bits, so the integers' sum is exact; then it
+// is scaled and added to sums in fp32. LoRA's pair is some more steps of the same contraction. Each output is summed in one
+// order, whatever the number of threads or of rows; up to kFewRows rows go another way (few_int16.h), in another order.
 //
 // Trade-off: bf16 keeps 8 bits of every number; here a number of x keeps fewer than that where another one of its 64 is 32
 // times as large or more, of W where it is 16 times. That is lost where the large ones do not reach the result (x a

@@ -184,7 +184,8 @@ struct WideLevels {
 
 // W's columns first..first + 64, a block of each row of NF4, as output columns, steps along its rows begin..end -> integers
 // [panel][block][pair][16] and scales [panel][block][16], panels as int16_sets.h has them. 64 rows share a scale in all their
-// columns, that of the block with the largest absmax: so each row's levels are scaled, and not its weights.
+// columns, that of the block with the largest absmax: so each row's levels are scaled, and not its weights. (A block that is much
+// smaller than that of a row nearby keeps fewer bits than it would with a scale for each column.)
 HALFBYTE_AVX512 inline void lay_out_levels_transposed(const MatrixArgument& matrix, int64_t first, int64_t begin, int64_t end, uint32_t* out, float* scales) {
     const Nf4 packed = matrix.nf4();
     const __m512 known = _mm512_loadu_ps(packed.levels);

@@ -1,7 +1,8 @@
 // What the products of int16.h are made of for each instruction set: the register tile, and how a matrix is laid out for it.
 //
 // `vpmaddwd` and an addition (AVX2), or `vpdpwssd`, which is both in one (AVX-VNNI, AVX512-VNNI). Integers are added up
-// exactly, and sums in fp32 in the same order, so all of them give the same bits.
+// exactly, and sums in fp32 in the same order, so y = x W^T has the same bits by all of them. Its transpose with NF4 has others
+// by AVX512-VNNI, where 64 output columns share a scale (lay_out_levels_transposed).
 #pragma once
 
 #include <utility>
@@ -71,8 +72,9 @@ struct Tiles256 {
     }
 };
 
+// Of each set: rows of a register tile, panels that it takes at once, and whether the layouts for AVX-512 are used.
 struct Avx2 {
-    static constexpr int64_t kRows = 6, kTogether = 1;  // of a register tile: 12 sums, 2 weights, 1 input
+    static constexpr int64_t kRows = 6, kTogether = 1;  // 12 sums, 2 weights, 1 input
     static constexpr bool kWide = false;
 
     static Tile tile(int64_t rows) {
@@ -90,7 +92,7 @@ struct Avx2 {
 typedef uint32_t WideIntegers __attribute__((vector_size(64)));  // likewise
 
 struct Avx512Vnni {
-    static constexpr int64_t kRows = 14, kTogether = 2;  // of a register tile: 28 sums, 2 weights, 1 input
+    static constexpr int64_t kRows = 14, kTogether = 2;  // 28 sums, 2 weights, 1 input
     static constexpr bool kWide = true;
 
     template <int kCount>
