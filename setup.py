@@ -18,21 +18,26 @@ KERNELS = Path("src/halfbyte/kernels")
 # Nobody looks at floating-point exceptions or at errno, and a loop that could set them is not turned into vectors.
 UNIX = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden",
         "-pthread", "-g0", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # fmt: skip
+OPENMP = ["-fopenmp"]  # shares torch's threads; compilers without it (Apple's) take threads of the library's own
+OLD_ASSEMBLER = ["-DHALFBYTE_OLD_ASSEMBLER"]  # does not know the newest instructions that the compiler knows
 MSVC = ["/O2", "/std:c++17", "/fp:precise", "/EHsc"]
 
 
 class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         msvc = self.compiler.compiler_type == "msvc"
-        ext.extra_compile_args = MSVC if msvc else UNIX
-        ext.extra_link_args = [] if msvc else ["-pthread"]
-        if not msvc:  # OpenMP shares torch's threads; compilers without it (Apple's) take threads of the library's own
-            arguments = ext.extra_compile_args, ext.extra_link_args
+        *tried, last = [[]] if msvc else [[*openmp, *old] for openmp in (OPENMP, []) for old in ([], OLD_ASSEMBLER)]
+        for more in tried:
             try:
-                ext.extra_compile_args, ext.extra_link_args = ([*flags, "-fopenmp"] for flags in arguments)
-                return super().build_extension(ext)
+                return self.build_with(ext, more)
             except (CompileError, LinkError):
-                ext.extra_compile_args, ext.extra_link_args = arguments
+                continue
+        self.build_with(ext, last)
+
+    def build_with(self, ext: Extension, more: list[str]) -> None:
+        msvc = self.compiler.compiler_type == "msvc"
+        ext.extra_compile_args = [*(MSVC if msvc else UNIX), *more]
+        ext.extra_link_args = [] if msvc else ["-pthread", *(flag for flag in more if flag in OPENMP)]
         super().build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:

@@ -58,7 +58,7 @@ def build_fuzzers(names: list[str]) -> None:
 
 def _kernels(driver: str) -> list[str]:
     """The sources that a driver calls, without their ending; that of dequantise knows the instruction sets."""
-    products = ["product/cpu", "product/fp32", "gate/cpu"]
+    products = ["product/cpu", "product/fp32", "product/int16", "gate/cpu"]
     own = {"product_bf16": products, "product_few": products, "product_fp32": ["product/fp32"],
            "decoder": ["decoder/cpu", "attention/cpu", "norm/cpu", "rotary/cpu", *products]}  # fmt: skip
     return list(dict.fromkeys([*own.get(driver, [f"{driver}/cpu"]), "dequantise/cpu"]))

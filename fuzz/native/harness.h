@@ -29,12 +29,12 @@
 #define FUZZ_ASAN 0
 #endif
 
-extern "C" int halfbyte_isa();
+extern "C" int halfbyte_isas();
 extern "C" int halfbyte_has_vnni();
 
 namespace fuzz {
 
-enum Isa : int { kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
+enum Isa : int { kPortable, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 enum Dtype : int { kF32, kBf16, kF16 };
 
 [[noreturn]] inline void fail(const char* what) {
@@ -63,8 +63,11 @@ struct Input {
         return low + int64_t(value % uint64_t(high - low + 1));
     }
     int isa(int least = kPortable) {
-        static const int best = halfbyte_isa();
-        return best < least ? -1 : least + byte() % (best - least + 1);
+        static const int there = halfbyte_isas();
+        int found[kAmx + 1], count = 0;
+        for (int isa = least; isa <= kAmx; ++isa)
+            if (there >> isa & 1) found[count++] = isa;
+        return count ? found[byte() % count] : -1;
     }
     float real() {
         uint32_t bits = byte();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ import halfbyte
 from halfbyte.provenance import git_state
 
 NATIVE_INTERFACE = 9  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
+CPUINFO = Path("/proc/cpuinfo")
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
@@ -50,10 +52,33 @@ def machine() -> dict[str, Any]:
     return found
 
 
+@functools.cache
+def has_bf16(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether the processor has fast instructions for bf16, Arm's included. Intel's AVX512-BF16, which takes two cycles for
+    a product, is slower than fp32; with AMX nobody needs it."""
+    intel = "GenuineIntel" in _words(cpuinfo, ("vendor_id",))
+    wanted = {"amx_bf16", "bf16"} if intel else {"amx_bf16", "bf16", "avx512_bf16"}
+    return bool(wanted & processor_flags(cpuinfo))
+
+
+def processor_flags(cpuinfo: Path = CPUINFO) -> set[str]:
+    """What the processor has, as Linux spells it; nothing on other systems."""
+    return _words(cpuinfo, ("flags", "Features"))
+
+
+def _words(cpuinfo: Path, names: tuple[str, ...]) -> set[str]:
+    """Of the first line with one of these names."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(names)), set())
+
+
 def processor() -> str:
     """The processor's name as its maker prints it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in CPUINFO.read_text().splitlines():
             if line.lower().startswith(("model name", "hardware")):
                 return " ".join(line.partition(":")[2].split())
     except OSError:

@@ -54,7 +54,7 @@ def test_a_byte_too_far_ends_a_driver(tmp_path: Path) -> None:
     code += "  volatile char* made = buffers.make<char>(10);\n  made[input.byte() == 1 ? 10 : 9] = 1;\n"
     code += "  buffers.check();\n}\n"
     source = tmp_path / "driver.cpp"
-    source.write_text(code + 'FUZZ_DRIVER(drive)\nextern "C" int halfbyte_isa() { return 0; }\n')
+    source.write_text(code + 'FUZZ_DRIVER(drive)\nextern "C" int halfbyte_isas() { return 1; }\n')
     program = tmp_path / "driver"
     subprocess.run(["c++", "-std=c++17", f"-I{build.SOURCES}", source, build.SOURCES / "replay.cpp", "-o", program],
                    check=True)  # fmt: skip

@@ -215,8 +215,8 @@ def test_nothing_is_read_beyond_a_matrix(bf16_kernels: None, weights: str, colum
 @pytest.fixture
 def fp32_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The products of any number of rows in fp32; without them, what runs here."""
-    if kernels.FP32 in native.isas():
-        monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{kernels.FP32}")
+    if kernels.FP32[0] in native.isas():  # those of the others are the same code
+        monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{kernels.FP32[0]}")
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -225,7 +225,7 @@ def test_many_rows_in_fp32(fp32_kernels: None, weights: str, shape: tuple[int, i
     """Tiles and panels of every height, columns that end within a panel, more steps than are laid out at once, more
     rows than go at once; in them each row is what it is among others, whatever the threads."""
     weight, truth = made(*shape, weights), exact(made(*shape, weights))
-    draw, native_runs = torch.Generator().manual_seed(2), kernels.FP32 in native.isas()
+    draw, native_runs = torch.Generator().manual_seed(2), kernels.FP32[0] in native.isas()
     whole, g = (torch.randn(1030, width, generator=draw) for width in (shape[1], shape[0]))
     bias = torch.randn(shape[0], generator=draw)
     wanted, wanted_dx = whole.double() @ truth.T + bias.double(), g.double() @ truth
@@ -261,7 +261,7 @@ def test_every_small_number_of_rows_in_fp32(fp32_kernels: None, weights: str, sh
             together = kernels.linear(whole[:count], weight, bias)
             torch.set_num_threads(before)
             assert error(together, wanted[:count]) <= allowed
-            if kernels.FP32 in native.isas():
+            if kernels.FP32[0] in native.isas():
                 assert torch.equal(together, alone[:count])
 
 
@@ -301,18 +301,22 @@ def test_neither_threads_nor_a_second_run_change_a_bit(bf16_kernels: None, weigh
 def test_integers_are_the_same_by_every_instruction_set(
     monkeypatch: pytest.MonkeyPatch, weights: str, shape: tuple[int, int]
 ) -> None:
-    """Forward: sums of integers are exact, and those in fp32 have one order. Backward, with NF4: their error is the same."""
-    if "avx512vnni" not in native.isas():
-        pytest.skip("this processor has no AVX512-VNNI")
-    weight, truth = made(*shape, weights), exact(made(*shape, weights))
+    """Sums of integers are exact, and those in fp32 have one order; but backward NF4 is laid out in another way by
+    AVX512-VNNI, with as small an error."""
+    weight, truth, draw = made(*shape, weights), exact(made(*shape, weights)), torch.Generator().manual_seed(7)
     for count in (11, 40, 515):
-        x, g = torch.randn(count, shape[1]).bfloat16(), torch.randn(count, shape[0]).bfloat16()
-        found = []
-        for isa in kernels.INTEGERS:
+        x, g = (torch.randn(count, width, generator=draw).bfloat16() for width in (shape[1], shape[0]))
+        wanted, wanted_dx, found = x.double() @ truth.T, g.double() @ truth, []
+        allowed = 2 * error(reference.linear(x, weight, None, None), wanted)
+        allowed_dx = 2 * error(reference.linear_transposed(g, weight, None), wanted_dx)
+        for isa in (isa for isa in kernels.INTEGERS if isa in native.isas()):
             monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{isa}")
-            found.append((kernels.linear(x, weight), error(kernels.linear_transposed(g, weight), g.double() @ truth)))
-        assert torch.equal(found[0][0], found[1][0])
-        assert found[1][1] <= 1.1 * found[0][1]
+            y, dx = kernels.linear(x, weight), kernels.linear_transposed(g, weight)
+            found.append((y, dx))
+            assert error(y, wanted) <= allowed and error(dx, wanted_dx) <= allowed_dx
+            assert torch.equal(y, found[0][0])
+            if not (isa == "avx512vnni" and weights.startswith("nf4") and shape[1] % 64 == 0):
+                assert torch.equal(dx, found[0][1])
 
 
 def test_an_empty_contraction_leaves_the_bias(implementation: str) -> None:
@@ -383,12 +387,13 @@ def test_no_rows_give_no_rows(implementation: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("columns", [64, 192, 320, 4160])
+@pytest.mark.parametrize("columns", [64, 128, 192, 320, 384, 4096, 4160])
 def test_one_row_is_to_the_bit_what_it_is_among_four(bf16_kernels: None, weights: str, columns: int) -> None:
-    """Rows of W that are half a line, that end with one, and, the longest, whose lines have two nested absmax."""
-    weight, make = made(37, columns, weights), torch.Generator().manual_seed(1)
-    x, (a, b) = torch.randn(4, columns, generator=make).bfloat16(), rounded_pair(70, columns, 37)
-    bias = torch.randn(37, generator=make).bfloat16()
+    """Rows of W of whole lines, that are half a line, that end with one, whose nested absmax changes (384), and, the
+    longest, whose lines have two of these."""
+    weight, make = made(50, columns, weights), torch.Generator().manual_seed(1)
+    x, (a, b) = torch.randn(4, columns, generator=make).bfloat16(), rounded_pair(70, columns, 50)
+    bias = torch.randn(50, generator=make).bfloat16()
     for count in (2, 3, 4):
         alone = [kernels.adapted(x[i : i + 1], weight, bias, (a, b)) for i in range(count)]
         assert torch.equal(torch.cat(alone), kernels.adapted(x[:count], weight, bias, (a, b)))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from halfbyte.kernels import multiplies_many
+from halfbyte.environment import has_bf16
+from halfbyte.kernels import BF16, multiplies_many, torch_is_slow_in_bf16
 from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
 from halfbyte.model.blocks import Replacement
@@ -20,6 +21,12 @@ def test_what_is_foretold_is_what_the_kernels_choose():
     assert before.norms == before.mlp == before.attention == (chosen.isa is not None)
     assert before.products == multiplies_many(chosen.isa, torch.bfloat16)
     assert foretold(LLAMA, dtype_bytes=4).products == multiplies_many(chosen.isa, torch.float32)
+
+
+def test_a_plan_knows_where_torch_is_slow_in_bf16():
+    if choose().isa in BF16:
+        assert torch_is_slow_in_bf16(torch.device("cpu")) == (not has_bf16())
+    assert not torch_is_slow_in_bf16(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.isas())])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfbyte.environment import has_bf16
 from halfbyte.errors import CheckpointError
 from halfbyte.formats import BLOCKSIZE, QUANTISED, Weights
 from halfbyte.kernels import native, product_int8
@@ -49,9 +50,9 @@ __all__ = [
     "torch_is_slow_in_bf16",
 ]
 
-INTEGERS = ("avx2", "avx512vnni")  # the kernels of these multiply any number of rows in bf16, by 16-bit integers
+INTEGERS = ("avx2", "avxvnni", "avx512vnni")  # the kernels of these multiply any number of rows in bf16, by 16-bit integers
 BF16 = (*INTEGERS, "avx512bf16", "amx")  # the kernels of all of these do so
-FP32 = "avx2"  # those of this one do so in fp32. There are none for AVX-512 alone, where torch's product runs
+FP32 = ("avx2", "avxvnni")  # those of these do so in fp32. There are none for AVX-512 alone, where torch's product runs
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -233,8 +234,8 @@ def _is_slow(x: Tensor) -> bool:
 
 
 def torch_is_slow_in_bf16(device: torch.device) -> bool:
-    """Whether native products in bf16 run by 16-bit integers, on a processor that has no fast instructions for bf16."""
-    return choose(device).isa in INTEGERS
+    """Whether there are native products in bf16 on a processor that has no fast instructions for it."""
+    return choose(device).isa in BF16 and not has_bf16()
 
 
 def gated_mlp(x: Tensor, gate: Layer, up: Layer, down: Layer, act: Act) -> Tensor | None:
@@ -308,7 +309,7 @@ def _in_int8(weight: FrozenWeight, x: Tensor) -> TypeGuard[PackedWeight]:
 
 def multiplies_many(isa: str | None, dtype: torch.dtype) -> bool:
     """Whether the kernels of an instruction set multiply any number of rows of this type with a frozen matrix."""
-    return isa == FP32 if dtype == torch.float32 else _many_in_bf16(isa, dtype)
+    return isa in FP32 if dtype == torch.float32 else _many_in_bf16(isa, dtype)
 
 
 def _many_in_bf16(isa: str | None, dtype: torch.dtype) -> bool:

@@ -41,9 +41,9 @@ class Choice:
 def choose(device: torch.device | str = "cpu") -> Choice:
     """The implementation for tensors on `device`.
 
-    The environment variable HALFBYTE_KERNELS forces one: `reference`, `cpu` (native, the best that the processor has),
-    `cpu-portable`, `cpu-avx2`, `cpu-avx512`, `cpu-avx512vnni`, `cpu-avx512bf16`, `cpu-amx`, or `gpu` (Triton on CUDA
-    devices; under TRITON_INTERPRET=1 on the CPU, too, for tests). Other devices than these have the reference only.
+    The environment variable HALFBYTE_KERNELS forces one: `reference`, `cpu` (native, the fastest that the processor
+    has), one of these (`cpu-portable`, `cpu-avx2`, `cpu-avxvnni`, `cpu-avx512`, `cpu-avx512vnni`, `cpu-avx512bf16`,
+    `cpu-amx`), or `gpu` (Triton on CUDA devices; under TRITON_INTERPRET=1 on the CPU, too, for tests). Other devices than these have the reference only.
     Raises ConfigError if the variable names what does not exist or can't run here.
     """
     device = device if isinstance(device, torch.device) else torch.device(device)

@@ -31,8 +31,8 @@
 #define HALFBYTE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
 #define HALFBYTE_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")))
 #define HALFBYTE_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")))
-#if __clang_major__ >= 12 || (!defined(__clang__) && __GNUC__ >= 11)
-#define HALFBYTE_AVXVNNI 1  // the compiler and its assembler know it
+#if !defined(HALFBYTE_OLD_ASSEMBLER) && (__clang_major__ >= 12 || (!defined(__clang__) && __GNUC__ >= 11))
+#define HALFBYTE_AVXVNNI 1
 #endif
 #if defined(__linux__) && (__clang_major__ >= 12 || (!defined(__clang__) && __GNUC__ >= 11))  // a system to ask for it
 #define HALFBYTE_AMX \
@@ -46,7 +46,7 @@ constexpr int64_t kBlock = 64;         // weights that share an absmax
 constexpr int64_t kNestedBlock = 256;  // absmax values that share a nested absmax
 
 // The numbers that native.py passes.
-enum Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAvx512Bf16 = 4, kAmx = 5 };
+enum Isa : int { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAvx512Vnni = 4, kAvx512Bf16 = 5, kAmx = 6 };
 enum Dtype : int { kF32 = 0, kBf16 = 1, kF16 = 2 };
 
 struct bf16 {

@@ -1,7 +1,7 @@
 """The type that activations have and products are computed in, and why.
 
-Many processors have no instructions for bf16. Where there are native products for it nevertheless (AVX2: by 16-bit
-integers) they are the faster ones; elsewhere bf16 is emulated, several times slower than fp32. Names of processors tell
+Many processors have no instructions for bf16. Where there are native products for it nevertheless (AVX2, VNNI: by
+16-bit integers) they are the faster ones; elsewhere bf16 is emulated, several times slower than fp32. Names of processors tell
 little about that, so it is measured: two products of a fixed size as layers make them, a few times each by turns, the
 best time of each.
 

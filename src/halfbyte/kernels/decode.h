@@ -170,6 +170,12 @@ HALFBYTE_AVX512 inline void put(void* out, __m512i values) {
         _mm512_storeu_si512(out, values);
 }
 
+// The 32 codes of 16 bytes, in the lowest 4 bits of 16; what is above them is noise.
+HALFBYTE_AVX512 inline __m512i codes_in_words(const uint8_t* codes) {
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    return _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
+}
+
 // kPast: the output goes past the caches to memory, which then need not be read before it is written; `out` is aligned
 // to 64 bytes.
 template <typename T, bool kPast = false>
@@ -187,12 +193,7 @@ HALFBYTE_AVX512 void decode_avx512(const Nf4& packed, int64_t first_block, int64
             }
         } else {
             const __m512i table = _mm512_broadcast_i64x4(round16(scaled, T{}));  // twice: the index's bit 4 is noise
-            for (int i = 0; i < kBlock / 32; ++i) {                              // 16 bytes, 32 weights
-                const auto* bytes = reinterpret_cast<const __m128i*>(codes) + i;
-                const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes));
-                const __m512i index = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
-                put<kPast>(out + 32 * i, _mm512_permutexvar_epi16(index, table));
-            }
+            for (int i = 0; i < kBlock / 32; ++i) put<kPast>(out + 32 * i, _mm512_permutexvar_epi16(codes_in_words(codes + 16 * i), table));
         }
     }
 }

@@ -20,9 +20,9 @@ from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE
 from halfbyte.kernels import tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
-ISAS = ("portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")  # by the numbers of `enum Isa` in common.h
-ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avx512": "AVX-512", "avx512vnni": "AVX-512 with VNNI",
-             "avx512bf16": "AVX-512 with BF16", "amx": "AMX, and AVX-512 with BF16 and FP16"}  # fmt: skip
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # by the numbers of `enum Isa` in common.h
+ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avxvnni": "AVX2 with VNNI", "avx512": "AVX-512",
+             "avx512vnni": "AVX-512 with VNNI", "avx512bf16": "AVX-512 with BF16", "amx": "AMX, and AVX-512 with BF16 and FP16"}  # fmt: skip
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
 _CPU = torch.device("cpu")
 _BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"
@@ -75,14 +75,15 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 @functools.cache
 def isas() -> tuple[str, ...]:
-    """The instruction sets that this processor and this build have, best last; () if there is no library."""
+    """The instruction sets that this processor and this build have; () if there is no library."""
     found, _ = load()
-    return ISAS[: found.halfbyte_isa() + 1] if found is not None else ()
+    bits = found.halfbyte_isas() if found is not None else 0
+    return tuple(isa for place, isa in enumerate(ISAS) if bits >> place & 1)
 
 
 @functools.cache
 def preferred() -> str:
-    """The one of `isas` that is taken unless another one is forced: the fastest, which need not be the last."""
+    """The one of `isas` that is taken unless another one is forced: the fastest."""
     return ISAS[library().halfbyte_preferred_isa()]
 
 

@@ -19,12 +19,12 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from halfbyte.environment import NATIVE_INTERFACE
+from halfbyte.environment import CPUINFO, NATIVE_INTERFACE, has_bf16, processor_flags
 from halfbyte.plan.shapes import is_known, text_config
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
-_CPUINFO = Path("/proc/cpuinfo")
 _VARIABLE = "HALFBYTE_KERNELS"
+_OF_FP32 = ("cpu-avx2", "cpu-avxvnni")  # what HALFBYTE_KERNELS says where native products in fp32 run, too
 _AVX2 = {"avx2", "fma", "f16c"}  # as /proc/cpuinfo spells them
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _VNNI = _AVX512 | {"avx512_vnni"}  # which all with AVX512-BF16 and AMX have
@@ -62,7 +62,7 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
         return plain("the family is not known")
     text, forced = text_config(config), os.environ.get(_VARIABLE, "")
     if dtype_bytes == 4:
-        fast = forced == "cpu-avx2" or (forced in ("", "cpu") and has_fp32_products())
+        fast = forced in _OF_FP32 or (forced in ("", "cpu") and has_fp32_products())
     else:
         fast = _bf16_is_native(forced)
     dropout = any(text.get(name) for name in _DROPOUTS)
@@ -99,15 +99,15 @@ def _fault_of(file: str, changed: int) -> str:
     return ""
 
 
-def has_bf16_products(cpuinfo: Path = _CPUINFO) -> bool:
+def has_bf16_products(cpuinfo: Path = CPUINFO) -> bool:
     """Whether the processor has native products in bf16: with AVX512-VNNI, and with AVX2 where that is all."""
-    flags = _flags(cpuinfo)
+    flags = processor_flags(cpuinfo)
     return flags >= _VNNI or (flags >= _AVX2 and not flags >= _AVX512)
 
 
-def has_fp32_products(cpuinfo: Path = _CPUINFO) -> bool:
+def has_fp32_products(cpuinfo: Path = CPUINFO) -> bool:
     """Whether the processor has AVX2 and not AVX-512, where native products in fp32 run."""
-    flags = _flags(cpuinfo)
+    flags = processor_flags(cpuinfo)
     return flags >= _AVX2 and not flags >= _AVX512
 
 
@@ -117,27 +117,7 @@ def multiplies_bf16() -> bool:
 
 
 def _bf16_is_native(forced: str) -> bool:
-    return forced == "cpu-avx2" or (forced not in ("cpu-portable", "cpu-avx512") and has_bf16_products())
-
-
-def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether the processor has fast instructions for bf16, Arm's included. Intel's AVX512-BF16, which takes two cycles for
-    a product, is slower than fp32; with AMX nobody needs it."""
-    intel = "GenuineIntel" in _words(cpuinfo, ("vendor_id",))
-    return bool(({"amx_bf16", "bf16"} if intel else {"amx_bf16", "bf16", "avx512_bf16"}) & _flags(cpuinfo))
-
-
-def _flags(cpuinfo: Path) -> set[str]:
-    return _words(cpuinfo, ("flags", "Features"))
-
-
-def _words(cpuinfo: Path, names: tuple[str, ...]) -> set[str]:
-    """Of the first line with one of these names, as Linux has it; none on other systems."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(names)), set())
+    return forced in _OF_FP32 or (forced not in ("cpu-portable", "cpu-avx512") and has_bf16_products())
 
 
 def of_model(replaced: Iterable[Any], attention: str, *, products: bool, reason: str) -> Native:

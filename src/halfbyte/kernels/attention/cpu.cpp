@@ -192,13 +192,14 @@ void run_as(const Attention& a, int dtype, bool back, int threads) {
 void dispatch(const Attention& a, int dtype, bool back, int threads, int isa) {
 #ifdef HALFBYTE_X86
     const bool few = !back && a.queries * (a.q_heads / a.heads) <= kFewRows;
-    if (isa >= kAvx512Bf16 && dtype == kBf16 && few) return forward_few(a, threads);
+    static const bool has_bf16 = __builtin_cpu_supports("avx512bf16");  // where it is slow, it keeps up with memory all the same
+    if (isa >= kAvx512Vnni && has_bf16 && dtype == kBf16 && few) return forward_few(a, threads);
 #ifdef HALFBYTE_AMX
     if (isa >= kAmx && dtype == kBf16) return run<Amx, bf16>(a, back, threads);
 #endif
     if (isa >= kAvx512Bf16 && dtype == kBf16) return run<Avx512Bf16, bf16>(a, back, threads);
     if (isa >= kAvx512) return run_as<Avx512>(a, dtype, back, threads);
-    if (isa == kAvx2) return run_as<Avx2>(a, dtype, back, threads);
+    if (isa >= kAvx2) return run_as<Avx2>(a, dtype, back, threads);
 #else
     (void)isa;
 #endif

@@ -36,6 +36,10 @@ bool has_f16c() {  // a name that clang 17 does not know
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
 }
+[[maybe_unused]] bool has_avx_vnni() {  // likewise; clang knows it from 19 on
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
 #endif
 
 }  // namespace
@@ -46,26 +50,36 @@ using namespace halfbyte;
 // Raised whenever a function's arguments change, so that native.py refuses a library built from older sources.
 HALFBYTE_API int halfbyte_interface() { return 9; }
 
-// The best instruction set that this processor and this build have: an Isa.
-HALFBYTE_API int halfbyte_isa() {
+// The instruction sets that this processor and this build have: a bit for each Isa.
+HALFBYTE_API int halfbyte_isas() {
+    int found = 1 << kPortable;
 #ifdef HALFBYTE_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq")) {
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return found;
+    found |= 1 << kAvx2;
+#ifdef HALFBYTE_AVXVNNI
+    if (has_avx_vnni()) found |= 1 << kAvxVnni;
+#endif
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512dq"))
+        return found;
+    found |= 1 << kAvx512;
+    if (!__builtin_cpu_supports("avx512vnni")) return found;
+    found |= 1 << kAvx512Vnni;
+    if (!__builtin_cpu_supports("avx512bf16")) return found;
+    found |= 1 << kAvx512Bf16;
 #ifdef HALFBYTE_AMX
-        if (__builtin_cpu_supports("avx512bf16") && may_use_amx()) return kAmx;
+    if (may_use_amx()) found |= 1 << kAmx;
 #endif
-        if (!__builtin_cpu_supports("avx512vnni")) return kAvx512;
-        return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512Vnni;
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return kAvx2;
 #endif
-    return kPortable;
+    return found;
 }
 
-// The one that is taken unless told otherwise. Without AMX, Intel's processors take two cycles for a `vdpbf16ps`, in which they
-// multiply four times as much by `vpdpwssd`.
+// The one that is taken unless told otherwise: the last one, as a rule. Without AMX, Intel's processors take two cycles for a
+// `vdpbf16ps`, in which they multiply four times as much by `vpdpwssd`.
 HALFBYTE_API int halfbyte_preferred_isa() {
-    const int best = halfbyte_isa();
+    int best = kPortable;
+    for (int isa = kPortable; isa <= kAmx; ++isa)
+        if (halfbyte_isas() >> isa & 1) best = isa;
 #ifdef HALFBYTE_X86
     if (best == kAvx512Bf16 && __builtin_cpu_is("intel")) return kAvx512Vnni;
 #endif

@@ -133,7 +133,7 @@ HALFBYTE_API void halfbyte_product_few(const void* matrix, const void* x, int64_
 
 // bf16: x [count, columns] -> out [count, rows], or with `transposed` x [count, rows] -> out [count, columns].
 // `pair` adds pair_x [count, pair_steps] times pair ([rows, pair_steps]; transposed: [pair_steps, columns]), or is null.
-// Needs AVX2 for kAvx2, AVX512-VNNI for kAvx512Vnni, AVX512-BF16 for kAvx512Bf16, and for kAmx tiles that the system has allowed (may_use_amx).
+// Needs what `isa`, at least kAvx2, stands for; for kAmx tiles that the system has allowed (may_use_amx).
 HALFBYTE_API void halfbyte_product_bf16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
                                         const void* pair, int64_t pair_steps, void* out, int transposed, int threads, int isa) {
 #ifdef HALFBYTE_X86
@@ -202,12 +202,12 @@ void add_pair(const LayerArgument& of, const void* x, int64_t count, void* out, 
 }  // namespace
 
 void LayerArgument::run(const void* x, int64_t count, void* out, int dtype, int threads, int isa) const {
-    if (dtype == kBf16 && (isa == kAvx2 || isa >= kAvx512Vnni)) {
+    if (dtype == kBf16 && isa >= kAvx2 && isa != kAvx512) {
         if (a) return halfbyte_product_adapted(matrix, x, count, bias, a, b, rank, out, threads, isa);
         return halfbyte_product_bf16(matrix, x, count, bias, nullptr, nullptr, 0, out, 0, threads, isa);
     }
     isa = std::min<int>(isa, kAvx512);
-    if (dtype == kF32 && isa == kAvx2)
+    if (dtype == kF32 && isa >= kAvx2 && isa < kAvx512)
         halfbyte_product_fp32(matrix, x, count, bias, out, 0, threads);
     else
         halfbyte_product_few(matrix, x, count, bias, out, dtype, threads, isa);

@@ -4,7 +4,7 @@
 // Method: as in few_fp32.h 64 weights of a row of W at a time are looked up by byte shuffles, but their levels have two
 // bytes and not four: a third of the shuffles. `vpmaddwd` multiplies them with x, which has one scale for each of W's
 // blocks; both have 15 bits with the sign, so that a block's sum of 8 products a lane fits 32 bits and is exact.
-// A dense or an int8 matrix is multiplied in fp32 (few_fp32.h). A row's sum has one order, whatever the number of threads or of
+// A dense or an int8 matrix is multiplied in fp32. A row's sum has one order, whatever the number of threads or of
 // rows beside it.
 #pragma once
 
@@ -25,12 +25,12 @@ constexpr int64_t kFewRows = 10;     // up to here this is faster than int16.h
 constexpr float kMostOfBoth = 16383.0f;  // of x and of the levels: a lane adds 8 products of a block
 
 // Rows of x for a dense or an int8 matrix, in fp32.
-struct WideRows {
+struct RowsInFp32 {
     const MatrixArgument& matrix;
     int64_t rows;
     float* x;
 
-    WideRows(const Part& part, int64_t count) : matrix(part.matrix), rows(count), x(scratch<29, float>(count * part.steps)) {
+    RowsInFp32(const Part& part, int64_t count) : matrix(part.matrix), rows(count), x(scratch<29, float>(count * part.steps)) {
         for (int64_t i = 0; i < rows * part.steps; ++i) x[i] = to_float(part.x[i]);
     }
     void multiply(int64_t start, int64_t count, float* out, int threads) const {
@@ -46,7 +46,7 @@ struct WideRows {
 // How rows of x meet a row of W. kLanes: of a sum; kGroup: blocks that are looked up at once, in whose order x lies.
 struct Few256 {
     using Known = Levels;
-    using DenseRows = WideRows;
+    using DenseRows = RowsInFp32;
     static constexpr int64_t kLanes = 8, kGroup = 1;
     static void lay_out(const int16_t* x, int16_t* out) {
         for (int64_t i = 0; i < kBlock; ++i) out[Levels::place(i)] = x[i];
@@ -190,7 +190,7 @@ bool multiply_if_few(const Task& task, int threads) {
     else if (matrix.kind == kDense)
         multiply_slices(task, typename Few::DenseRows(task.parts[0], task.rows), threads);
     else
-        multiply_slices(task, WideRows(task.parts[0], task.rows), threads);
+        multiply_slices(task, RowsInFp32(task.parts[0], task.rows), threads);
     return true;
 }
 

@@ -9,8 +9,8 @@ namespace halfbyte {
 namespace {
 namespace int16 {
 
-constexpr int64_t kFar = 16384, kNear = 1024;  // bytes between what is worked on and what is asked for, by cache
-constexpr int64_t kFarDense = 4096;
+constexpr int64_t kFar = 16384, kNear = 1024;  // bytes ahead that are asked for, into the second-level cache and the first
+constexpr int64_t kFarDense = 4096;            // of dense bf16, into the second alone
 
 // Rows of x for a dense matrix, in fp32. Of 32 columns the 16 even ones come first, since that is how a word of two bf16 numbers
 // falls apart.
@@ -65,7 +65,7 @@ private:
 // 64 bytes of codes are 32 words of four codes, of which four look-ups among 32 levels (whose index
 // is a word's lowest bits) make 32 weights each; the first half of the lanes is one block's, the second the next one's.
 struct Few512 {
-    using Known = WideLevels;
+    using Known = Levels512;
     using DenseRows = EvenOddRows;
     static constexpr int64_t kLanes = 16, kGroup = 2;
 
@@ -107,7 +107,7 @@ struct Few512 {
         }
     }
     template <int kCount>
-    HALFBYTE_VNNI static void add(const WideLevels& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
+    HALFBYTE_VNNI static void add(const Levels512& of, int64_t row, int64_t first, int64_t count, const float* scales, const int16_t* x,
                                   const float* inputs, int64_t blocks, float (*sums)[kLanes]) {
         __m512 sum[kCount];
 #pragma GCC unroll 4
@@ -125,7 +125,7 @@ struct Few512 {
     }
     // As Few256::add_alone. Scales are put together where they are used: made for the whole row before, they took a third of the
     // time.
-    HALFBYTE_VNNI static void add_alone(const WideLevels& of, int64_t row, const int16_t* x, const float* inputs, int64_t blocks, float* constants,
+    HALFBYTE_VNNI static void add_alone(const Levels512& of, int64_t row, const int16_t* x, const float* inputs, int64_t blocks, float* constants,
                                         float (*sums)[kLanes]) {
         const Nf4& packed = of.packed;
         if (of.blocks % kGroup || !packed.nested_absmax) {
@@ -141,7 +141,7 @@ struct Few512 {
             ask_ahead(codes);
             const float apart[kGroup] = {packed.dynamic[absmax[b]], packed.dynamic[absmax[b + 1]]};
             const __m512 nested = _mm512_set1_ps(load(packed.nested_absmax + uint64_t(b) / kNestedBlock));
-            add_group<1>(_mm512_loadu_si512(codes), levels, _mm512_fmadd_ps(both(apart), nested, offset), x, inputs, blocks, &sum);
+            add_group<1>(_mm512_loadu_si512(codes), levels, _mm512_add_ps(_mm512_mul_ps(both(apart), nested), offset), x, inputs, blocks, &sum);
         }
         _mm512_storeu_ps(sums[0], sum);
     }

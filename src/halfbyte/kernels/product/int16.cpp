@@ -17,6 +17,7 @@ HALFBYTE_API void halfbyte_product_int16(const void* matrix, const void* x, int6
         if (!int16::multiply_if_few<decltype(few)>(task, threads)) int16::multiply<decltype(many)>(task, threads);
     };
     if (isa >= kAvx512Vnni) return run(int16::Few512{}, int16::Avx512Vnni{});
+    if (isa == kAvxVnni) return run(int16::Few256{}, int16::AvxVnni{});
     run(int16::Few256{}, int16::Avx2{});
 #else
     (void)matrix, (void)x, (void)count, (void)bias, (void)pair_x, (void)pair, (void)pair_steps, (void)out, (void)transposed, (void)threads, (void)isa;

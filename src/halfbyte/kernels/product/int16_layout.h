@@ -16,7 +16,7 @@ using fp32::kColumns;                   // output columns of a panel
 constexpr int64_t kPairs = kBlock / 2;  // `vpmaddwd` takes two steps at once
 constexpr int64_t kChunk = 256;         // steps of the contraction that are decoded at once
 constexpr int64_t kPanels = kUnit / kColumns;  // of a unit
-constexpr int64_t kPanel = kColumns * kChunk / 2, kPanelScales = kColumns * kChunk / kBlock;  // what lies between them: pairs, scales
+constexpr int64_t kPanel = kColumns * kChunk / 2, kPanelScales = kColumns * kChunk / kBlock;  // from one to the next: pairs, scales
 constexpr float kMostInput = 8191.0f, kMostWeight = 4095.0f;
 constexpr float kTiny = 0x1p-100f;  // blocks with smaller magnitudes count as zero
 
@@ -59,7 +59,7 @@ HALFBYTE_AVX2 float quantise(const T* x, int64_t left, float largest, int16_t* o
     return absmax * (1.0f / largest);
 }
 
-HALFBYTE_AVX512 inline float quantise_wide(const bf16* x, int64_t left, float largest, int16_t* out) {
+HALFBYTE_AVX512 inline float quantise_512(const bf16* x, int64_t left, float largest, int16_t* out) {
     __m512 values[4];
     __m512i most = _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -72,7 +72,7 @@ HALFBYTE_AVX512 inline float quantise_wide(const bf16* x, int64_t left, float la
     const __m512 up = _mm512_set1_ps(absmax < kTiny ? 0.0f : largest / absmax);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out) + i, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(values[i], up))));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out) + i, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(values[i], up))));
     return absmax * (1.0f / largest);
 }
 
@@ -99,7 +99,7 @@ HALFBYTE_AVX2 inline void quantise_panel(const float* weights, int64_t steps, ui
     }
 }
 
-HALFBYTE_AVX512 inline void quantise_panel_wide(const float* weights, int64_t steps, uint32_t* out, float* scales) {
+HALFBYTE_AVX512 inline void quantise_panel_512(const float* weights, int64_t steps, uint32_t* out, float* scales) {
     const __m512i positive = _mm512_set1_epi32(0x7fffffff);
     for (int64_t begin = 0; begin < steps; begin += kBlock, weights += kBlock * kColumns, out += kPairs * kColumns, scales += kColumns) {
         const int64_t have = std::min(kBlock, steps - begin);
@@ -117,13 +117,18 @@ HALFBYTE_AVX512 inline void quantise_panel_wide(const float* weights, int64_t st
     }
 }
 
-// NF4, its levels as integers up to `most`, by their bytes.
-struct Levels {
+// NF4 whose rows are whole blocks.
+struct Nf4Rows {
     Nf4 packed;
     int64_t blocks;  // of a row
+    const uint8_t* at(int64_t row, int64_t block) const { return packed.codes + (row * blocks + block) * (kBlock / 2); }
+};
+
+// Its levels as integers up to `most`, by their bytes.
+struct Levels : Nf4Rows {
     __m256i low, high;  // bytes of the 16 levels, each twice
 
-    HALFBYTE_AVX2 Levels(const Nf4& nf4, int64_t columns, float most) : packed(nf4), blocks(columns / kBlock) {
+    HALFBYTE_AVX2 Levels(const Nf4& nf4, int64_t columns, float most) : Nf4Rows{nf4, columns / kBlock} {
         alignas(16) uint8_t apart[2][16];
         for (int k = 0; k < 16; ++k) {
             const auto level = uint16_t(int16_t(std::lrintf(packed.levels[k] * most)));
@@ -132,7 +137,6 @@ struct Levels {
         low = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(apart[0])));
         high = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(apart[1])));
     }
-    const uint8_t* at(int64_t row, int64_t block) const { return packed.codes + (row * blocks + block) * (kBlock / 2); }
     static int64_t place(int64_t i) {  // where `look_up` leaves weight i of a block
         const int64_t byte = i / 2, within = byte % 16;
         return i % 2 * 32 + within / 8 * 16 + byte / 16 * 8 + within % 8;
@@ -163,22 +167,15 @@ struct Levels {
 };
 
 // The same in a register of words, for processors with AVX-512.
-struct WideLevels {
-    Nf4 packed;
-    int64_t blocks;  // of a row
+struct Levels512 : Nf4Rows {
     alignas(64) int16_t levels[32];  // twice, so that bit 4 of an index does not matter
 
-    WideLevels(const Nf4& nf4, int64_t columns, float most) : packed(nf4), blocks(columns / kBlock) {
+    Levels512(const Nf4& nf4, int64_t columns, float most) : Nf4Rows{nf4, columns / kBlock} {
         for (int k = 0; k < 32; ++k) levels[k] = int16_t(std::lrintf(packed.levels[k % 16] * most));
     }
-    const uint8_t* at(int64_t row, int64_t block) const { return packed.codes + (row * blocks + block) * (kBlock / 2); }
     HALFBYTE_AVX512 void decode(const uint8_t* at, int64_t count, int16_t* out) const {
         const __m512i table = _mm512_load_si512(levels);
-        for (int64_t i = 0; i < 2 * count; ++i) {
-            const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at) + i));
-            const __m512i index = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
-            _mm512_storeu_si512(out + 32 * i, _mm512_permutexvar_epi16(index, table));
-        }
+        for (int64_t i = 0; i < 2 * count; ++i) _mm512_storeu_si512(out + 32 * i, _mm512_permutexvar_epi16(codes_in_words(at + 16 * i), table));
     }
 };
 
@@ -209,11 +206,8 @@ HALFBYTE_AVX512 inline void lay_out_levels_transposed(const MatrixArgument& matr
                 fp32::ask_for(matrix, row + fp32::kRowsAhead, first);
                 const __m512i levels = _mm512_cvtps_epi32(_mm512_mul_ps(known, _mm512_set1_ps(of_row[2 * pair + i] * up)));
                 const __m512i table = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(levels));  // twice: an index's bit 4 does not matter
-                const auto* const codes = reinterpret_cast<const __m128i*>(packed.codes + (row * matrix.columns + first) / 2);
-                for (int half = 0; half < 2; ++half) {
-                    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes + half));
-                    rows[i][half] = _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16)), table);
-                }
+                const uint8_t* const codes = packed.codes + (row * matrix.columns + first) / 2;
+                for (int half = 0; half < 2; ++half) rows[i][half] = _mm512_permutexvar_epi16(codes_in_words(codes + 16 * half), table);
             }
             for (int half = 0; half < 2; ++half) {
                 uint32_t* const at = out + 2 * half * kPanel + pair * kColumns;
@@ -270,12 +264,12 @@ struct LevelSource {  // NF4 whose blocks lie within a row
         of.decode(of.at(row, begin / kBlock), blocks, out);
     }
 };
-template <bool kWide>
+template <bool k512>
 struct DenseSource {
     const MatrixArgument& matrix;
     HALFBYTE_AVX2 void row(int64_t row, int64_t begin, int64_t end, int16_t* out, float* scales) const {
         const bf16* const at = static_cast<const bf16*>(matrix.codes) + row * matrix.columns + begin;
-        for (int64_t s = 0; s < end - begin; s += kBlock) *scales++ = (kWide ? quantise_wide : quantise<bf16>)(at + s, end - begin - s, kMostWeight, out + s);
+        for (int64_t s = 0; s < end - begin; s += kBlock) *scales++ = (k512 ? quantise_512 : quantise<bf16>)(at + s, end - begin - s, kMostWeight, out + s);
     }
 };
 struct DecodedSource {  // by way of fp32: int8, and NF4 whose blocks straddle rows
@@ -293,7 +287,7 @@ HALFBYTE_AVX2 inline void turn(const int16_t (*rows)[kChunk], int64_t pairs, uin
         for (int64_t r = 0; r < kColumns; r += 8)
             fp32::transpose(reinterpret_cast<const float*>(rows[r]) + pair, kChunk / 2, reinterpret_cast<float*>(out) + pair * kColumns + r);
 }
-HALFBYTE_AVX512 inline void turn_wide(const int16_t (*rows)[kChunk], int64_t pairs, uint32_t* out) {
+HALFBYTE_AVX512 inline void turn_512(const int16_t (*rows)[kChunk], int64_t pairs, uint32_t* out) {
     for (int64_t pair = 0; pair < pairs; pair += 16, out += 16 * kColumns) {
         __m512i block[16];
 #pragma GCC unroll 16
@@ -306,7 +300,7 @@ HALFBYTE_AVX512 inline void turn_wide(const int16_t (*rows)[kChunk], int64_t pai
 
 // W's rows first..first + count (at most 16) as output columns, steps begin..end (at most kChunk) along its columns ->
 // integers [block][pair][16] and scales [block][16].
-template <bool kWide, typename Source>
+template <bool k512, typename Source>
 HALFBYTE_AVX2 void lay_out_from(const Source& source, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
     alignas(64) int16_t rows[kColumns][kChunk];
     const int64_t blocks = (end - begin + kBlock - 1) / kBlock;
@@ -318,15 +312,15 @@ HALFBYTE_AVX2 void lay_out_from(const Source& source, int64_t first, int64_t cou
             std::memset(rows[r], 0, sizeof rows[r]);
         for (int64_t b = 0; b < blocks; ++b) scales[b * kColumns + r] = of_row[b];
     }
-    kWide ? turn_wide(rows, blocks * kPairs, out) : turn(rows, blocks * kPairs, out);
+    k512 ? turn_512(rows, blocks * kPairs, out) : turn(rows, blocks * kPairs, out);
 }
-template <bool kWide>
+template <bool k512>
 void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, uint32_t* out, float* scales) {
-    using Known = std::conditional_t<kWide, WideLevels, Levels>;
-    if (matrix.kind == kDense) return lay_out_from<kWide>(DenseSource<kWide>{matrix}, first, count, begin, end, out, scales);
+    using Known = std::conditional_t<k512, Levels512, Levels>;
+    if (matrix.kind == kDense) return lay_out_from<k512>(DenseSource<k512>{matrix}, first, count, begin, end, out, scales);
     if (matrix.kind == kNf4 && matrix.columns % kBlock == 0)
-        return lay_out_from<kWide>(LevelSource<Known>(matrix), first, count, begin, end, out, scales);
-    lay_out_from<kWide>(DecodedSource{matrix}, first, count, begin, end, out, scales);
+        return lay_out_from<k512>(LevelSource<Known>(matrix), first, count, begin, end, out, scales);
+    lay_out_from<k512>(DecodedSource{matrix}, first, count, begin, end, out, scales);
 }
 
 }  // namespace int16

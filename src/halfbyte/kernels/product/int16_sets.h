@@ -21,18 +21,27 @@ namespace int16 {
 using Tile = void (*)(const uint32_t* inputs, const float* rows, const uint32_t* weights, const float* columns, int64_t blocks, float* sums,
                       int64_t apart);
 
-template <typename Tiles, size_t... kIndex>
-constexpr Tile tile_of(int64_t rows, std::index_sequence<kIndex...>) {
-    constexpr Tile tiles[] = {Tiles::template tile<int(kIndex) + 1>...};
+// That of a set for so many rows.
+template <typename Set, size_t... kIndex>
+Tile tile_of(int64_t rows, std::index_sequence<kIndex...>) {
+    static constexpr Tile tiles[] = {Set::template tile<int(kIndex) + 1>...};
     return tiles[rows - 1];
 }
+template <typename Set>
+Tile tile_of(int64_t rows) {
+    return tile_of<Set>(rows, std::make_index_sequence<Set::kRows>());
+}
 
-// ---- AVX2, with AVX-VNNI where the processor has it ---------------------------------------------------------------------
+// ---- AVX2, AVX-VNNI ---------------------------------------------------------------------------------------------------
 
 typedef uint32_t Integers __attribute__((vector_size(32)));  // with __m256i GCC would keep the sums in memory; NaN overflows
 
+// Of each set: rows of a register tile, panels that it takes at once, and whether the layouts for AVX-512 are used.
 template <bool kVnni>
-struct Tiles256 {
+struct Set256 {
+    static constexpr int64_t kRows = 6, kPanelsAtOnce = 1;  // 12 sums, 2 weights, 1 input
+    static constexpr bool k512 = false;
+
     HALFBYTE_AVX2 HALFBYTE_INLINE static void add(Integers& sum, __m256i input, __m256i weights) {
 #ifdef HALFBYTE_AVXVNNI
         if constexpr (kVnni) {  // as assembly, since a function can't have its target from a template
@@ -72,28 +81,16 @@ struct Tiles256 {
     }
 };
 
-// Of each set: rows of a register tile, panels that it takes at once, and whether the layouts for AVX-512 are used.
-struct Avx2 {
-    static constexpr int64_t kRows = 6, kTogether = 1;  // 12 sums, 2 weights, 1 input
-    static constexpr bool kWide = false;
-
-    static Tile tile(int64_t rows) {
-        constexpr auto all = std::make_index_sequence<kRows>();
-#ifdef HALFBYTE_AVXVNNI
-        static const bool vnni = __builtin_cpu_supports("avxvnni");
-        if (vnni) return tile_of<Tiles256<true>>(rows, all);
-#endif
-        return tile_of<Tiles256<false>>(rows, all);
-    }
-};
+using Avx2 = Set256<false>;
+using AvxVnni = Set256<true>;
 
 // ---- AVX512-VNNI ------------------------------------------------------------------------------------------------------
 
 typedef uint32_t WideIntegers __attribute__((vector_size(64)));  // likewise
 
 struct Avx512Vnni {
-    static constexpr int64_t kRows = 14, kTogether = 2;  // 28 sums, 2 weights, 1 input
-    static constexpr bool kWide = true;
+    static constexpr int64_t kRows = 14, kPanelsAtOnce = 2;  // 28 sums, 2 weights, 1 input
+    static constexpr bool k512 = true;
 
     template <int kCount>
     HALFBYTE_VNNI static void tile(const uint32_t* inputs, const float* rows, const uint32_t* weights, const float* columns, int64_t blocks,
@@ -122,7 +119,6 @@ struct Avx512Vnni {
             }
         }
     }
-    static Tile tile(int64_t rows) { return tile_of<Avx512Vnni>(rows, std::make_index_sequence<kRows>()); }
 };
 
 }  // namespace int16

@@ -47,15 +47,11 @@ struct Nf4Matrix {
         const uint64_t first = uint64_t(row * columns + column);
         if (first % kBlock || columns - column < kBlock) return straddling(row, column);
         const __m512i levels = table(int64_t(first / kBlock));
-        const auto* codes = reinterpret_cast<const __m128i*>(packed.codes + first / 2);
-        return {look_up(codes, levels), look_up(codes + 1, levels)};
+        const uint8_t* codes = packed.codes + first / 2;
+        return {_mm512_permutexvar_epi16(codes_in_words(codes), levels), _mm512_permutexvar_epi16(codes_in_words(codes + 16), levels)};
     }
 
 private:
-    HALFBYTE_AVX512BF16 static __m512i look_up(const __m128i* codes, __m512i levels) {
-        const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes));
-        return _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16)), levels);
-    }
     HALFBYTE_AVX512BF16 Words straddling(int64_t row, int64_t column) const {
         bf16 buffer[kWords] = {};
         const int64_t first = row * columns + column;
