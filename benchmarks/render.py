@@ -53,8 +53,8 @@ the same work; first steps and first generations do not count on either side. Wh
 - **limit**: what this machine allows, measured beside: torch's matrix products of the linear layers and the head alone
   (without attention), reading memory, copying it, or the disk.
 - All three compute in bf16. Where torch is faster in fp32 (without bf16 the stock stack in it would take hours; Intel
-  without AMX takes 1.8 times as long for a product in bf16), peer and limit compute in fp32, halfbyte in what it chooses,
-  bf16 with AVX2 and VNNI (but attention, norm, gate and loss, each by itself, in fp32 as the others do).
+  without AMX takes 1.8 times as long for a product in bf16), peer and limit compute in fp32, halfbyte in what it
+  chooses, bf16 with AVX2 and VNNI (but attention, norm, gate and loss, each by itself, in fp32 as the others do).
 - **ratio**: how many times faster than the peer. **distance**: from the limit, times its time or percent of its speed.
 - Memory is the most over time of anonymous and shared pages, what is swapped, and dirty pages of files; clean pages of
   mapped files (a packed model) are a line of their own.

@@ -54,8 +54,8 @@ def machine() -> dict[str, Any]:
 
 @functools.cache
 def has_bf16(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether the processor has fast instructions for bf16, Arm's included. Intel's AVX512-BF16, which takes two cycles for
-    a product, is slower than fp32; with AMX nobody needs it."""
+    """Whether the processor has fast instructions for bf16, Arm's included. Intel's AVX512-BF16, which takes two cycles
+    for a product, is slower than fp32; with AMX nobody needs it."""
     intel = "GenuineIntel" in _words(cpuinfo, ("vendor_id",))
     wanted = {"amx_bf16", "bf16"} if intel else {"amx_bf16", "bf16", "avx512_bf16"}
     return bool(wanted & processor_flags(cpuinfo))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from halfbyte.environment import has_bf16
 from halfbyte.formats import Weights
 from halfbyte.plan import devices
 from halfbyte.plan.compute import activation_bytes, foretold_compute
 from halfbyte.plan.devices import Device
 from halfbyte.plan.inventory import Inventory, take_inventory
 from halfbyte.plan.ladder import plan_model
-from halfbyte.environment import has_bf16
 
 FAST = Device("cpu", "a server", 10**10, True, "")
 SLOW = dataclasses.replace(FAST, name="a laptop", bf16=False)

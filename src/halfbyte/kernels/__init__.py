@@ -50,9 +50,10 @@ __all__ = [
     "torch_is_slow_in_bf16",
 ]
 
-INTEGERS = ("avx2", "avxvnni", "avx512vnni")  # the kernels of these multiply any number of rows in bf16, by 16-bit integers
-BF16 = (*INTEGERS, "avx512bf16", "amx")  # the kernels of all of these do so
-FP32 = ("avx2", "avxvnni")  # those of these do so in fp32. There are none for AVX-512 alone, where torch's product runs
+# Whose kernels multiply any number of rows: in bf16 by 16-bit integers, in bf16, in fp32. Elsewhere torch's runs.
+INTEGERS = ("avx2", "avxvnni", "avx512vnni")
+BF16 = (*INTEGERS, "avx512bf16", "amx")
+FP32 = ("avx2", "avxvnni")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 

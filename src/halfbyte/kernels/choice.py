@@ -43,7 +43,8 @@ def choose(device: torch.device | str = "cpu") -> Choice:
 
     The environment variable HALFBYTE_KERNELS forces one: `reference`, `cpu` (native, the fastest that the processor
     has), one of these (`cpu-portable`, `cpu-avx2`, `cpu-avxvnni`, `cpu-avx512`, `cpu-avx512vnni`, `cpu-avx512bf16`,
-    `cpu-amx`), or `gpu` (Triton on CUDA devices; under TRITON_INTERPRET=1 on the CPU, too, for tests). Other devices than these have the reference only.
+    `cpu-amx`), or `gpu` (Triton on CUDA devices; under TRITON_INTERPRET=1 on the CPU, too, for tests). Other devices
+    than these have the reference only.
     Raises ConfigError if the variable names what does not exist or can't run here.
     """
     device = device if isinstance(device, torch.device) else torch.device(device)

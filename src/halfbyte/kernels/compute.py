@@ -1,9 +1,9 @@
 """The type that activations have and products are computed in, and why.
 
 Many processors have no instructions for bf16. Where there are native products for it nevertheless (AVX2, VNNI: by
-16-bit integers) they are the faster ones; elsewhere bf16 is emulated, several times slower than fp32. Names of processors tell
-little about that, so it is measured: two products of a fixed size as layers make them, a few times each by turns, the
-best time of each.
+16-bit integers) they are the faster ones; elsewhere bf16 is emulated, several times slower than fp32. Names of
+processors tell little about that, so it is measured: two products of a fixed size as layers make them, a few times each
+by turns, the best time of each.
 
 Weights stay as they are stored, in every type: a vocabulary matrix is looked up or multiplied by tiles and never
 copied. Every bf16 and fp16 number is an fp32 number, so fp32 loses nothing. bf16 has three bits less than fp16: what an

@@ -20,9 +20,10 @@ from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE
 from halfbyte.kernels import tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
-ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # by the numbers of `enum Isa` in common.h
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # as `enum Isa` of common.h
 ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avxvnni": "AVX2 with VNNI", "avx512": "AVX-512",
-             "avx512vnni": "AVX-512 with VNNI", "avx512bf16": "AVX-512 with BF16", "amx": "AMX, and AVX-512 with BF16 and FP16"}  # fmt: skip
+             "avx512vnni": "AVX-512 with VNNI", "avx512bf16": "AVX-512 with BF16",
+             "amx": "AMX, and AVX-512 with BF16 and FP16"}  # fmt: skip
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `enum Dtype` in common.h
 _CPU = torch.device("cpu")
 _BUILD = "install a C++ compiler (g++, clang or MSVC) and install halfbyte again"
