@@ -3,10 +3,10 @@ a CPU by a short measurement. Where that can't be foretold the wider type is pla
 
 from __future__ import annotations
 
+from halfbyte.environment import has_bf16
 from halfbyte.formats import COPIED_BYTES, QUANTISED, Weights, without_bf16
 from halfbyte.plan.devices import Device
 from halfbyte.plan.inventory import Inventory
-from halfbyte.plan.native import has_bf16
 
 
 def activation_bytes(weights: str, compute: str = "auto") -> int:
