@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import halfbyte
+from halfbyte.errors import ConfigError, nearest
 from halfbyte.provenance import git_state
 
 NATIVE_INTERFACE = 9  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 CPUINFO = Path("/proc/cpuinfo")
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # as `enum Isa` of kernels/common.h
+KERNELS = ("reference", "cpu", *(f"cpu-{isa}" for isa in ISAS), "gpu")  # that HALFBYTE_KERNELS can name
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
@@ -50,6 +53,14 @@ def machine() -> dict[str, Any]:
     if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
         found["cuda"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return found
+
+
+def check_kernels(forced: str) -> None:
+    """Raise ConfigError where HALFBYTE_KERNELS names what does not exist."""
+    if forced not in KERNELS:
+        raise ConfigError(
+            "HALFBYTE_KERNELS names no kernels", found=repr(forced), do=nearest(forced, KERNELS, "kernels")
+        )
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from halfbyte.environment import has_bf16
+from halfbyte.errors import ConfigError
 from halfbyte.kernels import BF16, multiplies_many, torch_is_slow_in_bf16
 from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
@@ -21,6 +22,13 @@ def test_what_is_foretold_is_what_the_kernels_choose():
     assert before.norms == before.mlp == before.attention == (chosen.isa is not None)
     assert before.products == multiplies_many(chosen.isa, torch.bfloat16)
     assert foretold(LLAMA, dtype_bytes=4).products == multiplies_many(chosen.isa, torch.float32)
+
+
+def test_a_plan_refuses_kernels_that_do_not_exist(monkeypatch):
+    monkeypatch.setenv("HALFBYTE_KERNELS", "cpu-avx3")
+    for ask in (multiplies_bf16, lambda: foretold(LLAMA)):
+        with pytest.raises(ConfigError, match="names no kernels"):
+            ask()
 
 
 def test_a_plan_knows_where_torch_is_slow_in_bf16():
@@ -62,7 +70,8 @@ def test_bf16_is_planned_where_its_products_are_native(forced, monkeypatch, tmp_
         pytest.skip("the native library was not built")
     monkeypatch.setenv("HALFBYTE_KERNELS", forced)
     monkeypatch.setattr("halfbyte.plan.native.has_bf16", lambda: False)
-    assert multiplies_bf16() == multiplies_many(choose("cpu").isa, torch.bfloat16)
+    isa = choose("cpu").isa  # where has_bf16 says no, its own instructions for bf16 are slow
+    assert multiplies_bf16() == (isa != "avx512bf16" and multiplies_many(isa, torch.bfloat16))
     monkeypatch.setattr("halfbyte.plan.native._KERNELS", tmp_path)
     assert not multiplies_bf16()
     monkeypatch.setattr("halfbyte.plan.native.has_bf16", lambda: True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from halfbyte.errors import ConfigError, nearest
+from halfbyte.environment import check_kernels
+from halfbyte.errors import ConfigError
 from halfbyte.kernels import native
 
 VARIABLE = "HALFBYTE_KERNELS"
-_FORCED = ("reference", "cpu", *(f"cpu-{isa}" for isa in native.ISAS), "gpu")
 _INTERPRET = "TRITON_INTERPRET"  # Triton's own variable
 _BF16_CAPABILITY, _LEAST_CAPABILITY = (8, 0), (7, 0)
 _YES = ("1", "y", "yes", "true", "on")  # as Triton reads it
@@ -49,8 +49,8 @@ def choose(device: torch.device | str = "cpu") -> Choice:
     """
     device = device if isinstance(device, torch.device) else torch.device(device)
     forced = os.environ.get(VARIABLE, "")
-    if forced and forced not in _FORCED:
-        raise ConfigError(f"{VARIABLE} names no kernels", found=repr(forced), do=nearest(forced, _FORCED, "kernels"))
+    if forced:
+        check_kernels(forced)
     if forced == "gpu" or (device.type == "cuda" and not forced):
         return _choose_triton(device, forced, os.environ.get(_INTERPRET, "").lower() in _YES)
     return _choose(device.type, forced, native.load()[1], native.isas())
@@ -69,7 +69,7 @@ def _choose(kind: str, forced: str, missing: str, isas: tuple[str, ...]) -> Choi
         return Choice("reference", f"plain PyTorch: {missing}")
     isa = forced.removeprefix("cpu-") if forced not in ("", "cpu") else native.preferred()
     if isa not in isas:
-        have = ", ".join(native.ISA_NAMES[name] for name in isas)
+        have = ", ".join(f"cpu-{name} ({native.ISA_NAMES[name]})" for name in isas)
         raise ConfigError(f"{VARIABLE}={forced} can't be had", found=f"this processor and this build have: {have}",
                           do=f"choose one of these, or unset {VARIABLE}")  # fmt: skip
     by = f" (forced by {VARIABLE})" if forced else ""

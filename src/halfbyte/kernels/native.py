@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from halfbyte.environment import ISAS as ISAS
 from halfbyte.environment import NATIVE_INTERFACE
 from halfbyte.formats import BLOCKSIZE, NESTED_BLOCKSIZE
 from halfbyte.kernels import tables
 from halfbyte.kernels.packed import Int8Weight, NF4Weight
 
-ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # as `enum Isa` of common.h
 ISA_NAMES = {"portable": "portable code", "avx2": "AVX2", "avxvnni": "AVX2 with VNNI", "avx512": "AVX-512",
              "avx512vnni": "AVX-512 with VNNI", "avx512bf16": "AVX-512 with BF16",
              "amx": "AMX, and AVX-512 with BF16 and FP16"}  # fmt: skip
