@@ -17,7 +17,8 @@ from halfbyte.provenance import git_state
 NATIVE_INTERFACE = 9  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 CPUINFO = Path("/proc/cpuinfo")
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # as `enum Isa` of kernels/common.h
-KERNELS = ("reference", "cpu", *(f"cpu-{isa}" for isa in ISAS), "gpu")  # that HALFBYTE_KERNELS can name
+VARIABLE = "HALFBYTE_KERNELS"
+KERNELS = ("reference", "cpu", *(f"cpu-{isa}" for isa in ISAS), "gpu")  # that the variable can name
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
@@ -55,12 +56,12 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def check_kernels(forced: str) -> None:
-    """Raise ConfigError where HALFBYTE_KERNELS names what does not exist."""
-    if forced not in KERNELS:
-        raise ConfigError(
-            "HALFBYTE_KERNELS names no kernels", found=repr(forced), do=nearest(forced, KERNELS, "kernels")
-        )
+def forced_kernels() -> str:
+    """What the variable HALFBYTE_KERNELS says, "" if nothing. Raises ConfigError for what does not exist."""
+    forced = os.environ.get(VARIABLE, "")
+    if forced and forced not in KERNELS:
+        raise ConfigError(f"{VARIABLE} names no kernels", found=repr(forced), do=nearest(forced, KERNELS, "kernels"))
+    return forced
 
 
 @functools.cache

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from halfbyte.environment import check_kernels
+from halfbyte.environment import VARIABLE as VARIABLE
+from halfbyte.environment import forced_kernels
 from halfbyte.errors import ConfigError
 from halfbyte.kernels import native
 
-VARIABLE = "HALFBYTE_KERNELS"
 _INTERPRET = "TRITON_INTERPRET"  # Triton's own variable
 _BF16_CAPABILITY, _LEAST_CAPABILITY = (8, 0), (7, 0)
 _YES = ("1", "y", "yes", "true", "on")  # as Triton reads it
@@ -48,9 +48,7 @@ def choose(device: torch.device | str = "cpu") -> Choice:
     Raises ConfigError if the variable names what does not exist or can't run here.
     """
     device = device if isinstance(device, torch.device) else torch.device(device)
-    forced = os.environ.get(VARIABLE, "")
-    if forced:
-        check_kernels(forced)
+    forced = forced_kernels()
     if forced == "gpu" or (device.type == "cuda" and not forced):
         return _choose_triton(device, forced, os.environ.get(_INTERPRET, "").lower() in _YES)
     return _choose(device.type, forced, native.load()[1], native.isas())

@@ -10,7 +10,6 @@ plans more memory.
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,11 +18,10 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from halfbyte.environment import CPUINFO, NATIVE_INTERFACE, check_kernels, has_bf16, processor_flags
+from halfbyte.environment import CPUINFO, NATIVE_INTERFACE, VARIABLE, forced_kernels, has_bf16, processor_flags
 from halfbyte.plan.shapes import is_known, text_config
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
-_VARIABLE = "HALFBYTE_KERNELS"
 _OF_FP32 = ("cpu-avx2", "cpu-avxvnni")  # what HALFBYTE_KERNELS says where native products in fp32 run, too
 _AVX2 = {"avx2", "fma", "f16c"}  # as /proc/cpuinfo spells them
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
@@ -60,7 +58,7 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
         return plain(missing)
     if not is_known(config):
         return plain("the family is not known")
-    text, forced = text_config(config), _forced()
+    text, forced = text_config(config), forced_kernels()
     if dtype_bytes == 4:
         fast = forced in _OF_FP32 or (forced in ("", "cpu") and has_fp32_products())
     else:
@@ -71,20 +69,13 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
 
 def _missing() -> str:
     """Why there is no native code; empty where there is."""
-    if _forced() == "reference":
-        return f"{_VARIABLE}=reference"
+    if forced_kernels() == "reference":
+        return f"{VARIABLE}=reference"
     file = next((file for suffix in EXTENSION_SUFFIXES if (file := _KERNELS / f"_native{suffix}").exists()), None)
     if file is None:
         return "the native library was not built"
     fault = _fault_of(str(file), file.stat().st_mtime_ns)
     return f"the native library can't be loaded ({fault})" if fault else ""
-
-
-def _forced() -> str:
-    """What HALFBYTE_KERNELS says. Raises ConfigError where it names what does not exist."""
-    if forced := os.environ.get(_VARIABLE, ""):
-        check_kernels(forced)
-    return forced
 
 
 _TRY = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).halfbyte_interface())"
@@ -120,7 +111,8 @@ def has_fp32_products(cpuinfo: Path = CPUINFO) -> bool:
 
 def multiplies_bf16() -> bool:
     """Whether bf16 is faster than fp32 here: by the processor's instructions, or by native products without them."""
-    return has_bf16() or (_forced() != "cpu-avx512bf16" and _bf16_is_native(_forced()) and not _missing())
+    forced = forced_kernels()
+    return has_bf16() or (forced != "cpu-avx512bf16" and _bf16_is_native(forced) and not _missing())
 
 
 def _bf16_is_native(forced: str) -> bool:
