@@ -5,6 +5,7 @@ It needs no PyTorch headers, so one build serves every torch. It is optional: wi
 succeeds, the kernels run in plain PyTorch, and `halfbyte doctor` says so. Everything else stands in pyproject.toml.
 """
 
+import itertools
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -25,20 +26,16 @@ MSVC = ["/O2", "/std:c++17", "/fp:precise", "/EHsc"]
 
 class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        msvc = self.compiler.compiler_type == "msvc"
-        *tried, last = [[]] if msvc else [[*openmp, *old] for openmp in (OPENMP, []) for old in ([], OLD_ASSEMBLER)]
-        for more in tried:
+        if self.compiler.compiler_type == "msvc":
+            ext.extra_compile_args = MSVC
+            return super().build_extension(ext)
+        for openmp, old in itertools.product((OPENMP, []), ([], OLD_ASSEMBLER)):
+            ext.extra_compile_args, ext.extra_link_args = [*UNIX, *openmp, *old], ["-pthread", *openmp]
             try:
-                return self.build_with(ext, more)
-            except (CompileError, LinkError):
-                continue
-        self.build_with(ext, last)
-
-    def build_with(self, ext: Extension, more: list[str]) -> None:
-        msvc = self.compiler.compiler_type == "msvc"
-        ext.extra_compile_args = [*(MSVC if msvc else UNIX), *more]
-        ext.extra_link_args = [] if msvc else ["-pthread", *(flag for flag in more if flag in OPENMP)]
-        super().build_extension(ext)
+                return super().build_extension(ext)
+            except (CompileError, LinkError) as error:
+                failed = error
+        raise failed
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []  # it is no Python module, so there is no PyInit function to export

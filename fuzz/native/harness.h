@@ -30,7 +30,6 @@
 #endif
 
 extern "C" int halfbyte_isas();
-extern "C" int halfbyte_has_vnni();
 
 namespace fuzz {
 

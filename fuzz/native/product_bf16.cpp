@@ -1,5 +1,5 @@
-// product in bf16 (AVX2 and AVX512-VNNI by 16-bit integers, AVX512-BF16, AMX): any number of rows, its transpose, a pair beside it; the
-// product with a LoRA pair and the gated MLP in one call, which go through the same code.
+// product in bf16 (AVX2, AVX-VNNI and AVX512-VNNI by 16-bit integers, AVX512-BF16, AMX): any number of rows, its transpose,
+// a pair beside it; the product with a LoRA pair and the gated MLP in one call, which go through the same code.
 #include "matrix.h"
 
 extern "C" {

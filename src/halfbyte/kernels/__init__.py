@@ -221,20 +221,16 @@ def linear_small(x: Tensor, w: Tensor) -> Tensor:
 
     In bf16 torch's is oneDNN's, which compiles a product for each number of rows and keeps many of them: 60 to 100 MB
     in a run whose batches have all lengths."""
-    return linear(x, w.contiguous()) if _multiplies_small(x) else F.linear(x, w)
+    return linear(x, w.contiguous()) if _many_in_bf16(choose(x.device).isa, x.dtype) else F.linear(x, w)
 
 
 def matmul_small(x: Tensor, w: Tensor) -> Tensor:
     """y [M, N] = x [M, K] w [K, N], likewise."""
-    if not _multiplies_small(x):
+    if not _many_in_bf16(choose(x.device).isa, x.dtype):
         return x @ w
     if len(x) <= w.shape[1]:
         return linear_transposed(x, w.contiguous())
     return linear_transposed(w.T, x.T.contiguous()).T.contiguous()  # the smaller one goes over the larger one
-
-
-def _multiplies_small(x: Tensor) -> bool:
-    return x.dtype == torch.bfloat16 and choose(x.device).isa in BF16
 
 
 def torch_is_slow_in_bf16(device: torch.device) -> bool:

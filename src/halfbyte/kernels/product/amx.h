@@ -110,18 +110,16 @@ HALFBYTE_AVX512BF16 void lay_out_left(const Matrix& matrix, int64_t column, int6
 template <typename Matrix>
 HALFBYTE_AVX512BF16 void lay_out_right(const Matrix& matrix, int64_t column, int64_t begin, int64_t end, bf16* out) {
     const int64_t tiles = tiles_of(end - begin), size = tiles * kTileSize;
-    alignas(64) uint16_t order[64];
-    for (int i = 0; i < 64; ++i) order[i] = uint16_t(i / 2 + i % 2 * 32);
-    const __m512i front = _mm512_load_si512(order), back = _mm512_load_si512(order + 32);
     for (int64_t p = 0; p < tiles * kTile; ++p, out += kTileSteps) {
         const int64_t row = begin + 2 * p;
         if (row + 8 < end) matrix.prefetch(row + 8, column), matrix.prefetch(row + 9, column);
         const Words even = row < end ? matrix.words(row, column) : Words{};
         const Words odd = row + 1 < end ? matrix.words(row + 1, column) : Words{};
-        _mm512_store_si512(out, _mm512_permutex2var_epi16(even.low, front, odd.low));
-        _mm512_store_si512(out + size, _mm512_permutex2var_epi16(even.low, back, odd.low));
-        _mm512_store_si512(out + 2 * size, _mm512_permutex2var_epi16(even.high, front, odd.high));
-        _mm512_store_si512(out + 3 * size, _mm512_permutex2var_epi16(even.high, back, odd.high));
+        const Interleaved low(even.low, odd.low), high(even.high, odd.high);
+        _mm512_store_si512(out, low.front);
+        _mm512_store_si512(out + size, low.back);
+        _mm512_store_si512(out + 2 * size, high.front);
+        _mm512_store_si512(out + 3 * size, high.back);
     }
 }
 

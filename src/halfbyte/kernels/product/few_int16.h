@@ -125,15 +125,18 @@ private:
             const int64_t count = std::min(kRowsOfStrip, last - row);
             float sums[kRowsOfStrip][kFewRows][Few::kLanes];
             for (int64_t i = 0; i < count; ++i) std::memset(sums[i], 0, size_t(rows) * sizeof sums[i][0]);
-            for (int64_t i = 0; i < count && rows == 1; ++i) Few::add_alone(of, row + i, x, scales, blocks, constants, sums[i]);
-            for (int64_t block = 0; block < of.blocks && rows > 1; block += kStrip) {
-                const int64_t have = std::min(kStrip, of.blocks - block);
-                for (int64_t i = 0; i < count; ++i) {
-                    take_scales(of.packed, (row + i) * of.blocks + block, have, constants);
-                    constants[have] = 0.0f;  // of a block that fills up a group
-                    for (int64_t r = 0; r < rows; r += kTogether)
-                        kAdd[std::min<int64_t>(kTogether, rows - r)](of, row + i, block, have, constants, x + r * blocks * kBlock, scales + r * blocks,
-                                                                    blocks, sums[i] + r);
+            if (rows == 1) {
+                for (int64_t i = 0; i < count; ++i) Few::add_alone(of, row + i, x, scales, blocks, constants, sums[i]);
+            } else {
+                for (int64_t block = 0; block < of.blocks; block += kStrip) {
+                    const int64_t have = std::min(kStrip, of.blocks - block);
+                    for (int64_t i = 0; i < count; ++i) {
+                        take_scales(of.packed, (row + i) * of.blocks + block, have, constants);
+                        constants[have] = 0.0f;  // of a block that fills up a group
+                        for (int64_t r = 0; r < rows; r += kTogether)
+                            kAdd[std::min<int64_t>(kTogether, rows - r)](of, row + i, block, have, constants, x + r * blocks * kBlock,
+                                                                        scales + r * blocks, blocks, sums[i] + r);
+                    }
                 }
             }
             for (int64_t i = 0; i < count; ++i)

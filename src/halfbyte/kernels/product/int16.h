@@ -53,28 +53,28 @@ struct Task {
 // sums [panel][rows][16] += one unit of output columns of a piece.
 template <typename Set>
 void add_piece(const Task& task, const Piece& piece, int64_t height, int64_t column, float* sums) {
+    using Layout = typename Set::Layout;
     const MatrixArgument& matrix = piece.part->matrix;
     const int64_t unit = std::min(kUnit, task.columns - column), blocks = piece.blocks();
-    const bool levels = matrix.kind == kNf4 && matrix.columns % kBlock == 0;  // a unit of columns is one block of each row
-    const bool whole = Set::k512 && task.transposed && (levels || matrix.kind == kDense);  // a unit is laid out at once
+    const bool whole = task.transposed && Layout::takes_units(matrix);
     float* const decoded = scratch<20, float>(task.transposed && !whole ? kUnit * kChunk : 0);
     uint32_t* const weights = scratch<21, uint32_t>(kPanels * kPanel);
     float* const scales = scratch<22, float>(kPanels * kPanelScales);
     for (int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         const int64_t end = std::min(piece.end, begin + kChunk), have = (end - begin + kBlock - 1) / kBlock, done = (begin - piece.begin) / kBlock;
         if (whole)
-            (levels ? lay_out_levels_transposed : lay_out_dense_transposed)(matrix, column, begin, end, weights, scales);
+            Layout::lay_out_unit(matrix, column, begin, end, weights, scales);
         else if (task.transposed)
-            fp32::lay_out_transposed<kChunk>(matrix, column, unit, begin, end, decoded, Set::k512 ? kAvx512 : kAvx2);
+            fp32::lay_out_transposed<kChunk>(matrix, column, unit, begin, end, decoded, Layout::kIsa);
         for (int64_t at = 0; at < unit; at += Set::kPanelsAtOnce * kColumns) {
             uint32_t* const panel = weights + (whole ? at / kColumns * kPanel : 0);
             float* const of_panel = scales + (whole ? at / kColumns * kPanelScales : 0);
             for (int64_t p = 0; p < Set::kPanelsAtOnce && !whole; ++p) {
                 const int64_t first = at + p * kColumns, there = std::clamp<int64_t>(unit - first, 0, kColumns);
                 if (task.transposed)
-                    (Set::k512 ? quantise_panel_512 : quantise_panel)(decoded + first * kChunk, end - begin, panel + p * kPanel, of_panel + p * kPanelScales);
+                    Layout::quantise_panel(decoded + first * kChunk, end - begin, panel + p * kPanel, of_panel + p * kPanelScales);
                 else
-                    lay_out<Set::k512>(matrix, column + first, there, begin, end, panel + p * kPanel, of_panel + p * kPanelScales);
+                    lay_out<Layout>(matrix, column + first, there, begin, end, panel + p * kPanel, of_panel + p * kPanelScales);
             }
             for (int64_t r = 0; r < task.rows; r += height) {
                 const int64_t count = std::min(height, task.rows - r), group = r * blocks + done * count;
@@ -103,7 +103,7 @@ HALFBYTE_AVX2 inline void round_out(const Task& task, const float* sums, int64_t
 }
 
 // Rows r..r + count of a piece as integers.
-template <bool k512>
+template <typename Layout>
 void lay_out_rows(const Piece& piece, int64_t r, int64_t count) {
     const int64_t blocks = piece.blocks();
     for (int64_t row = 0; row < count; ++row)
@@ -111,7 +111,7 @@ void lay_out_rows(const Piece& piece, int64_t r, int64_t count) {
             const int64_t group = r * blocks + b * count, begin = piece.begin + b * kBlock;
             alignas(32) int16_t steps[kBlock];
             const bf16* const from = piece.part->x + (r + row) * piece.part->steps + begin;
-            piece.scales[group + row] = (k512 ? quantise_512 : quantise<bf16>)(from, piece.end - begin, kMostInput, steps);
+            piece.scales[group + row] = Layout::quantise(from, piece.end - begin, kMostInput, steps);
             for (int64_t p = 0; p < kPairs; ++p) std::memcpy(piece.pairs + (group * kPairs + p * count + row), steps + 2 * p, sizeof(uint32_t));
         }
 }
@@ -131,7 +131,7 @@ void multiply_rows(const Task& task, int threads) {
         pieces[1].pairs = pieces[0].pairs + before * kPairs, pieces[1].scales = pieces[0].scales + before;
         parallel(panels, 4, threads, [&](int64_t first, int64_t last) {
             for (int64_t r = first * height; r < std::min(last * height, task.rows); r += height)
-                for (int64_t i = 0; i < count; ++i) lay_out_rows<Set::k512>(pieces[i], r, std::min(height, task.rows - r));
+                for (int64_t i = 0; i < count; ++i) lay_out_rows<typename Set::Layout>(pieces[i], r, std::min(height, task.rows - r));
         });
         parallel(units, 1, threads, [&](int64_t first, int64_t last) {
             for (int64_t unit = first; unit < last; ++unit) {

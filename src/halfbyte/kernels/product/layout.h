@@ -62,18 +62,16 @@ HALFBYTE_AVX512BF16 void lay_out(const Matrix& matrix, int64_t first, int64_t co
 template <typename Matrix>
 HALFBYTE_AVX512BF16 void lay_out_transposed(const Matrix& matrix, int64_t first, int64_t begin, int64_t end, uint32_t* out) {
     const int64_t pairs = (end - begin + 1) / 2;
-    alignas(64) uint16_t order[64];
-    for (int i = 0; i < 64; ++i) order[i] = uint16_t(i / 2 + i % 2 * 32);
-    const __m512i front = _mm512_load_si512(order), back = _mm512_load_si512(order + 32);
     for (int64_t p = 0; p < pairs; ++p) {
         const int64_t row = begin + 2 * p;
         const Words even = matrix.words(row, first);
         const Words odd = row + 1 < end ? matrix.words(row + 1, first) : Words{};
         uint32_t* at = out + p * 32;
-        _mm512_storeu_si512(at, _mm512_permutex2var_epi16(even.low, front, odd.low));
-        _mm512_storeu_si512(at + 16, _mm512_permutex2var_epi16(even.low, back, odd.low));
-        _mm512_storeu_si512(at + pairs * 32, _mm512_permutex2var_epi16(even.high, front, odd.high));
-        _mm512_storeu_si512(at + pairs * 32 + 16, _mm512_permutex2var_epi16(even.high, back, odd.high));
+        const Interleaved low(even.low, odd.low), high(even.high, odd.high);
+        _mm512_storeu_si512(at, low.front);
+        _mm512_storeu_si512(at + 16, low.back);
+        _mm512_storeu_si512(at + pairs * 32, high.front);
+        _mm512_storeu_si512(at + pairs * 32 + 16, high.back);
     }
 }
 

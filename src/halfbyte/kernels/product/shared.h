@@ -48,6 +48,17 @@ T* scratch(int64_t count) {
     return buffer.data;
 }
 
+// The 16-bit words of two vectors by turns: of their first halves and of their second ones.
+struct Interleaved {
+    __m512i front, back;
+    HALFBYTE_AVX512 HALFBYTE_INLINE Interleaved(__m512i even, __m512i odd) {
+        const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __m512i first = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
+        front = _mm512_permutex2var_epi16(even, first, odd);
+        back = _mm512_permutex2var_epi16(even, _mm512_add_epi16(first, _mm512_set1_epi16(16)), odd);
+    }
+};
+
 // 16 x 16 transpose of 32-bit words, in place.
 HALFBYTE_AVX512 inline void transpose(__m512i* rows) {
     __m512i turned[16];

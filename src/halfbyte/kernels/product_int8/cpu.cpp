@@ -274,14 +274,6 @@ const float* widen_pair(const bf16* pair, int64_t steps, int64_t columns, bool t
 
 using namespace halfbyte;
 
-HALFBYTE_API int halfbyte_has_vnni() {
-#ifdef HALFBYTE_X86
-    return __builtin_cpu_supports("avx512vnni") != 0;
-#else
-    return 0;
-#endif
-}
-
 // Arguments as of halfbyte_product_bf16; the matrix is NF4 or int8, and its columns are a multiple of 64. Needs
 // AVX512-VNNI.
 HALFBYTE_API void halfbyte_product_int8(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from torch import Tensor
 
 from halfbyte.kernels import native
@@ -12,10 +10,9 @@ from halfbyte.kernels.product.cpu import product
 from halfbyte.kernels.product.reference import Pair
 
 
-@functools.cache
 def has_vnni() -> bool:
     """Whether the processor multiplies bytes (AVX512-VNNI)."""
-    return bool(native.library().halfbyte_has_vnni())
+    return "avx512vnni" in native.isas()
 
 
 def int8(
