@@ -100,9 +100,7 @@ class RunPlan:
         there = sum(size or 0 for size in opened_on_card(mapped, streamed).values())
         b = int(self.model.dtype.itemsize)
         if not on_card:
-            adapted = [(layer.out_features, layer.in_features) for layer in self.model.targeted(config.adapter)]
-            there = running_bytes(shape, inventory.tokenizer_bytes)
-            there += library_bytes(shape, matrices, b, adapted, self._share(config.tune.batch) * longest)
+            there = running_bytes(shape, inventory.tokenizer_bytes) + library_bytes(shape, matrices, b)
         fixed = spoken_for(
             shape, matrices, packed=weights in QUANTISED, dtype_bytes=b, adapter=sizes,
             optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),

@@ -52,7 +52,8 @@ class Case:
 
         def layer(out: int, columns: int) -> Layer:
             weight = self.random(out, columns, dtype=torch.float32) * columns**-0.5
-            frozen = weight.bfloat16() if weights == "bf16" else kernels.quantise(weight, weights)
+            dense = {"bf16": torch.bfloat16, "fp32": torch.float32}
+            frozen = weight.to(dense[weights]) if weights in dense else kernels.quantise(weight, weights)
             pair = (self.random(rank, columns) * 0.1, self.random(out, rank)) if rank else None
             return Layer(frozen, self.random(out) if bias else None, pair)
 
@@ -125,6 +126,15 @@ def test_it_computes_the_specification(native_code: str, dtype: torch.dtype, bui
 
 def _error(made: Tensor, truth: Tensor) -> float:
     return float((made.float() - truth).norm() / truth.norm())
+
+
+def test_weights_in_fp32_are_covered_where_their_products_are(native_code: str) -> None:
+    case = Case(torch.float32, weights="fp32", bias=True, rank=5)
+    many = kernels.multiplies_many(kernels.choose("cpu").isa, torch.float32)
+    assert ("torch's product" in uncovered(case.blocks, torch.float32)) is not many
+    if many:
+        wanted = case.theirs(torch.float32)
+        assert all(_error(got, truth) <= 2e-6 for got, truth in zip(case.ours(), wanted, strict=True))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, FEW])
@@ -214,7 +224,8 @@ def test_blocks_that_do_not_fit_together_are_refused(native_code: str, name: str
 def test_what_is_not_covered_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = Case(torch.float32, weights="bf16").blocks
     assert "float16" in uncovered(blocks, torch.float16)
-    dense = blocks[0]._replace(linears=blocks[0].linears._replace(o=Layer(torch.zeros(WIDTH, HEADS * HEAD))))
-    assert "dense torch.float32" in uncovered([blocks[0], dense], torch.float32)
+    half = torch.zeros(WIDTH, HEADS * HEAD).half()
+    dense = blocks[0]._replace(linears=blocks[0].linears._replace(o=Layer(half)))
+    assert "dense torch.float16" in uncovered([blocks[0], dense], torch.float32)
     monkeypatch.setenv(VARIABLE, "reference")
     assert "plain PyTorch" in uncovered(blocks, torch.float32)

@@ -1,4 +1,4 @@
-"""Products in fp32 with a frozen matrix, for processors with AVX2: tiles, panels, few rows."""
+"""Products in fp32 with a frozen matrix, for processors with AVX2 and AVX-512: tiles, panels, few rows, pairs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,61 @@ import torch
 from halfbyte import kernels
 from halfbyte.kernels import native
 from halfbyte.kernels.product import reference
-from tests.kernels.test_product import WEIGHTS, Guarded, error, exact, guarded_copy, made
+from halfbyte.kernels.product.reference import FrozenWeight
+from tests.kernels import test_product as common
+from tests.kernels.test_product import Guarded, error, exact, guarded_copy
+
+WEIGHTS = [*common.WEIGHTS, "fp32"]
+HERE = [isa for isa in ("avx2", "avx512") if isa in native.isas()]  # those of the others are the same code
 
 
-@pytest.fixture
-def fp32_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def made(rows: int, columns: int, weights: str) -> FrozenWeight:
+    if weights != "fp32":
+        return common.made(rows, columns, weights)
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.fixture(params=HERE or ["none"])
+def fp32_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The products of any number of rows in fp32; without them, what runs here."""
-    if kernels.FP32[0] in native.isas():  # those of the others are the same code
-        monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{kernels.FP32[0]}")
+    if request.param != "none":
+        monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{request.param}")
+
+
+@pytest.mark.skipif(len(HERE) < 2, reason="it takes two instruction sets")
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(100, 192), (33, 2500), (16, 320)])
+def test_avx512_gives_the_bits_of_avx2(weights: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, found = made(*shape, weights), []
+    for isa in HERE:
+        monkeypatch.setenv("HALFBYTE_KERNELS", f"cpu-{isa}")
+        for count in (1, 5, 40):
+            x, g = (torch.randn(count, width, generator=torch.Generator().manual_seed(1)) for width in shape[::-1])
+            found.append((kernels.linear(x, weight), kernels.linear_transposed(g, weight)))
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 70])
+def test_a_pair_is_added_in_fp32(fp32_kernels: None, count: int) -> None:
+    weight, truth = made(70, 130, "nf4"), exact(made(70, 130, "nf4"))
+    draw = torch.Generator().manual_seed(3)
+    x, g, h = (torch.randn(count, width, generator=draw) for width in (130, 70, 20))
+    a, b, bias = (torch.randn(*shape, generator=draw) for shape in ((20, 130), (70, 20), (70,)))
+    y, dx = kernels.linear(x, weight, bias, (h, b)), kernels.linear_transposed(g, weight, (h, a))
+    assert error(y, x.double() @ truth.T + bias.double() + h.double() @ b.double().T) < 1e-4
+    assert error(dx, g.double() @ truth + h.double() @ a.double()) < 1e-4
+
+
+@pytest.mark.parametrize("shapes", [((70, 33), (33, 5)), ((5, 70), (70, 200)), ((6, 4), (4, 6)), ((700, 4), (4, 16))])
+def test_the_products_of_an_adapter_in_fp32(
+    fp32_kernels: None, shapes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    """As in bf16: wider than high and higher than wide, and of views."""
+    x, w = (torch.randn(shape, generator=torch.Generator().manual_seed(6)) for shape in shapes)
+    wanted = x.double() @ w.double()
+    for y in (kernels.matmul_small(x, w), kernels.matmul_small(x.T.contiguous().T, w), kernels.linear_small(x, w.T)):
+        assert error(y, wanted) <= 1e-5 and y.shape == wanted.shape and y.is_contiguous()
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -26,7 +73,7 @@ def test_many_rows_in_fp32(fp32_kernels: None, weights: str, shape: tuple[int, i
     """Tiles and panels of every height, columns that end within a panel, more steps than are laid out at once, more
     rows than go at once; in them each row is what it is among others, whatever the threads."""
     weight, truth = made(*shape, weights), exact(made(*shape, weights))
-    draw, native_runs = torch.Generator().manual_seed(2), kernels.FP32[0] in native.isas()
+    draw, native_runs = torch.Generator().manual_seed(2), bool(HERE)
     whole, g = (torch.randn(1030, width, generator=draw) for width in (shape[1], shape[0]))
     bias = torch.randn(shape[0], generator=draw)
     wanted, wanted_dx = whole.double() @ truth.T + bias.double(), g.double() @ truth
@@ -62,7 +109,7 @@ def test_every_small_number_of_rows_in_fp32(fp32_kernels: None, weights: str, sh
             together = kernels.linear(whole[:count], weight, bias)
             torch.set_num_threads(before)
             assert error(together, wanted[:count]) <= allowed
-            if kernels.FP32[0] in native.isas():
+            if HERE:
                 assert torch.equal(together, alone[:count])
 
 

@@ -50,10 +50,10 @@ def test_the_forced_kernels_are_foretold(forced, monkeypatch):
 
 def test_the_processor_says_it(tmp_path):
     for text, in_bf16, in_fp32 in (
-        (ZEN4, True, False),
-        (ZEN4 + " amx_bf16", True, False),
-        (ZEN4.replace("avx512_bf16", ""), True, False),
-        (ZEN4.replace("avx512_vnni avx512_bf16", ""), False, False),
+        (ZEN4, True, True),
+        (ZEN4 + " amx_bf16", True, True),
+        (ZEN4.replace("avx512_bf16", ""), True, True),
+        (ZEN4.replace("avx512_vnni avx512_bf16", ""), False, True),
         (ZEN3, True, True),
         (ZEN3.replace("fma", ""), False, False),
         ("", False, False),

@@ -53,7 +53,7 @@ __all__ = [
 # Whose kernels multiply any number of rows: in bf16 by 16-bit integers, in bf16, in fp32. Elsewhere torch's runs.
 INTEGERS = ("avx2", "avxvnni", "avx512vnni")
 BF16 = (*INTEGERS, "avx512bf16", "amx")
-FP32 = ("avx2", "avxvnni")
+FP32 = (*BF16, "avx512")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -188,12 +188,9 @@ def linear(
         from halfbyte.kernels.product import gpu
 
         return gpu.few(x, weight, bias, _contiguous(pair), out)
-    if _many_in_bf16(how.isa, x.dtype):
-        return _product.bf16(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
     if multiplies_many(how.isa, x.dtype):
-        y = _product.fp32(x, weight, bias, False, out)
-    else:
-        y = _product.few(x, weight, bias, how.isa or "", out)
+        return _product.many(x, weight, bias, _contiguous(pair), False, how.isa or "", out)
+    y = _product.few(x, weight, bias, how.isa or "", out)
     return y if pair is None else y.addmm_(pair[0].detach(), pair[1].detach().T)
 
 
@@ -217,20 +214,26 @@ def adapted(x: Tensor, weight: FrozenWeight, bias: Tensor | None, lora: Pair, *,
 
 
 def linear_small(x: Tensor, w: Tensor) -> Tensor:
-    """y [T, N] = x [T, K] w^T, both dense and of one dtype, for LoRA's pair: native in bf16, else torch's product.
+    """y [T, N] = x [T, K] w^T, both dense and of one dtype, for LoRA's pair: native where products of any number of
+    rows are, else torch's.
 
     In bf16 torch's is oneDNN's, which compiles a product for each number of rows and keeps many of them: 60 to 100 MB
-    in a run whose batches have all lengths."""
-    return linear(x, w.contiguous()) if _many_in_bf16(choose(x.device).isa, x.dtype) else F.linear(x, w)
+    in a run whose batches have all lengths. In fp32 it is MKL's, which keeps up to 60 MB of buffers."""
+    if not multiplies_many(choose(x.device).isa, x.dtype):
+        return F.linear(x, w)
+    x, w = x.contiguous(), w.contiguous()
+    return linear(x, w) if len(x) <= len(w) else linear(w, x).T.contiguous()  # the smaller one goes over the larger one
 
 
 def matmul_small(x: Tensor, w: Tensor) -> Tensor:
-    """y [M, N] = x [M, K] w [K, N], likewise."""
-    if not _many_in_bf16(choose(x.device).isa, x.dtype):
+    """y [M, N] = x [M, K] w [K, N], likewise; x may be transposed."""
+    if not multiplies_many(choose(x.device).isa, x.dtype):
         return x @ w
     if len(x) <= w.shape[1]:
         return linear_transposed(x, w.contiguous())
-    return linear_transposed(w.T, x.T.contiguous()).T.contiguous()  # the smaller one goes over the larger one
+    if x.is_contiguous():
+        return linear(w.T.contiguous(), x).T.contiguous()
+    return linear_transposed(w.T, x.T.contiguous()).T.contiguous()
 
 
 def torch_is_slow_in_bf16(device: torch.device) -> bool:
@@ -260,11 +263,8 @@ def linear_transposed(g: Tensor, weight: FrozenWeight, pair: Pair | None = None,
     if int8 and _in_int8(weight, g):
         return _product_int8.int8(g.contiguous(), weight, None, _contiguous(pair), True)
     how = product_of(g, weight)
-    if _many_in_bf16(how.isa, g.dtype):
-        return _product.bf16(g.contiguous(), weight, None, _contiguous(pair), True, how.isa or "")
     if multiplies_many(how.isa, g.dtype):
-        dx = _product.fp32(g.contiguous(), weight, None, True)
-        return dx if pair is None else dx.addmm_(pair[0].detach(), pair[1].detach())
+        return _product.many(g.contiguous(), weight, None, _contiguous(pair), True, how.isa or "")
     return _plain.linear_transposed(g, weight, pair, _room(g, weight.shape[1]))
 
 
@@ -325,10 +325,13 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
         return choice
     if 0 in weight.shape:
         return Choice("reference", "torch's product: the weight is empty")
-    if isinstance(weight, Tensor) and (weight.dtype != torch.bfloat16 or not weight.is_contiguous()):
-        what = f"dense {weight.dtype}" if weight.is_contiguous() else "not contiguous"
-        return Choice("reference", f"torch's product: the weight is {what}")
-    if multiplies_many(choice.isa, x.dtype):
+    if isinstance(weight, Tensor) and not weight.is_contiguous():
+        return Choice("reference", "torch's product: the weight is not contiguous")
+    many = multiplies_many(choice.isa, x.dtype)
+    in_fp32 = many and x.dtype == torch.float32
+    if isinstance(weight, Tensor) and weight.dtype != torch.bfloat16 and not (in_fp32 and weight.dtype == x.dtype):
+        return Choice("reference", f"torch's product: the weight is dense {weight.dtype}")
+    if many:
         return choice
     if len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32):
         isa = min(choice.isa, "avx512", key=native.ISAS.index)

@@ -37,7 +37,7 @@ _ARGUMENTS = {
     "halfbyte_dequantise_nf4": [_P, _P, _P, c_float, _P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_dequantise_int8": [_P, _P, _N, _N, _P, _I, _I, _I],
     "halfbyte_product_few": [_P, _P, _N, _P, _P, _I, _I, _I],
-    "halfbyte_product_fp32": [_P, _P, _N, _P, _P, _I, _I],
+    "halfbyte_product_fp32": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I, _I],
     "halfbyte_product_bf16": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I, _I],
     "halfbyte_product_adapted": [_P, _P, _N, _P, _P, _P, _N, _P, _I, _I],
     "halfbyte_gated_mlp": [_P, _P, _N, _I, _P, _I, _I, _I],

@@ -31,9 +31,9 @@ there in full. The first layers are the ones that are recomputed, since the last
 The formulas of a layer were derived from the code and are checked on small models of ten families against what autograd
 really saves (`tests/plan/test_activations.py`).
 
-Where there is no native product (16 bits with AVX-512 that lacks BF16, fp32 with any AVX-512, either without AVX2), a
-dense matrix of another type than the activations, as the head in 16 bits is, is converted 4096 rows at a time, and MKL
-or oneDNN keep some MB for each thread.
+Where there is no native product (16 bits with AVX-512 that lacks VNNI, anything without AVX2), a dense matrix of
+another type than the activations, as the head in 16 bits is, is converted 4096 rows at a time, and MKL or oneDNN keep
+some MB for each thread.
 
 Assumed: what is freed goes back to the system (`memory.hold_little`). Times are not modelled here.
 """

@@ -239,11 +239,9 @@ def make_plan(
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
-    def scratch(tokens: int, left: int, positions: int) -> int:
-        library = library_bytes(info, linears.values(), b, [linears[name] for name in chosen], tokens,
-                                            trains=left == 2, positions=positions)  # fmt: skip
+    def scratch(tokens: int, left: int) -> int:
         shared = scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
-        return shared + (library if kind == "cpu" else 0)
+        return shared + (library_bytes(info, linears.values(), b) if kind == "cpu" else 0)
 
     loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
     answering = fixed | {"adapter": 4 * adapter - loaded}
@@ -253,7 +251,7 @@ def make_plan(
                    evaluation_new)  # fmt: skip
     freed = activations.gradients(sizes, passes)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
-             "scratch": scratch(batch * sequence, 2, activations.learned_tokens(info, batch, sequence))}  # fmt: skip
+             "scratch": scratch(batch * sequence, 2)}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
     layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b,
                                                 freed)  # fmt: skip
@@ -262,7 +260,7 @@ def make_plan(
         "open": Phase(opened, mapped),
         "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored,
                                                     evaluation_new),
-                           "scratch": scratch(there.tokens, 1, there.positions)}, read),
+                           "scratch": scratch(there.tokens, 1)}, read),
         "tune": Phase({**needs, **training(info, batch, sequence, layers, b, freed)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
@@ -330,8 +328,7 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     names = select_targets(asked["targets"], list(inventory.linears), where=f"the linear layers of {inventory.name}")
     sizes, on_card = _adapter_sizes(inventory.linears, names, rank), asked["kind"] == "cuda"
     runtime = activations.running_bytes(info, inventory.tokenizer_bytes)
-    adapted = [inventory.linears[name] for name in names]
-    runtime += library_bytes(info, inventory.linears.values(), b, adapted, step_items * sequence)
+    runtime += library_bytes(info, inventory.linears.values(), b)
     if on_card:
         streamed = streaming(inventory, weights) if asked["stream"] == "on" else None
         runtime = sum(size or 0 for size in opened_on_card(mapped, streamed).values())

@@ -22,7 +22,6 @@ from halfbyte.environment import CPUINFO, NATIVE_INTERFACE, VARIABLE, forced_ker
 from halfbyte.plan.shapes import is_known, text_config
 
 _KERNELS = Path(__file__).parents[1] / "kernels"
-_OF_FP32 = ("cpu-avx2", "cpu-avxvnni")  # what HALFBYTE_KERNELS says where native products in fp32 run, too
 _AVX2 = {"avx2", "fma", "f16c"}  # as /proc/cpuinfo spells them
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _VNNI = _AVX512 | {"avx512_vnni"}  # which all with AVX512-BF16 and AMX have
@@ -60,7 +59,7 @@ def foretold(config: Mapping[str, Any], *, dtype_bytes: int = 2, device: str = "
         return plain("the family is not known")
     text, forced = text_config(config), forced_kernels()
     if dtype_bytes == 4:
-        fast = forced in _OF_FP32 or (forced in ("", "cpu") and has_fp32_products())
+        fast = has_fp32_products() if forced in ("", "cpu") else forced != "cpu-portable"
     else:
         fast = _bf16_is_native(forced)
     dropout = any(text.get(name) for name in _DROPOUTS)
@@ -104,9 +103,8 @@ def has_bf16_products(cpuinfo: Path = CPUINFO) -> bool:
 
 
 def has_fp32_products(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether the processor has AVX2 and not AVX-512, where native products in fp32 run."""
-    flags = processor_flags(cpuinfo)
-    return flags >= _AVX2 and not flags >= _AVX512
+    """Whether the processor has AVX2, with which native products in fp32 run."""
+    return processor_flags(cpuinfo) >= _AVX2
 
 
 def multiplies_bf16() -> bool:
@@ -116,7 +114,9 @@ def multiplies_bf16() -> bool:
 
 
 def _bf16_is_native(forced: str) -> bool:
-    return forced in _OF_FP32 or (forced not in ("cpu-portable", "cpu-avx512") and has_bf16_products())
+    if forced in ("", "cpu"):
+        return has_bf16_products()
+    return forced not in ("cpu-portable", "cpu-avx512")
 
 
 def of_model(replaced: Iterable[Any], attention: str, *, products: bool, reason: str) -> Native:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from halfbyte.environment import cores
-from halfbyte.plan.activations import LOSS_CHUNK, ShapeInfo, head_shape, tile_bytes
-from halfbyte.plan.panels import Product, kept_bytes
+from halfbyte.plan.activations import ShapeInfo, head_shape, tile_bytes
 
 # What the library below torch's products keeps for each thread where these are not native: MKL in fp32 (no more than
 # the largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4
@@ -37,8 +36,6 @@ def scratch_bytes(
             down = tile_bytes(info, [shape for shape in shapes if shape[1] == mlp], b) - left * b * tokens * mlp
             return max(down, tile_bytes(info, [*others, head_shape(info)], b))
         return b * max((rows * columns for rows, columns in shapes), default=0)
-    if info.weights == "fp32":  # torch multiplies these as they are
-        return 0
     rows = min(_ROWS, tokens)
     if info.dims is not None and info.dims.vocabulary:
         shapes.append((info.dims.vocabulary, info.dims.hidden))  # the head, with fewer rows
@@ -50,48 +47,12 @@ def scratch_bytes(
     return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)
 
 
-def library_bytes(
-    info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int, adapted: Iterable[tuple[int, int]], tokens: int, *,
-    trains: bool = True, positions: int | None = None,
-) -> int:  # fmt: skip
-    """Bytes that the processor's library keeps while it multiplies `tokens` rows with `matrices` [out, in]; where these
-    products are native, with the adapter of those that are `adapted`. `positions`: rows that the head is multiplied
-    with (None: all; those of the loss go in chunks)."""
-    if info.native.products and b == 2:
+def library_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int) -> int:
+    """Bytes that the processor's library keeps while it multiplies with `matrices` [out, in]: none where these products
+    are native, the adapter's and dense ones in the type of activations, too."""
+    if info.native.products:
         return 0
-    if not info.native.products:
-        return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
-    positions = tokens if positions is None else positions
-    positions = min(positions, LOSS_CHUNK) if trains else positions
-    with_pair = set(adapted)
-    shapes = list(dict.fromkeys((*matrices, *with_pair)))
-    return kept_bytes(_products(info, shapes, with_pair, tokens, trains, positions), cores())
-
-
-def _products(
-    info: ShapeInfo, matrices: list[tuple[int, int]], adapted: set[tuple[int, int]], tokens: int, trains: bool,
-    positions: int,
-) -> Iterator[Product]:  # fmt: skip
-    """Those in fp32 that are torch's, in the order of a step: of the adapter, and of weights that are fp32."""
-    dense, rank, (vocabulary, hidden) = info.weights == "fp32", info.rank, head_shape(info)
-    for out, in_ in matrices:
-        if (out, in_) in adapted:
-            yield tokens, rank, in_
-        if dense:
-            yield tokens, out, in_
-        if (out, in_) in adapted:
-            yield tokens, out, rank
-    if dense and vocabulary:
-        yield positions, vocabulary, hidden
-        if trains:
-            yield positions, hidden, vocabulary
-    for out, in_ in reversed(matrices if trains else []):
-        if (out, in_) in adapted:
-            yield tokens, rank, out
-            yield out, rank, tokens
-            yield rank, in_, tokens
-        if dense:
-            yield tokens, in_, out
+    return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
 
 
 def narrow_bytes(sizes: Sequence[int], b: int) -> int:

@@ -1,8 +1,8 @@
 // Products of rows with a frozen matrix: packed (NF4, int8) or dense bf16; reference.py is the specification.
 //
 // For any number of rows bf16.h has the products in bf16 of processors with AVX512-BF16 and with AMX, int16.h those of
-// processors with AVX2 and with AVX512-VNNI, and fp32.h those in fp32 of AVX2. For what is left there is the product with few rows (decoding text is
-// limited by reading the weights): a stretch of a row of weights is decoded to fp32 in the first-level cache and multiplied
+// processors with AVX2 and with AVX512-VNNI, and fp32.h those in fp32 of both. For what is left there is the product with few
+// rows (decoding text is limited by reading the weights): a stretch of a row of weights is decoded to fp32 in the first-level cache and multiplied
 // with all rows of x before the next. With many rows they dequantise the matrix and call torch (see __init__.py).
 #include "../gate/gate.h"
 #include "../vector.h"
@@ -10,8 +10,8 @@
 #include "layer.h"
 
 // fp32.cpp
-HALFBYTE_API void halfbyte_product_fp32(const void* matrix, const void* x, int64_t count, const void* bias, void* out,
-                                        int transposed, int threads);
+HALFBYTE_API void halfbyte_product_fp32(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
+                                        const void* pair, int64_t pair_steps, void* out, int transposed, int threads, int isa);
 
 // int16.cpp
 HALFBYTE_API void halfbyte_product_int16(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
@@ -207,8 +207,8 @@ void LayerArgument::run(const void* x, int64_t count, void* out, int dtype, int 
         return halfbyte_product_bf16(matrix, x, count, bias, nullptr, nullptr, 0, out, 0, threads, isa);
     }
     isa = std::min<int>(isa, kAvx512);
-    if (dtype == kF32 && isa >= kAvx2 && isa < kAvx512)
-        halfbyte_product_fp32(matrix, x, count, bias, out, 0, threads);
+    if (dtype == kF32 && isa >= kAvx2)
+        halfbyte_product_fp32(matrix, x, count, bias, nullptr, nullptr, 0, out, 0, threads, isa);
     else
         halfbyte_product_few(matrix, x, count, bias, out, dtype, threads, isa);
     if (a) (dtype == kBf16 ? add_pair<bf16> : add_pair<float>)(*this, x, count, out, threads, isa);

@@ -49,7 +49,8 @@ _MATRICES: weakref.WeakKeyDictionary[PackedWeight, _Matrix] = weakref.WeakKeyDic
 def matrix(weight: PackedWeight | Tensor) -> _Matrix:
     """Described once for a packed weight, whose tensors never change; it points into them."""
     if isinstance(weight, Tensor):
-        return _Matrix(rows=weight.shape[0], columns=weight.shape[1], codes=weight.data_ptr(), kind=0)
+        kind = 3 if weight.dtype == torch.float32 else 0
+        return _Matrix(rows=weight.shape[0], columns=weight.shape[1], codes=weight.data_ptr(), kind=kind)
     made = _MATRICES.get(weight)
     if made is None:
         rows, columns = weight.shape
@@ -88,24 +89,13 @@ def few(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, isa: str,
     return out
 
 
-def fp32(
-    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, transposed: bool, out: Tensor | None = None
-) -> Tensor:  # fmt: skip
-    """x [T, I] W^T + bias, or transposed x [T, O] W; fp32, but a dense W is bf16; for AVX2."""
-    out = pool.empty((x.shape[0], weight.shape[1 if transposed else 0]), x.dtype) if out is None else out
-    native.library().halfbyte_product_fp32(
-        ctypes.byref(matrix(weight)), x.data_ptr(), x.shape[0], None if bias is None else bias.data_ptr(),
-        out.data_ptr(), transposed, torch.get_num_threads(),
-    )  # fmt: skip
-    return out
-
-
-def bf16(
+def many(
     x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None, transposed: bool, isa: str,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; everything in bf16."""
-    function = native.library().halfbyte_product_bf16
+    """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; all bf16 or all fp32, but a dense W may be bf16."""
+    found = native.library()
+    function = found.halfbyte_product_fp32 if x.dtype == torch.float32 else found.halfbyte_product_bf16
     return product(function, x, weight, bias, pair, transposed, out, native.ISAS.index(isa))
 
 

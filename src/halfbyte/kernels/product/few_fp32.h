@@ -51,24 +51,29 @@ struct Nf4Blocks {
     }
 };
 
+template <typename T>  // bf16 or float
 struct DenseBlocks {
-    const bf16* weights;
+    const T* weights;
     int64_t columns;
     static constexpr bool kScaled = false;
     static int64_t place(int64_t i) { return i; }
     float scale(int64_t) const { return 1.0f; }
-    using Weight = bf16;
-    DenseBlocks last(int64_t row, int64_t first, bf16* buffer) const {  // the rest of a row, with zeros behind it
-        std::memcpy(buffer, weights + row * columns + first, size_t(columns - first) * sizeof(bf16));
+    using Weight = T;
+    DenseBlocks last(int64_t row, int64_t first, T* buffer) const {  // the rest of a row, with zeros behind it
+        std::memcpy(buffer, weights + row * columns + first, size_t(columns - first) * sizeof(T));
         return {buffer, 0};
     }
     template <int kHalf>
     HALFBYTE_AVX2 HALFBYTE_INLINE void half(int64_t row, int64_t block, __m256* out) const {
-        const bf16* at = weights + row * columns + block * kBlock + 32 * kHalf;
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
+        const T* at = weights + row * columns + block * kBlock + 32 * kHalf;
+        for (size_t line = 0; line < sizeof(T) / 2; ++line) _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64 * line, _MM_HINT_T0);
         for (int i = 0; i < 4; ++i) {
-            const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 8 * i)));
-            out[i] = _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+            if constexpr (sizeof(T) == 4) {
+                out[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(at) + 8 * i);
+            } else {
+                const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 8 * i)));
+                out[i] = _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+            }
         }
     }
 };

@@ -1,17 +1,18 @@
-// Products of many rows in fp32 for processors with AVX2 and without AVX-512: y = x W^T, and its transpose dx = g W.
+// Products of many rows in fp32 for processors with AVX2, and with AVX-512: y = x W^T, and its transpose dx = g W.
 //
 // Method: the matrix is decoded where it is used. A unit of 64 output columns is decoded for kChunk steps of the
-// contraction into 64 KB that stay in the second-level cache, laid out in panels of 16 columns, each of which fills half
-// of the first-level cache while all rows of x go over it in register tiles of 6 x 16. So the fp32 matrix never exists,
-// which would cost a pass over 8 times the bytes of a 4-bit one before the product begins. Sums live in `out`.
-// Each output is summed in one order, whatever the number of threads or of rows; up to kFewRows rows go another way
-// (few_fp32.h), in another order.
+// contraction into 64 KB that stay in the second-level cache, laid out in panels, over each of which all rows of x go in
+// register tiles (fp32_tiles.h). So the fp32 matrix never exists, which would cost a pass over 8 times the bytes of a 4-bit
+// one before the product begins. Sums live in `out`. A LoRA pair is a second matrix whose products are added to them.
+// Each output is summed in one order, whatever the number of threads or of rows, and with AVX-512 as with AVX2; up to
+// kFewRows rows go another way (few_fp32.h), in another order.
 //
-// Rejected: decoding the whole matrix for torch's product (on a Zen 3 a quarter slower forward, a tenth in both directions);
-// shuffles to lay out x (no gain that could be measured).
+// Rejected: decoding the whole matrix for torch's product (on a Zen 3 a quarter slower forward, a tenth in both directions,
+// and MKL keeps up to 60 MB of panels that no formula foretells); shuffles to lay out x (no gain that could be measured).
 #pragma once
 
 #include "few_fp32.h"
+#include "fp32_tiles.h"
 
 #ifdef HALFBYTE_X86
 
@@ -19,11 +20,9 @@ namespace halfbyte {
 namespace {
 namespace fp32 {
 
-constexpr int64_t kRows = 6, kColumns = 16;  // of a register tile: 12 sums, 2 weights, 1 input
-constexpr int64_t kChunk = 256;              // steps of the contraction that are decoded at once
-constexpr int64_t kLaidOut = 2048;           // steps of the contraction whose rows are laid out at once
-constexpr int64_t kMostRows = 512;           // rows at once; more are cut
-constexpr int64_t kRowsAhead = 64;           // that are asked for before they are decoded
+constexpr int64_t kLaidOut = 2048;  // steps of the contraction whose rows are laid out at once
+constexpr int64_t kMostRows = 512;  // rows at once; more are cut
+constexpr int64_t kRowsAhead = 64;  // that are asked for before they are decoded
 
 struct Task {
     const MatrixArgument& matrix;
@@ -31,68 +30,8 @@ struct Task {
     int64_t rows, steps, columns;
     float* out;  // [rows, columns]
     bool transposed;
+    bool adds = false;  // to what is in `out`, instead of the bias
 };
-
-// out [kCount][16] (rows `stride` apart) = start [16] (itself if `start` is null) + inputs [steps][kCount] x weights [steps][16].
-// The sum of the steps begins at zero: added one after another to what is there, many would lose the last bits.
-template <int kCount>
-HALFBYTE_AVX2 void tile(const float* inputs, const float* weights, int64_t steps, const float* start, float* out, int64_t stride) {
-    __m256 sum[kCount][2];
-#pragma GCC unroll 6
-    for (int r = 0; r < kCount; ++r)
-        for (int c = 0; c < 2; ++c) sum[r][c] = _mm256_setzero_ps();
-    for (int64_t s = 0; s < steps; ++s, inputs += kCount, weights += kColumns) {
-        const __m256 front = _mm256_load_ps(weights), back = _mm256_load_ps(weights + 8);
-#pragma GCC unroll 6
-        for (int r = 0; r < kCount; ++r) {
-            const __m256 input = _mm256_broadcast_ss(inputs + r);
-            sum[r][0] = _mm256_fmadd_ps(input, front, sum[r][0]);
-            sum[r][1] = _mm256_fmadd_ps(input, back, sum[r][1]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < kCount; ++r)
-        for (int c = 0; c < 2; ++c) {
-            float* const at = out + r * stride + 8 * c;
-            _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(start ? start + 8 * c : at), sum[r][c]));
-        }
-}
-
-using Tile = void (*)(const float*, const float*, int64_t, const float*, float*, int64_t);
-constexpr Tile kTiles[kRows + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
-
-// A tile of which only `columns` exist in `out`.
-inline void edge(Tile run, const float* inputs, const float* weights, int64_t steps, const float* start, float* out, int64_t stride,
-                 int64_t rows, int64_t columns) {
-    float sums[kRows * kColumns] = {};
-    for (int64_t r = 0; r < rows && !start; ++r) std::memcpy(sums + r * kColumns, out + r * stride, size_t(columns) * sizeof(float));
-    run(inputs, weights, steps, start, sums, kColumns);
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * stride, sums + r * kColumns, size_t(columns) * sizeof(float));
-}
-
-// 8 rows of 8 numbers, `stride` apart -> columns, kColumns apart.
-HALFBYTE_AVX2 inline void transpose(const float* in, int64_t stride, float* out) {
-    __m256 rows[8], pairs[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) rows[i] = _mm256_loadu_ps(in + i * stride);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
-        pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-        rows[4 * i] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0x44);
-        rows[4 * i + 1] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0xee);
-        rows[4 * i + 2] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0x44);
-        rows[4 * i + 3] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0xee);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        _mm256_store_ps(out + i * kColumns, _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20));
-        _mm256_store_ps(out + (i + 4) * kColumns, _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
-    }
-}
 
 HALFBYTE_AVX2 inline void widen(const bf16* values, int64_t count, float* out) {
     for (int64_t i = 0; i < count; ++i) out[i] = to_float(load(values + i));
@@ -104,33 +43,41 @@ inline void decode(const MatrixArgument& matrix, int64_t row, int64_t begin, int
     if (matrix.kind == kNf4) return decode_range(matrix.nf4(), first, first + count, out, isa);
     if (matrix.kind == kInt8)
         return int8_decoder<float>(isa)(static_cast<const int8_t*>(matrix.codes) + first, static_cast<const float*>(matrix.absmax) + row, 1, count, out);
-    widen(static_cast<const bf16*>(matrix.codes) + first, count, out);
+    if (matrix.kind == kDense) return widen(static_cast<const bf16*>(matrix.codes) + first, count, out);
+    std::memcpy(out, static_cast<const char*>(matrix.codes) + first * int64_t(sizeof(float)), size_t(count) * sizeof(float));
 }
 
-// W's rows first..first + count (at most 16) as output columns, steps begin..end along its columns -> [step][16].
-HALFBYTE_AVX2 inline void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out) {
-    alignas(32) float rows[kColumns][kChunk];
+// W's rows first..first + count (at most kColumns) as output columns, steps begin..end along its columns -> [step][kColumns].
+template <int64_t kColumns>
+void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out, int isa) {
+    alignas(64) float rows[kColumns][kChunk];
     for (int64_t r = 0; r < kColumns; ++r) {
         if (r < count)
-            decode(matrix, first + r, begin, end - begin, rows[r]);
+            decode(matrix, first + r, begin, end - begin, rows[r], isa);
         else
             std::memset(rows[r], 0, sizeof rows[r]);
     }
     for (int64_t step = 0; step < end - begin; step += 8)  // what lies beyond the end is never read
-        for (int64_t r = 0; r < kColumns; r += 8) transpose(rows[r] + step, kChunk, out + step * kColumns + r);
+        for (int64_t r = 0; r < kColumns; r += 8) transpose<kColumns>(rows[r] + step, kChunk, out + step * kColumns + r);
 }
 
 // Asks for the weights of a row from `column` on: rows lie too far apart for the processor to foresee the next one.
 inline void ask_for(const MatrixArgument& matrix, int64_t row, int64_t column) {
     const int64_t at = row * matrix.columns + column;
-    _mm_prefetch(static_cast<const char*>(matrix.codes) + (matrix.kind == kNf4 ? at / 2 : matrix.kind == kInt8 ? at : 2 * at), _MM_HINT_T1);
-    if (matrix.kind == kNf4) _mm_prefetch(static_cast<const char*>(matrix.absmax) + at / kBlock * (matrix.nested_absmax ? 1 : 4), _MM_HINT_T1);
-    if (matrix.kind == kDense) _mm_prefetch(static_cast<const char*>(matrix.codes) + 2 * at + 64, _MM_HINT_T1);
+    const auto* codes = static_cast<const char*>(matrix.codes);
+    if (matrix.kind == kNf4) {
+        _mm_prefetch(codes + at / 2, _MM_HINT_T1);
+        _mm_prefetch(static_cast<const char*>(matrix.absmax) + at / kBlock * (matrix.nested_absmax ? 1 : 4), _MM_HINT_T1);
+    } else {
+        const int64_t bytes = matrix.kind == kInt8 ? 1 : matrix.kind == kDense ? 2 : 4;
+        for (int64_t line = 0; line < bytes; ++line) _mm_prefetch(codes + bytes * at + 64 * line, _MM_HINT_T1);
+    }
 }
 
-// W's columns first..first + count (at most kUnit) as output columns, steps along its rows begin..end -> [panel][kMost][16].
-template <int64_t kMost>
-void lay_out_transposed(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out, int isa = kAvx2) {
+// W's columns first..first + count (at most kUnit) as output columns, steps along its rows begin..end
+// -> [panel][kMost][kColumns].
+template <int64_t kColumns, int64_t kMost>
+void lay_out_transposed(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out, int isa) {
     alignas(64) float row[kUnit] = {};
     for (int64_t step = begin; step < end; ++step) {
         ask_for(matrix, step + kRowsAhead, first);
@@ -140,51 +87,65 @@ void lay_out_transposed(const MatrixArgument& matrix, int64_t first, int64_t cou
     }
 }
 
-// One unit of output columns over steps base..base + steps, whose rows are laid out in `inputs`.
-inline void multiply_unit(const Task& task, const float* inputs, int64_t height, int64_t base, int64_t steps, int64_t column, float* weights) {
-    const int64_t unit = std::min(kUnit, task.columns - column);
+// The rows of a task over steps base..base + steps: by panels of `height` rows, one after the other; of a panel [step][row].
+struct Inputs {
+    float* data;
+    int64_t height, base, steps;
+
+    void take(const Task& task, int64_t first, int64_t last) const {  // rows
+        for (int64_t r = first; r < last; r += height) {
+            const int64_t count = std::min(height, last - r);
+            float* to = data + r * steps;
+            for (int64_t s = 0; s < steps; ++s)
+                for (int64_t i = 0; i < count; ++i) *to++ = task.x[(r + i) * task.steps + base + s];
+        }
+    }
+};
+
+// One unit of output columns with rows first..last of the inputs.
+template <typename Set>
+void multiply_unit(const Task& task, const Inputs& inputs, int64_t column, int64_t first, int64_t last, float* weights) {
+    constexpr int64_t kColumns = Set::kColumns;
+    const int64_t unit = std::min(kUnit, task.columns - column), base = inputs.base, steps = inputs.steps;
     for (int64_t begin = 0; begin < steps; begin += kChunk) {
         const int64_t end = std::min(steps, begin + kChunk);
-        if (task.transposed) lay_out_transposed<kChunk>(task.matrix, column, unit, base + begin, base + end, weights);
+        if (task.transposed) lay_out_transposed<kColumns, kChunk>(task.matrix, column, unit, base + begin, base + end, weights, Set::kIsa);
         for (int64_t at = 0; at < unit; at += kColumns) {
             const int64_t there = std::min(kColumns, unit - at);
             float* const panel = weights + at * kChunk;
-            if (!task.transposed) lay_out(task.matrix, column + at, there, base + begin, base + end, panel);
-            alignas(32) float first[kColumns] = {};
-            if (task.bias) std::memcpy(first, task.bias + column + at, size_t(there) * sizeof(float));
-            const float* const start = base + begin == 0 ? first : nullptr;
-            for (int64_t r = 0; r < task.rows; r += height) {
-                const int64_t count = std::min(height, task.rows - r);
-                const float* const rows = inputs + r * steps + begin * count;
+            if (!task.transposed) lay_out<kColumns>(task.matrix, column + at, there, base + begin, base + end, panel, Set::kIsa);
+            alignas(64) float bias[kColumns] = {};
+            if (task.bias) std::memcpy(bias, task.bias + column + at, size_t(there) * sizeof(float));
+            const float* const start = base + begin == 0 && !task.adds ? bias : nullptr;
+            for (int64_t r = first; r < last; r += inputs.height) {
+                const int64_t count = std::min(inputs.height, last - r);
+                const float* const rows = inputs.data + r * steps + begin * count;
                 float* const out = task.out + r * task.columns + column + at;
                 if (there == kColumns)
-                    kTiles[count](rows, panel, end - begin, start, out, task.columns);
+                    tile_of<Set>(count, there)(rows, panel, end - begin, start, out, task.columns);
                 else
-                    edge(kTiles[count], rows, panel, end - begin, start, out, task.columns, count, there);
+                    edge<Set>(rows, panel, end - begin, start, out, task.columns, count, there);
             }
         }
     }
 }
 
-// At most kMostRows rows.
-inline void multiply_rows(const Task& task, int threads) {
-    const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + kRows - 1) / kRows;
+// At most kMostRows rows. Where there are fewer units of columns than threads, as with LoRA's pairs, rows are shared out, too.
+template <typename Set>
+void multiply_rows(const Task& task, int threads) {
+    const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + Set::kRows - 1) / Set::kRows;
     const int64_t height = (task.rows + panels - 1) / panels;  // of a panel: even ones, so that no tile is nearly empty
-    float* const inputs = scratch<4, float>(task.rows * std::min(kLaidOut, task.steps));
+    const int64_t parts = std::min<int64_t>(panels, (threads + units - 1) / units);
+    float* const data = scratch<4, float>(task.rows * std::min(kLaidOut, task.steps));
     for (int64_t base = 0; base < task.steps; base += kLaidOut) {
-        const int64_t steps = std::min(kLaidOut, task.steps - base);
-        parallel(panels, 4, threads, [&](int64_t first, int64_t last) {
-            for (int64_t r = first * height; r < std::min(last * height, task.rows); r += height) {
-                const int64_t count = std::min(height, task.rows - r);
-                float* to = inputs + r * steps;
-                for (int64_t s = 0; s < steps; ++s)
-                    for (int64_t i = 0; i < count; ++i) *to++ = task.x[(r + i) * task.steps + base + s];
-            }
-        });
-        parallel(units, 1, threads, [&](int64_t first, int64_t last) {
+        const Inputs inputs{data, height, base, std::min(kLaidOut, task.steps - base)};
+        parallel(panels, 4, threads, [&](int64_t first, int64_t last) { inputs.take(task, first * height, std::min(last * height, task.rows)); });
+        parallel(units * parts, 1, threads, [&](int64_t first, int64_t last) {
             float* const weights = scratch<5, float>(kUnit * kChunk);
-            for (int64_t unit = first; unit < last; ++unit)
-                multiply_unit(task, inputs, height, base, steps, unit * kUnit, weights);
+            for (int64_t one = first; one < last; ++one) {
+                const int64_t part = one % parts, begin = panels * part / parts * height, end = panels * (part + 1) / parts * height;
+                multiply_unit<Set>(task, inputs, one / parts * kUnit, begin, std::min(end, task.rows), weights);
+            }
         });
     }
 }
@@ -192,26 +153,29 @@ inline void multiply_rows(const Task& task, int threads) {
 // Whether the few rows were multiplied; NF4's blocks have to lie within a row.
 inline bool multiply_if_few(const Task& task, int threads) {
     const MatrixArgument& of = task.matrix;
-    if (task.transposed || task.rows > kFewRows || (of.kind == kNf4 && of.columns % kBlock)) return false;
+    if (task.transposed || task.adds || task.rows > kFewRows || (of.kind == kNf4 && of.columns % kBlock)) return false;
     const auto run = [&](const auto& blocks) { multiply_few(blocks, task.x, task.rows, task.steps, task.columns, task.bias, task.out, threads); };
     if (of.kind == kNf4)
         run(Nf4Blocks(of));
     else if (of.kind == kInt8)
         run(Int8Blocks{static_cast<const int8_t*>(of.codes), static_cast<const float*>(of.absmax), of.columns});
+    else if (of.kind == kDense)
+        run(DenseBlocks<bf16>{static_cast<const bf16*>(of.codes), of.columns});
     else
-        run(DenseBlocks{static_cast<const bf16*>(of.codes), of.columns});
+        run(DenseBlocks<float>{static_cast<const float*>(of.codes), of.columns});
     return true;
 }
 
-inline void multiply(Task task, int threads) {
+template <typename Set>
+void multiply(const Task& task, int threads) {
     if (multiply_if_few(task, threads)) return;
-    const int64_t rows = task.rows, size = cut_evenly(rows, kMostRows, kRows);
+    const int64_t rows = task.rows, size = cut_evenly(rows, kMostRows, Set::kRows);
     for (int64_t first = 0; first < rows; first += size) {
         Task part = task;
         part.rows = std::min(size, rows - first);
         part.x += first * task.steps;
         part.out += first * task.columns;
-        multiply_rows(part, threads);
+        multiply_rows<Set>(part, threads);
     }
 }
 

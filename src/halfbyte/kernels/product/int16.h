@@ -65,7 +65,7 @@ void add_piece(const Task& task, const Piece& piece, int64_t height, int64_t col
         if (whole)
             Layout::lay_out_unit(matrix, column, begin, end, weights, scales);
         else if (task.transposed)
-            fp32::lay_out_transposed<kChunk>(matrix, column, unit, begin, end, decoded, Layout::kIsa);
+            fp32::lay_out_transposed<kColumns, kChunk>(matrix, column, unit, begin, end, decoded, Layout::kIsa);
         for (int64_t at = 0; at < unit; at += Set::kPanelsAtOnce * kColumns) {
             uint32_t* const panel = weights + (whole ? at / kColumns * kPanel : 0);
             float* const of_panel = scales + (whole ? at / kColumns * kPanelScales : 0);

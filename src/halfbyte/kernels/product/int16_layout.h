@@ -11,7 +11,7 @@ namespace halfbyte {
 namespace {
 namespace int16 {
 
-using fp32::kColumns;                   // output columns of a panel
+constexpr int64_t kColumns = 16;         // output columns of a panel
 constexpr int64_t kPairs = kBlock / 2;  // `vpmaddwd` takes two steps at once
 constexpr int64_t kChunk = 256;         // steps of the contraction that are decoded at once
 constexpr int64_t kPanels = kUnit / kColumns;  // of a unit
@@ -134,7 +134,7 @@ struct Levels : Nf4Rows {
 HALFBYTE_AVX2 inline void turn(const int16_t (*rows)[kChunk], int64_t pairs, uint32_t* out) {
     for (int64_t pair = 0; pair < pairs; pair += 8)
         for (int64_t r = 0; r < kColumns; r += 8)
-            fp32::transpose(reinterpret_cast<const float*>(rows[r]) + pair, kChunk / 2, reinterpret_cast<float*>(out) + pair * kColumns + r);
+            fp32::transpose<kColumns>(reinterpret_cast<const float*>(rows[r]) + pair, kChunk / 2, reinterpret_cast<float*>(out) + pair * kColumns + r);
 }
 
 // By what a matrix and rows are laid out, for int16_sets.h.

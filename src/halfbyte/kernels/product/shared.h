@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kUnit = 64;  // output columns of a matrix that are laid out at once
 
-enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2 };
+enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2, kDenseF32 = 3 };  // dense: bf16; only the products in fp32 take fp32
 
 // What cpu.py passes for a matrix [rows, columns]; the layout is that of `_Matrix` there.
 struct MatrixArgument {
