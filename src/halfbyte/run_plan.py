@@ -104,7 +104,7 @@ class RunPlan:
         fixed = spoken_for(
             shape, matrices, packed=weights in QUANTISED, dtype_bytes=b, adapter=sizes,
             optimiser_bytes=moment_bytes(config.tune.optimiser, sizes),
-            step_tokens=self._share(config.tune.batch) * longest,
+            step_items=self._share(config.tune.batch), longest=longest,
             there_bytes=there if config.memory != "auto" else 0,  # what is free is counted beside it
         )  # fmt: skip
         return fixed, 0 if on_card else mapped or 0  # on a card they can't be dropped

@@ -152,12 +152,16 @@ def test_native_products_need_no_buffer_of_the_size_of_a_weight(monkeypatch):
     plain, native = shape_info(config, rank=16), shape_info(config, rank=16, native=NATIVE)
     assert scratch_bytes(plain, shapes, 512, True) == 2 * 14336 * 4096
     assert scratch_bytes(plain, shapes, 512, False) == 0
-    # 512 rows of 16384 steps, of the LoRA pair and of the sums of 4096 outputs, and what two threads have
-    assert scratch_bytes(native, shapes, 512, True) == 512 * (2 * 16384 + 2 * 16 + 4 * 4096) + 2 * (
-        1_400_000 + 4 * 64 * 512
-    )
+    # 512 rows of 14336 steps and of the LoRA pair, and what two threads have
+    threads = 2 * (1_400_000 + 4 * 64 * 512)
+    assert scratch_bytes(native, shapes, 512, True) == 512 * (2 * 14336 + 2 * 16) + threads
     assert scratch_bytes(native, shapes, 4096, True) == scratch_bytes(native, shapes, 512, True)
     assert scratch_bytes(native, shapes, 16, True) < 10**7
+    # of the head's gradient: a chunk of 16384 steps, and the sums of 4096 outputs; forward alone has neither
+    small, of_head = [(4096, 4096)], 256 * (2 * 16384 + 2 * 16 + 4 * 4096)
+    assert scratch_bytes(native, small, 512, True) == of_head + threads
+    assert scratch_bytes(native, small, 512, True, trains=False) == 512 * (2 * 4096 + 2 * 16) + threads
+    assert scratch_bytes(native, small, 512, True, positions=8) == 512 * (2 * 4096 + 2 * 16) + threads
     # in fp32: 512 rows of 2048 steps, and of two threads 256 steps of 64 columns
     assert scratch_bytes(native, shapes, 4096, True, 4) == 4 * 512 * 2048 + 2 * 4 * 256 * 64
 
@@ -275,7 +279,7 @@ def test_a_dense_weight_of_another_type_is_converted_by_rows(monkeypatch):
         shape_info(config, native=NATIVE_NORMS, weights=weights) for weights in ("bf16", "fp32", "nf4")
     )
     assert scratch_bytes(wide, shapes, 1, False, 4) == 4 * TILE * 14336 - 2 * 4 * 14336
-    assert scratch_bytes(wide, shapes, 4096, False, 4, left=1) == 4 * TILE * 4096  # of another matrix than down
+    assert scratch_bytes(wide, shapes, 4096, False, 4, trains=False) == 4 * TILE * 4096  # of another matrix than down
     assert scratch_bytes(same, shapes, 512, False, 4) == 0 == scratch_bytes(wide, shapes, 512, False, 2)
     tile, more = 4 * TILE * 4096, [sum(training_bytes(info, 1, 64, 32, 4)) for info in (packed, same)]
     assert 0 < more[0] - more[1] <= tile  # of the head, in the loss

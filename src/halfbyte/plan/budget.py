@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from halfbyte.plan.activations import ShapeInfo, training_bytes
+from halfbyte.plan.activations import ShapeInfo, learned_tokens, training_bytes
 from halfbyte.plan.scratch import narrow_bytes, scratch_bytes
 
 MOST_ITEMS = 16  # items at once; more gain nothing
@@ -62,7 +62,8 @@ def spoken_for(
     *,
     adapter: Sequence[int],
     optimiser_bytes: int,
-    step_tokens: int,
+    step_items: int,
+    longest: int,
     packed: bool,
     dtype_bytes: int = 2,
     there_bytes: int = 0,
@@ -71,10 +72,13 @@ def spoken_for(
     narrow copy, the buffers that all layers share, and `there_bytes` of what stands there before it begins.
 
     `adapter` are the numbers of its matrices, A and B in turn, `matrices` [out, in] the linear layers, `packed` says
-    whether they are quantised, `step_tokens` are the tokens of an optimiser step at most.
+    whether they are quantised; an optimiser step has `step_items` items, of `longest` tokens at most.
     """
     own = 8 * sum(adapter) + narrow_bytes(adapter, dtype_bytes) + optimiser_bytes
-    return own + scratch_bytes(info, matrices, step_tokens, packed, dtype_bytes) + there_bytes
+    learned = learned_tokens(info, step_items, longest)
+    return (
+        own + there_bytes + scratch_bytes(info, matrices, step_items * longest, packed, dtype_bytes, positions=learned)
+    )
 
 
 def choose(

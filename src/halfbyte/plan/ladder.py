@@ -239,8 +239,9 @@ def make_plan(
     if kind == "cpu":
         fixed["runtime"] = activations.running_bytes(info, inventory.tokenizer_bytes)
 
-    def scratch(tokens: int, left: int) -> int:
-        shared = scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, left)
+    def scratch(tokens: int, positions: int, trains: bool) -> int:
+        shared = scratch_bytes(info, linears.values(), tokens, weights in QUANTISED, b, trains=trains,
+                               positions=positions)  # fmt: skip
         return shared + (library_bytes(info, linears.values(), b) if kind == "cpu" else 0)
 
     loaded = 4 * adapter if kind == "cpu" else 0  # an adapter that was trained is mapped from its file
@@ -251,7 +252,7 @@ def make_plan(
                    evaluation_new)  # fmt: skip
     freed = activations.gradients(sizes, passes)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
-             "scratch": scratch(batch * sequence, 2)}  # fmt: skip
+             "scratch": scratch(batch * sequence, activations.learned_tokens(info, batch, sequence), True)}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
     layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b,
                                                 freed)  # fmt: skip
@@ -260,7 +261,7 @@ def make_plan(
         "open": Phase(opened, mapped),
         "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored,
                                                     evaluation_new),
-                           "scratch": scratch(there.tokens, 1)}, read),
+                           "scratch": scratch(there.tokens, there.positions, False)}, read),
         "tune": Phase({**needs, **training(info, batch, sequence, layers, b, freed)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
@@ -335,7 +336,7 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     fixed = spoken_for(
         info, inventory.linears.values(), packed=weights in QUANTISED, dtype_bytes=b,
         adapter=sizes, optimiser_bytes=moment_bytes(asked["optimiser"], sizes),
-        step_tokens=step_items * sequence, there_bytes=runtime,
+        step_items=step_items, longest=sequence, there_bytes=runtime,
     )  # fmt: skip
     recompute = asked["recompute"]
     return choose(

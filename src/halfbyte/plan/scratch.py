@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from halfbyte.environment import cores
-from halfbyte.plan.activations import ShapeInfo, head_shape, tile_bytes
+from halfbyte.plan.activations import LOSS_CHUNK, ShapeInfo, head_shape, tile_bytes
 
 # What the library below torch's products keeps for each thread where these are not native: MKL in fp32 (no more than
 # the largest matrix takes, until `memory.give_back` frees it), oneDNN in 16 bits. By mkl_serv_mem_stat, on 1, 2 and 4
@@ -18,33 +18,44 @@ _LAID_OUT_FP32, _DECODED_FP32 = 2048, 4 * 64 * 256  # of kernels/product/fp32.h:
 
 
 def scratch_bytes(
-    info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2, left: int = 2
-) -> int:
-    """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in].
+    info: ShapeInfo, matrices: Iterable[tuple[int, int]], tokens: int, packed: bool, b: int = 2, *, trains: bool = True,
+    positions: int | None = None,
+) -> int:  # fmt: skip
+    """Bytes of the buffers that all layers share, for `tokens` rows at once and `matrices` [out, in]; `positions` of
+    them (None: all) have logits.
 
     Native products: the rows laid out anew, sums where a contraction is longer than what is laid out at once (in fp32
     they are in the result), and each thread's decoded piece (kernels/product/amx.h, many.h, fp32.h); else one matrix
     decoded, if they are packed, or some rows of one converted, which are gone after each product: while those of down
-    are there, `left` of the MLP's results are not (two of the gradients when it trains, one, whose block its output
-    takes, when it answers).
+    are there, of the MLP's results two gradients are not when it trains, and when it answers one, whose block its
+    output takes.
     """
     shapes = list(matrices)
     if not info.native.products:
         if not packed:
             mlp = info.dims.mlp if info.dims is not None else 0
             others = [shape for shape in shapes if shape[1] != mlp]
-            down = tile_bytes(info, [shape for shape in shapes if shape[1] == mlp], b) - left * b * tokens * mlp
+            left = (2 if trains else 1) * b * tokens * mlp
+            down = tile_bytes(info, [shape for shape in shapes if shape[1] == mlp], b) - left
             return max(down, tile_bytes(info, [*others, head_shape(info)], b))
         return b * max((rows * columns for rows, columns in shapes), default=0)
-    rows = min(_ROWS, tokens)
-    if info.dims is not None and info.dims.vocabulary:
-        shapes.append((info.dims.vocabulary, info.dims.hidden))  # the head, with fewer rows
-    ways = [way for shape in shapes for way in (shape, shape[::-1])]  # forward, and transposed
-    if b == 4:
-        return rows * 4 * max((min(steps, _LAID_OUT_FP32) for _, steps in ways), default=0) + cores() * _DECODED_FP32
-    laid_out = max((2 * min(steps, _LAID_OUT) for _, steps in ways), default=0) + 2 * info.rank
-    sums = max((4 * outputs for outputs, steps in ways if steps > _LAID_OUT), default=0)
-    return rows * (laid_out + sums) + cores() * (_THREAD + 4 * 64 * rows)
+    of_layers = max((_laid_out_bytes(info, shape, tokens, b, trains) for shape in shapes), default=0)
+    positions = tokens if positions is None else min(positions, tokens)
+    of_head = _laid_out_bytes(info, head_shape(info), min(positions, LOSS_CHUNK) if trains else positions, b, trains)
+    threads = _DECODED_FP32 if b == 4 else _THREAD + 4 * 64 * min(_ROWS, tokens)
+    return max(of_layers, of_head) + cores() * threads
+
+
+def _laid_out_bytes(info: ShapeInfo, matrix: tuple[int, int], count: int, b: int, trains: bool) -> int:
+    """Bytes of `count` rows that are laid out for a product with a `matrix` [out, in] (and, when it trains, with its
+    transpose), and of their sums."""
+    rows, most = min(_ROWS, count), 0
+    for outputs, steps in (matrix, matrix[::-1]) if trains else (matrix,):
+        if b == 4:
+            most = max(most, 4 * min(steps, _LAID_OUT_FP32))
+        else:
+            most = max(most, 2 * min(steps, _LAID_OUT) + 2 * info.rank + 4 * outputs * (steps > _LAID_OUT))
+    return rows * most
 
 
 def library_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int) -> int:
