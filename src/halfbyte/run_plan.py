@@ -175,16 +175,10 @@ class RunPlan:
             stream="off" if self.model.streamer is None else "on",
             offload=config.tune.offload_activations,
             length=self._length(config),
-            passes=self._passes(config),
             learned=self._learned(),
             settled=self.chosen,
             **asked,
         )
-
-    def _passes(self, config: RunConfig) -> int:
-        """Micro-batches of a step whose gradients are freed before the next; those of several ranks always stay."""
-        passes = -(-config.tune.batch // int(config.tune.micro_batch))
-        return passes if self.ranks == 1 else max(2, passes)
 
     def _learned(self) -> int:
         """Learned tokens of the item that has most of them."""

@@ -20,9 +20,7 @@ from halfbyte.plan.activations import (
     MAPPED,
     PLAIN,
     POOLED,
-    Gradients,
     _holes_bytes,
-    gradients,
     heap_bytes,
     layer_peak_bytes_per_token,
     loss_bytes,
@@ -180,24 +178,6 @@ def test_the_input_of_a_norm_behind_the_mlp_has_left_when_its_gradients_stand():
     before, behind = (shape_info(find(name).config, native=NATIVE) for name in ("llama-3.2-1b", "olmo-2-0425-1b"))
     assert layer_peak_bytes_per_token(before, 512) == 2 * (2 * before.dims.mlp + before.dims.hidden)
     assert layer_peak_bytes_per_token(behind, 512) == 2 * 2 * behind.dims.mlp
-
-
-def test_activations_stand_in_the_place_of_gradients_that_were_freed():
-    info = shape_info(find("llama-3.2-1b").config, native=NATIVE)
-    sizes = [16 * 2048, 64 * 8192]  # 128 kB in the heap, 2 MB that are mapped
-    assert gradients(sizes, passes=1) == Gradients(4 * 64 * 8192, (4 * 16 * 2048,))
-    assert gradients(sizes, passes=2) == Gradients()  # they stand there when the second micro-batch comes
-
-    def need(freed, info=info):
-        return sum(training_bytes(info, 1, 32, 0, freed=freed))
-
-    assert need(Gradients(mapped=32 * MAPPED)) == need(Gradients())  # the pool keeps its blocks beside them
-    plain = shape_info(find("llama-3.2-1b").config, native=PLAIN)
-    saved = need(Gradients(), plain) - need(Gradients(mapped=16 * MAPPED), plain)
-    assert saved in (16 * MAPPED, 16 * MAPPED - MAPPED)  # less those of the layer at work, where the peak is in one
-    block = 2 * 2048 * 32  # queries: holes of the heap that are there anyway, and larger than they
-    assert need(Gradients(small=(block + 1, block))) == need(Gradients()) - block - 1
-    assert need(Gradients(small=(1 << 40,))) > 0 and need(Gradients(mapped=1 << 40)) > 0
 
 
 @pytest.mark.parametrize(("native", "tokens", "least", "each"), [(PLAIN, 512, MAPPED, 5), (NATIVE, 128, POOLED, 1)])

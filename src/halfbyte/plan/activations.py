@@ -251,33 +251,13 @@ def head_shape(info: ShapeInfo) -> tuple[int, int]:
     return (info.dims.vocabulary or 0, info.dims.hidden) if info.dims is not None else (0, 0)
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Bytes of the adapter's gradients, which are freed at the beginning of a step: `mapped` those of matrices that
-    glibc maps by themselves, `small` each of those that lie in the heap, where smaller blocks take their place until
-    they are made anew."""
-
-    mapped: int = 0
-    small: tuple[int, ...] = ()
-
-
-def gradients(sizes: Iterable[int], passes: int) -> Gradients:
-    """Of the adapter's matrices with `sizes` numbers. With more than one of `passes` over micro-batches in a step they
-    stand beside the activations from the second one on: nothing is there to be taken."""
-    each = [4 * size for size in sizes] if passes == 1 else []
-    return Gradients(sum(size for size in each if size >= MAPPED), tuple(size for size in each if size < MAPPED))
-
-
 def training_bytes(
-    info: ShapeInfo, micro_batch: int, tokens: int, recompute: int, dtype_bytes: int = 2,
-    freed: Gradients = Gradients(),
-) -> tuple[int, int]:  # fmt: skip
+    info: ShapeInfo, micro_batch: int, tokens: int, recompute: int, dtype_bytes: int = 2
+) -> tuple[int, int]:
     """(activations, logits) in bytes whose sum is the peak of one micro-batch of `micro_batch` x `tokens` tokens.
 
     The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. Of a head that is
-    a product alone, the buffer of the logits outlives the loss. Where gradients are `freed` before, plain activations
-    stand in their place: that much is counted once, with the gradients. Native ones lie in the pool, which keeps them
-    to the end of the step, when all gradients are there again.
+    a product alone, the buffer of the logits outlives the loss.
     """
     dims, b = known_dims(info), dtype_bytes
     count = micro_batch * tokens
@@ -290,7 +270,7 @@ def training_bytes(
     logits = loss_bytes(info, learned, b)
     in_loss = count * (kept_layers * saved + inputs) + ends + logits
     in_loss += head_tile_bytes(info, b)
-    heap = _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs), freed.small)
+    heap = _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs))
     if info.offload:
         inside = _beside_the_host(info, saved, recompute, b)
         in_loss += count * (inside[0] - kept_layers * saved - inputs)
@@ -299,10 +279,17 @@ def training_bytes(
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
-    mapped = 0 if info.native.norms else freed.mapped
-    in_layer += (0 if info.scaled else logits) + mapped // max(1, dims.layers)  # those of the layer at work
-    peak = max(max(in_loss, in_layer) - mapped, logits) + heap
+    in_layer += _new_gradient_bytes(info) + (0 if info.scaled else logits)
+    peak = max(in_loss, in_layer) + heap
     return peak - logits + slack_bytes(info, peak), logits
+
+
+def _new_gradient_bytes(info: ShapeInfo) -> int:
+    """Bytes of the gradients of one linear layer's pair, which are added to those that stay."""
+    dims = known_dims(info)
+    widths = {name: dims.hidden + dims.mlp for name in ("gate_proj", "up_proj", "down_proj")}
+    widths |= {"gate_up_proj": dims.hidden + 2 * dims.mlp, "qkv_proj": dims.hidden + dims.query + 2 * dims.key}
+    return 4 * info.rank * max((widths.get(name, dims.hidden + dims.query) for name in info.adapted), default=0)
 
 
 def learned_tokens(info: ShapeInfo, micro_batch: int, tokens: int) -> int:
@@ -333,9 +320,9 @@ def slack_bytes(info: ShapeInfo, size: int) -> int:
     return size // _SLACK if info.native.norms else 0
 
 
-def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int, freed: Sequence[int] = ()) -> int:
+def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int) -> int:
     """Bytes of the holes in glibc's heap at the end of a forward pass, for `number` bytes of one number of all tokens
-    and `kept` bytes, beside what is `freed` before it, which they fill where it is larger than one of them.
+    and `kept` bytes.
 
     Blocks from 1 MB on are mapped by themselves, and native results lie in the pool from a quarter of that on. Smaller
     ones that soon go (as many as `_AT_ONCE` while positions are put into queries and keys) lie in the heap, and what a
@@ -350,12 +337,12 @@ def _holes_bytes(info: ShapeInfo, number: int, kept_layers: int, kept: int, free
     least, at_once = (POOLED, _NATIVE_AT_ONCE) if info.native.norms else (MAPPED, _AT_ONCE)
     block, keys = number * dims.query, number * dims.key
     if block < least:
-        return max(0, dims.layers * at_once * block - sum(size for size in freed if size > block))
+        return dims.layers * at_once * block
     shorter = kept * (block - least) // block  # less is kept of items whose blocks are just small enough
     of_shorter = max(0, min(dims.layers, kept_layers + 1) * at_once * least - shorter)
     of_keys = dims.layers * (at_once - 1) * keys if keys < least else 0
     of_sums = dims.layers * number * dims.hidden if least <= number * dims.hidden < MAPPED else 0
-    return max(0, of_shorter, of_keys - sum(size for size in freed if size > keys), of_sums)
+    return max(of_shorter, of_keys, of_sums)
 
 
 def heap_bytes(info: ShapeInfo, number: int) -> int:

@@ -126,7 +126,6 @@ def plan_model(
     link: str | int | None = None,
     length: Length | None = None,
     step_items: int | None = None,
-    passes: int = 1,
     settled: str | None = None,
     optimiser: str = "adamw",
     stream: str = "auto",
@@ -146,9 +145,9 @@ def plan_model(
     `device` is where it runs (see `devices.find_device`; None: this machine's processor), `ranks` how many of them
     would train together over links of `link` bytes a second each, `length` the run whose time is asked for.
     With `step_items`, the items of an optimiser step, `batch` (None: open) and `recompute` are settled as by `tune`
-    (`budget.choose`); where they are settled already, `settled` says why, and `passes` how many micro-batches a step
-    has. `optimiser` is `tune.optimiser`, `stream` as in a run: auto is on where a card has no room for the weights
-    beside one item, every layer recomputed; `offload` is `tune.offload_activations`, which means nothing off a card.
+    (`budget.choose`); where they are settled already, `settled` says why. `optimiser` is `tune.optimiser`, `stream` as
+    in a run: auto is on where a card has no room for the weights beside one item, every layer recomputed; `offload` is
+    `tune.offload_activations`, which means nothing off a card.
 
     Raises ConfigError for an unknown name, a wrong path or setting, or a target that matches nothing, and
     CheckpointError for a model that can't be read.
@@ -179,13 +178,12 @@ def plan_model(
         "evaluation_batch": evaluation_batch, "evaluation_sequence": evaluation_sequence, "native": native,
         "evaluation_new": evaluation_new, "scored": scored,
         "compute": compute, "kind": where.kind, "learned": learned, "settled": settled, "foreseen": foreseen,
-        "optimiser": optimiser, "passes": passes, "offload": offload and where.kind == "cuda",
+        "optimiser": optimiser, "offload": offload and where.kind == "cuda",
     }  # fmt: skip
     asked["stream"] = settle_stream(inventory, asked, stream) if where.kind == "cuda" else "off"
     choice = None if step_items is None else _choice(inventory, asked, batch, step_items)
     if choice is not None:
         asked |= {"batch": choice.micro_batch, "recompute": choice.recompute, "settled": str(choice)}
-        asked["passes"] = -(-(step_items or 1) // choice.micro_batch)
 
     def made(**changed: Any) -> Plan:
         return make_plan(inventory, **(asked | changed))
@@ -210,7 +208,6 @@ def make_plan(
     evaluation_new: int = 0,
     scored: Scored | None = None,
     learned: int | None = None,
-    passes: int = 1,
     settled: str | None = None,
     foreseen: str = "",
     optimiser: str = "adamw",
@@ -250,19 +247,17 @@ def make_plan(
     read = None if mapped is None else mapped + loaded
     there = pieces(evaluation_batch, asked, kind, budget, info.dims.vocabulary or 0 if info.dims else 0, scored,
                    evaluation_new)  # fmt: skip
-    freed = activations.gradients(sizes, passes)
     needs = {**fixed, "gradients": 4 * adapter, "optimiser": moment_bytes(optimiser, sizes),
              "scratch": scratch(batch * sequence, activations.learned_tokens(info, batch, sequence), True)}  # fmt: skip
     taken = sum(size or 0 for size in needs.values())
-    layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b,
-                                                freed)  # fmt: skip
+    layers, why, mapped_counts = settle_recompute(info, recompute, batch, sequence, memory_bytes, taken, mapped or 0, b)
     phases = {
         "pack": packing(inventory, weights),
         "open": Phase(opened, mapped),
         "evaluate": Phase({**answering, **evaluation(info, evaluation_batch, asked, b, kind, budget, scored,
                                                     evaluation_new),
                            "scratch": scratch(there.tokens, there.positions, False)}, read),
-        "tune": Phase({**needs, **training(info, batch, sequence, layers, b, freed)}, mapped),
+        "tune": Phase({**needs, **training(info, batch, sequence, layers, b)}, mapped),
     }  # fmt: skip
     unknown = dict(inventory.unknown)
     if info.dims is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from halfbyte.formats import QUANTISED, Weights, packed_bytes
 from halfbyte.plan import activations
-from halfbyte.plan.activations import RUNTIME_BYTES, Gradients, ShapeInfo
+from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo
 from halfbyte.plan.answering import Scored, evaluation_bytes
 from halfbyte.plan.budget import room_beside
 from halfbyte.plan.inventory import Inventory
@@ -61,12 +61,10 @@ def _packing_bytes(inventory: Inventory, weights: Weights, largest: int) -> int:
     return max(waiting + most + most // 8 * (weights == "nf4"), 2 * largest * computed)  # an eighth: absmax in fp32
 
 
-def training(
-    info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int, freed: Gradients
-) -> dict[str, int | None]:
+def training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
     if info.dims is None:
         return {"activations": None, "logits": None}
-    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b, freed)
+    kept, logits = activations.training_bytes(info, batch, sequence, recompute, b)
     return {"activations": kept, "logits": logits if info.dims.vocabulary else None}
 
 
@@ -81,12 +79,12 @@ def evaluation(
 
 def settle_recompute(
     info: ShapeInfo, recompute: int | str, batch: int, sequence: int, memory_bytes: int | None, fixed: int, mapped: int,
-    b: int, freed: Gradients,
+    b: int,
 ) -> tuple[int, str, bool]:  # fmt: skip
     """The number of layers to recompute, why, and whether the mapped weights count as part of the memory."""
     known = info.dims is not None and info.dims.vocabulary is not None
     every = range(info.layers + 1) if known else ()
-    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b, freed)) for layers in every]
+    needs = [sum(activations.training_bytes(info, batch, sequence, layers, b)) for layers in every]
     room = room_beside(memory_bytes, fixed, mapped, min(needs)) if needs and memory_bytes is not None else None
     left_out = f"; {room.reason}" if room is not None and room.reason else ""
     counts = room is not None and room.beside

@@ -89,8 +89,8 @@ def train(
         learned = learned_tokens(chosen)
         torch.manual_seed(ranks.seed((plan.seed * 1_000_003 + step) % 2**63))  # dropout's masks
         model.net.train()
-        ranks.clear_gradients(state)
         state.reserve()
+        state.clear_gradients()
         with ranks.together() as loss:
             for some in micro_batches(ranks.share(chosen), plan.micro_batch):
                 if stop():
@@ -98,9 +98,10 @@ def train(
                 total = batch_loss(model, plan.batch(some))
                 (total * (scale / learned)).backward()  # type: ignore[no-untyped-call]
                 loss.value += total.item() / learned
+                del total  # its graph would hold the adapter's copies in 16 bits through the next forward pass
                 if not math.isfinite(loss.value):
                     raise _not_finite(step, f"loss {loss.value}", some)
-        ranks.add_gradients()
+        ranks.add_gradients(state)
         state.note_gradients()
         if scale != 1.0:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)

@@ -29,7 +29,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from halfbyte.errors import ConfigError, HalfbyteError, TrainingError, exit_code_of
 from halfbyte.memory import ran_out
@@ -96,11 +95,7 @@ class Ranks:
         raises, none goes on. Raises Stopped, OtherFailed."""
         yield Sum()
 
-    def clear_gradients(self, state: State) -> None:
-        """Before a step's first backward pass."""
-        state.optimiser.zero_grad(set_to_none=True)
-
-    def add_gradients(self) -> None:
+    def add_gradients(self, state: State) -> None:
         """Make every rank's gradients the sum over all of them."""
 
     def spread(self, state: State) -> None:
@@ -121,7 +116,6 @@ class Joined(Ranks):
         store, self.rank, self.count = next(rendezvous("env://", timeout=_START))
         self._local, self._dist = int(os.environ["LOCAL_RANK"]), dist
         self._store = PrefixStore("halfbyte", store)
-        self._flat: Tensor | None = None
         if sys.platform == "linux":  # one machine: no network card, name server or firewall has a say
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         cuda = asked.startswith(("cuda", "auto")) and torch.cuda.is_available()
@@ -182,17 +176,9 @@ class Joined(Ranks):
                 what, do = "the connection to another process of this run failed", "go on with --resume"
             raise OtherFailed(what, where=f"seen by rank {self.rank}", found=found, do=do) from error
 
-    def clear_gradients(self, state: State) -> None:
-        parameters = list(state.parameters.values())
-        sizes = [p.numel() for p in parameters]
-        if self._flat is None:
-            self._flat = torch.empty(sum(sizes), device=parameters[0].device)
-        for p, part in zip(parameters, torch.split(self._flat.zero_(), sizes), strict=True):
-            p.grad = part.view_as(p)  # the backward pass adds in place
-
-    def add_gradients(self) -> None:
+    def add_gradients(self, state: State) -> None:
         with self._connected():
-            self._dist.all_reduce(self._flat, group=self._sums)
+            self._dist.all_reduce(state.gradients, group=self._sums)
 
     def spread(self, state: State) -> None:
         progress = self.from_first(lambda: state.progress)
