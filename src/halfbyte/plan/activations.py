@@ -287,7 +287,7 @@ def training_bytes(
 def _new_gradient_bytes(info: ShapeInfo) -> int:
     """Bytes of the gradients of one linear layer's pair, which are added to those that stay."""
     dims = known_dims(info)
-    widths = {name: dims.hidden + dims.mlp for name in ("gate_proj", "up_proj", "down_proj")}
+    widths = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), dims.hidden + dims.mlp)
     widths |= {"gate_up_proj": dims.hidden + 2 * dims.mlp, "qkv_proj": dims.hidden + dims.query + 2 * dims.key}
     return 4 * info.rank * max((widths.get(name, dims.hidden + dims.query) for name in info.adapted), default=0)
 
