@@ -10,6 +10,7 @@ from halfbyte.plan import operations
 from halfbyte.plan.advice import advise
 from halfbyte.plan.calibration import Calibration, load
 from halfbyte.plan.devices import Device
+from halfbyte.plan.disk import disk_of
 from halfbyte.plan.fit import survey
 from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.operations import Work
@@ -36,10 +37,13 @@ def complete(
     parallel = on_paper(plan, ranks, link, time.step_seconds) if ranks is not None else None
     phases = {name: dataclasses.replace(phase, seconds=seconds) for (name, phase), seconds in
               zip(plan.phases.items(), _seconds(plan, time), strict=True)}  # fmt: skip
+    disk = disk_of(inventory, plan.settings["weights"], plan.adapter_bytes, plan.optimiser_bytes,
+                   here=device.here)  # fmt: skip
     return dataclasses.replace(
         plan,
         phases=phases,
-        reasons=[*plan.reasons, f"device {device.name}: {device.reason}", f"time: {time.reason}"],
+        disk_bytes={"download": disk.download, "packed": disk.packed, "run": disk.run, "free": disk.free},
+        reasons=[*plan.reasons, f"disk: {disk}", f"device {device.name}: {device.reason}", f"time: {time.reason}"],
         device=device.to_json(),
         time=dataclasses.asdict(time),
         fit=dataclasses.asdict(fit),

@@ -47,6 +47,8 @@ class Inventory:
     dims: Dimensions | None  # None: a family whose activations are not modelled
     packed: Weights | None = None  # the checkpoint is packed already
     largest_stored_bytes: int | None = None  # of the tensors in the files
+    stored_bytes: int | None = None  # of the files with the weights; None: not known
+    dtype: str = "bfloat16"  # of what is not packed in the files; where they are not known, what most have
     notes: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()  # linear layers that a packed checkpoint keeps in 16 bits
@@ -231,9 +233,19 @@ def from_listing(listing: Listing, source: str = "headers") -> Inventory:
         dims=dims,
         packed=listing.weights,
         largest_stored_bytes=max((stored.nbytes for stored in listing.tensors.values()), default=0),
+        stored_bytes=_file_bytes(listing),
+        dtype=listing.dtype,
         notes=notes,
         kept=frozenset(kept),
     )
+
+
+def _file_bytes(listing: Listing) -> int:
+    """Of all files: each ends with its last tensor."""
+    ends: dict[str, int] = {}
+    for stored in listing.tensors.values():
+        ends[stored.file] = max(ends.get(stored.file, 0), stored.end)
+    return sum(ends.values())
 
 
 def _kept_in_16_bits(listing: Listing, specs: list[TensorSpec]) -> list[str]:

@@ -67,6 +67,7 @@ class Plan:
     parallel: dict[str, Any] = field(default_factory=dict)
     held_bytes: dict[str, int | None] = field(default_factory=dict)
     streaming: dict[str, Any] = field(default_factory=dict)  # of a base that is streamed to the card; else empty
+    disk_bytes: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def why_unknown(self) -> str:

@@ -10,10 +10,12 @@ from halfbyte.plan import activations
 from halfbyte.plan.activations import RUNTIME_BYTES, ShapeInfo
 from halfbyte.plan.answering import Scored, evaluation_bytes
 from halfbyte.plan.budget import room_beside
+from halfbyte.plan.disk import makes_copy
 from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.weighing import gb
 
 WAITING, LEAST_WAITING = 128_000_000, 32_000_000  # bytes that wait for the disk (checkpoint.stream, checkpoint.writer)
+_CONVERTED = 12_000_000  # bytes of what is converted at once, with what it becomes (checkpoint.writer)
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,24 @@ def _largest(inventory: Inventory) -> int | None:
 
 def packing(inventory: Inventory, weights: Weights) -> Phase:
     """Beside the matrix that is being packed, those that are packed wait for the disk, up to a limit. What is copied as
-    it is waits as a mapping; what is put together first (experts) is computed: then it is twice the largest."""
-    if weights not in QUANTISED or inventory.packed is not None:
-        return Phase({}, 0)  # nothing is packed
+    it is waits as a mapping, converted some MB at a time where its type changes; what is put together first (experts)
+    is computed: then it is twice the largest."""
+    if not makes_copy(inventory, weights):
+        return Phase({}, 0)
     largest = _largest(inventory)
     return Phase({"runtime": RUNTIME_BYTES, "tensors": None if largest is None else _packing_bytes(
         inventory, weights, largest)}, largest)  # fmt: skip
 
 
 def _packing_bytes(inventory: Inventory, weights: Weights, largest: int) -> int:
+    computed = 2 * largest * any(spec.kind in ("expert", "other") for spec in inventory.tensors)
+    if weights not in QUANTISED:
+        return max(_CONVERTED, computed)
     sizes = [part.codes + part.constants for part in
              (packed_bytes(weights, *shape) for shape in inventory.quantised.values())]  # fmt: skip
     most = max(sizes, default=0)
     waiting = min(sum(sizes), max(most, min(WAITING, max(LEAST_WAITING, largest // 2))))
-    computed = any(spec.kind in ("expert", "other") for spec in inventory.tensors)
-    return max(waiting + most + most // 8 * (weights == "nf4"), 2 * largest * computed)  # an eighth: absmax in fp32
+    return max(waiting + most + most // 8 * (weights == "nf4"), computed)  # an eighth: absmax in fp32
 
 
 def training(info: ShapeInfo, batch: int, sequence: int, recompute: int, b: int) -> dict[str, int | None]:
