@@ -253,6 +253,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=common.RESULTS / "plan", help="of the CSV files (%(default)s)")
     parser.add_argument("--picture", type=Path, default=common.ROOT / "docs" / "plan.svg", help="(%(default)s)")
     options = parser.parse_args(given)
+    if options.items % max(SETTINGS["micro_batch"]):  # else a step would have fewer items than planned
+        parser.error(f"--items must be a multiple of {max(SETTINGS['micro_batch'])}, found {options.items}")
     drawn = draw(options.cases, options.seed, options.compute, options.tokens)
     cases = sorted(drawn, key=lambda case: case.architecture)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:

@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from halfbyte.errors import ConfigError
+
 Weights = Literal["nf4", "nf4-single", "int8", "bf16", "fp32"]
 WEIGHTS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8", "bf16", "fp32")
 COMPUTE = ("auto", "bf16", "fp16", "fp32", "int8")  # of activations and products; int8: products with packed weights
@@ -137,3 +139,9 @@ def without_bf16(dtype: str, family: str, weights: str) -> tuple[str, str]:
         return "fp32", f"activations of {family} pass 65,504, the largest fp16"
     return "fp16", ("its products sum in fp32, and training scales the loss against underflow; "
                     "should activations pass 65,504, use compute: fp32")  # fmt: skip
+
+
+def no_int8(found: str) -> ConfigError:
+    """What to raise where `compute: int8` can't be had, for the reason `found`."""
+    return ConfigError("int8 products need the native library and a processor with AVX512-VNNI", where="compute",
+                       found=found, do="use compute: auto, which is as good or better in all but speed")  # fmt: skip

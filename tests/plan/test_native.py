@@ -5,12 +5,20 @@ import torch
 
 from halfbyte.environment import has_bf16
 from halfbyte.errors import ConfigError
-from halfbyte.kernels import BF16, multiplies_many, torch_is_slow_in_bf16
+from halfbyte.kernels import BF16, multiplies_many, product_int8, torch_is_slow_in_bf16
 from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
 from halfbyte.model.blocks import Replacement
 from halfbyte.plan import native as native_module
-from halfbyte.plan.native import foretold, has_bf16_products, has_fp32_products, multiplies_bf16, of_model
+from halfbyte.plan.ladder import plan_model
+from halfbyte.plan.native import (
+    foretold,
+    has_bf16_products,
+    has_fp32_products,
+    int8_missing,
+    multiplies_bf16,
+    of_model,
+)
 
 LLAMA = {"model_type": "llama"}
 ZEN3 = "flags\t\t: fpu fma avx f16c avx2"
@@ -114,3 +122,17 @@ def test_a_library_of_other_sources_is_not_trusted(monkeypatch):
     monkeypatch.setattr("halfbyte.plan.native.NATIVE_INTERFACE", -1)
     monkeypatch.setattr("halfbyte.plan.native._fault_of", native_module._fault_of.__wrapped__)
     assert "built from other sources" in foretold(LLAMA).reason and not foretold(LLAMA).norms
+
+
+@pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.isas())])
+def test_a_plan_refuses_int8_where_opening_a_model_would(forced, monkeypatch, tmp_path):
+    monkeypatch.setenv("HALFBYTE_KERNELS", forced)
+    assert bool(int8_missing()) == bool(product_int8.missing())
+    assert "card" in int8_missing("cuda")
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {ZEN3}\n")
+    assert int8_missing(cpuinfo=tmp_path / "cpuinfo")
+    if int8_missing():
+        with pytest.raises(ConfigError, match="AVX512-VNNI"):
+            plan_model("llama-3.2-1b", compute="int8")
+    else:
+        assert plan_model("llama-3.2-1b", compute="int8").settings["compute"] == "int8"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ HEADS = ((8, 2, 64), (16, 16, 64), (8, 4, 128))  # heads, key heads, their width
 SEEN = ((32, 32, False), (128, 128, False), (512, 512, False), (1024, 1024, False), (1, 256, False), (1, 1024, False),
          (128, 128, True), (512, 512, True))  # queries, keys, whether scores are capped  # fmt: skip
 LOSSES = ((512, 256, 128), (32000, 512, 64), (32000, 512, 256), (16384, 2048, 128))  # vocabulary, hidden, tokens
+CAPPED = ((32000, 512, 64), (65536, 256, 256))  # the same of heads with more than a product
 FEW_SHAPES = ((256, 256), (1024, 1024), (4096, 2048))  # out, in: that few rows are multiplied with
 VOCABULARIES = ((512, 256), (16384, 1024), (65536, 1024))  # and hidden
 TENSORS = ((16, 4096), (64, 4096), (64, 131072), (16, 524288))  # number and size, that the optimiser works on
@@ -146,23 +147,32 @@ def _causal(queries: int, keys: int) -> Visible:
 def loss(dtype: torch.dtype) -> Points:
     points = Points()
     stored = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    for vocabulary, hidden, tokens in LOSSES:
-        head = LinearHead(torch.randn(vocabulary, hidden).mul_(0.02).to(stored))
-        x = torch.randn(1, tokens + 1, hidden, dtype=dtype, requires_grad=True)
-        labels = torch.randint(vocabulary, (1, tokens + 1))
-        work = lambda x=x, labels=labels, head=head: next_token_loss(x, labels, head).backward()  # type: ignore[no-untyped-call]  # noqa: E731
-        points.add(count.loss(tokens, vocabulary, hidden), seconds(work))
+    for shapes, steps in ((LOSSES, 0), (CAPPED, 1), (CAPPED, 3)):
+        for vocabulary, hidden, tokens in shapes:
+            weight = torch.randn(vocabulary, hidden).mul_(0.02).to(stored)
+            head = _ended(QuantLinear(weight), steps) if steps else LinearHead(weight)
+            x = torch.randn(1, tokens + 1, hidden, dtype=dtype, requires_grad=True)
+            labels = torch.randint(vocabulary, (1, tokens + 1))
+            work = lambda x=x, labels=labels, head=head: next_token_loss(x, labels, head).backward()  # type: ignore[no-untyped-call]  # noqa: E731
+            points.add(count.loss(tokens, vocabulary, hidden, steps), seconds(work))
     return points
 
 
+def _ended(layer: QuantLinear, steps: int) -> Callable[[Tensor], Tensor]:
+    """A head whose logits are divided by a scale, or (3 steps) go through a soft cap."""
+    if steps == 1:
+        return lambda x: layer(x) / 8.0
+    return lambda x: torch.tanh(layer(x) / 30.0) * 30.0
+
+
 def optimiser() -> Points:
-    """As the loop does it: clip, step, set to none."""
+    """As the loop does it: clip, step."""
     points = Points()
     for tensors, size in TENSORS:
         parameters = [torch.nn.Parameter(torch.randn(size)) for _ in range(tensors)]
         for parameter in parameters:
             parameter.grad = torch.randn(size)
-        adam = torch.optim.AdamW(parameters, lr=1e-4)
+        adam = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
         def work(parameters: list[torch.nn.Parameter] = parameters, adam: torch.optim.AdamW = adam) -> None:
             float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))

@@ -21,7 +21,7 @@ from halfbyte.plan.activations import shape_info
 from halfbyte.plan.answering import Scored, items_at_once, pieces, token_budget
 from halfbyte.plan.answers import complete
 from halfbyte.plan.budget import Choice, choose, spoken_for
-from halfbyte.plan.compute import activation_bytes, foretold_compute
+from halfbyte.plan.compute import activation_bytes, foretold_compute, require_int8
 from halfbyte.plan.devices import Device, find_device
 from halfbyte.plan.held import held_bytes
 from halfbyte.plan.inventory import Inventory, take_inventory
@@ -165,6 +165,8 @@ def plan_model(
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
     if where.kind == "cuda" and available is not None and where.memory_bytes is not None:
         available = min(available, where.memory_bytes)  # more than the card has is not there, whoever asks for it
+    if compute == "int8":
+        require_int8(where)
     compute, foreseen = foretold_compute(inventory, known[weights], where) if compute == "auto" else (compute, "")
     native = native or foretold(inventory.config, dtype_bytes=activation_bytes(weights, compute), device=where.kind)
 

@@ -107,6 +107,17 @@ def has_fp32_products(cpuinfo: Path = CPUINFO) -> bool:
     return processor_flags(cpuinfo) >= _AVX2
 
 
+def int8_missing(kind: str = "cpu", cpuinfo: Path = CPUINFO) -> str:
+    """Why there are no products in int8 on a device of this `kind`; "" where there are."""
+    if kind != "cpu":
+        return "they run on a processor, not on a card"
+    if missing := _missing():
+        return missing
+    if forced_kernels() in ("cpu-portable", "cpu-avx2", "cpu-avxvnni"):
+        return f"{VARIABLE}={forced_kernels()}"
+    return "" if processor_flags(cpuinfo) >= _VNNI else "this processor has no AVX512-VNNI"
+
+
 def multiplies_bf16() -> bool:
     """Whether bf16 is faster than fp32 here: by the processor's instructions, or by native products without them."""
     forced = forced_kernels()

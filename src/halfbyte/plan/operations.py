@@ -33,6 +33,7 @@ class Work:
     rank: int
     windows: Mapping[int | None, int]  # layers by the width of their window; None: they see everything
     capped: bool  # attention's scores are
+    head_steps: int  # what is done to each logit after the product: 3 for a soft cap, 1 for a scale
     adapted: int  # matrices with an adapter
     parameters: int  # of the adapter
 
@@ -54,9 +55,15 @@ def work(
         rank=rank,
         windows=windows(config, dims.layers),
         capped=bool(config.get("attn_logit_softcapping")),
+        head_steps=_head_steps(config),
         adapted=len(chosen),
         parameters=sum(rank * (shapes[name][0] + shapes[name][1]) for name in chosen),
     )
+
+
+def _head_steps(config: Mapping[str, Any]) -> int:
+    scaled = any(config.get(name) not in (None, 0, 1) for name in ("logits_scaling", "logit_scale"))
+    return 3 * bool(config.get("final_logit_softcapping")) + scaled
 
 
 def windows(config: Mapping[str, Any], layers: int) -> dict[int | None, int]:
@@ -113,14 +120,17 @@ def rest(dims: Dimensions, tokens: int, b: int) -> dict[str, float]:
     return {"call": 1, "byte": b * tokens * moved}
 
 
-def loss(tokens: int, vocabulary: int, hidden: int) -> dict[str, float]:
-    """Head and cross-entropy of `tokens` learned tokens, forward and backward."""
+def loss(tokens: int, vocabulary: int, hidden: int, steps: int = 0) -> dict[str, float]:
+    """Head and cross-entropy of `tokens` learned tokens, forward and backward; `steps` are done to each logit in
+    between, by autograd."""
     chunks = -(-tokens // CHUNK)
     return {
         "call": chunks,
         "weight": chunks * vocabulary * hidden,
         "multiplication": 2 * tokens * vocabulary * hidden,
         "logit": tokens * vocabulary,
+        "step": tokens * vocabulary * steps,
+        "autograd": tokens * vocabulary * (steps > 0),
     }
 
 

@@ -63,7 +63,9 @@ class Speed:
             "recomputation": max(0.0, again),
             "attention": attention + self.attention("backward", batch, sequence, sequence),
             "rest of the layers": rest + layers * self._cost("rest/backward").seconds(count.rest(dims, tokens, self.b)),
-            "head and loss": self._cost("loss").seconds(count.loss(learned, dims.vocabulary or 0, dims.hidden)),
+            "head and loss": self._cost("loss").seconds(
+                count.loss(learned, dims.vocabulary or 0, dims.hidden, self.work.head_steps)
+            ),
         }
         parts = {name: micro_batches * seconds for name, seconds in parts.items()}
         parts["optimiser"] = self._cost("optimiser").seconds(

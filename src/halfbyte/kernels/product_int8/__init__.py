@@ -11,8 +11,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from halfbyte.errors import ConfigError
-from halfbyte.formats import BLOCKSIZE
+from halfbyte.formats import BLOCKSIZE, no_int8
 from halfbyte.kernels import native
 from halfbyte.kernels.choice import choose
 from halfbyte.kernels.packed import PackedWeight
@@ -31,8 +30,7 @@ def missing(device: torch.device | str = "cpu") -> str:
 def require(device: torch.device | str = "cpu") -> None:
     """Raise ConfigError where there are no int8 products."""
     if found := missing(device):
-        raise ConfigError("int8 products need the native library and a processor with AVX512-VNNI", where="compute",
-                          found=found, do="use compute: auto, which is as good or better in all but speed")  # fmt: skip
+        raise no_int8(found)
 
 
 def is_slower(device: torch.device | str = "cpu") -> bool:
