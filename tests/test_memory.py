@@ -32,6 +32,22 @@ def test_a_short_anonymous_peak_is_seen() -> None:
 
 
 @linux
+def test_a_glance_sees_a_peak_and_looks_where_it_can_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = MemoryMeter()
+    with meter:
+        pass
+    before = meter._peak
+    scratch = np.ones(64 * MIB, dtype=np.uint8)
+    meter._glance()
+    assert 60 * MIB < meter._peak - before < 80 * MIB
+    looked: list[bool] = []
+    monkeypatch.setattr(meter, "_look", lambda: looked.append(True))
+    monkeypatch.setattr(memory, "_STATM", Path("/proc/self/nowhere"))
+    meter._glance()
+    assert looked and scratch[-1]
+
+
+@linux
 def test_reset_forgets_the_peak() -> None:
     with MemoryMeter() as meter:
         scratch = np.ones(64 * MIB, dtype=np.uint8)

@@ -45,7 +45,7 @@ void drive(Input& input) {
     Matrix matrices[7];
     Block block{};
     for (int i = 0; i < 7; ++i) {
-        matrices[i] = matrix(input, buffers, outputs[i], inputs[i], input.byte() % 3);
+        matrices[i] = matrix(input, buffers, outputs[i], inputs[i], input.byte() % 5);
         Layer& layer = block.linears[i];
         layer.matrix = matrices + i;
         if (input.flag()) layer.bias = buffers.of(dtype, outputs[i]);

@@ -1,11 +1,11 @@
-// A frozen matrix for the drivers of the products: dense (bf16, fp32), NF4 or int8, as cpu.py describes it.
+// A frozen matrix for the drivers of the products: dense, NF4 or int8, as cpu.py describes it.
 #pragma once
 
 #include "harness.h"
 
 namespace fuzz {
 
-enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2, kDenseF32 = 3 };
+enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2, kDenseF32 = 3, kDenseF16 = 4 };
 
 struct Matrix {  // `MatrixArgument` of product/shared.h
     int64_t rows, columns;
@@ -20,6 +20,7 @@ inline Matrix matrix(Input& input, Buffers& buffers, int64_t rows, int64_t colum
     const int64_t n = rows * columns, blocks = (n + 63) / 64;
     if (kind == kDense) made.codes = buffers.of(kBf16, n);
     if (kind == kDenseF32) made.codes = buffers.of(kF32, n);
+    if (kind == kDenseF16) made.codes = buffers.of(kF16, n);
     if (kind == kInt8) {
         made.codes = buffers.make<int8_t>(n);
         made.absmax = buffers.make<float>(rows, kF32);

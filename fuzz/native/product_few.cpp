@@ -9,7 +9,7 @@ using namespace fuzz;
 
 void drive(Input& input) {
     Buffers buffers(input);
-    const int isa = input.isa(), dtype = input.byte() % 2, kind = input.byte() % 3, threads = input.threads();
+    const int isa = input.isa(), dtype = input.byte() % 2, kind = input.byte() % 5, threads = input.threads();
     const int64_t count = input.count(5, 16), rows = width(input), columns = width(input);
     if (rows * columns > 100000) return;
     const Matrix of = matrix(input, buffers, rows, columns, kind);

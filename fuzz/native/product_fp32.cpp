@@ -11,7 +11,7 @@ void drive(Input& input) {
     Buffers buffers(input);
     const int isa = input.isa(kAvx2);
     if (isa < 0) return;
-    const int kind = input.byte() % 4, threads = input.threads(), transposed = input.flag();
+    const int kind = input.byte() % 5, threads = input.threads(), transposed = input.flag();
     const int64_t count = input.count(40, 600), rows = width(input), columns = width(input);
     if (rows * columns > 60000 || count * (rows + columns) > 250000) return;
     const int64_t wide = transposed ? rows : columns, narrow = transposed ? columns : rows;

@@ -141,7 +141,16 @@ def without_bf16(dtype: str, family: str, weights: str) -> tuple[str, str]:
                     "should activations pass 65,504, use compute: fp32")  # fmt: skip
 
 
+def check_int8(missing: str, weights: str) -> None:
+    """Raise ConfigError where `compute: int8` can't be had: for what is `missing` on this device, or with `weights`."""
+    if missing:
+        raise no_int8(missing)
+    if weights not in QUANTISED:
+        raise ConfigError("compute: int8 multiplies packed weights", where="compute", found=f"weights: {weights}",
+                          do="use weights: nf4 or int8, or compute: auto")  # fmt: skip
+
+
 def no_int8(found: str) -> ConfigError:
-    """What to raise where `compute: int8` can't be had, for the reason `found`."""
+    """What to raise where there are no products in int8, for the reason `found`."""
     return ConfigError("int8 products need the native library and a processor with AVX512-VNNI", where="compute",
                        found=found, do="use compute: auto, which is as good or better in all but speed")  # fmt: skip

@@ -5,7 +5,7 @@ shared memory (memfd included), what is swapped out, and dirty pages of files. C
 model; the shared libraries, too) can be dropped by the system at any time, so they stand beside it as `mapped_bytes`.
 The largest VmRSS alone would blame whoever maps files and flatter whoever swaps.
 
-On Linux a background thread reads /proc/self/statm every other millisecond (2 microseconds), /proc/self/status, which
+On Linux a background thread reads /proc/self/statm every other millisecond (10 microseconds), /proc/self/status, which
 tells shared memory from files, every few, and /proc/self/smaps_rollup now and then: it walks all pages, 15 ms where a
 GB is mapped, but only it knows which pages of files are dirty. A peak that is shorter than the interval can be missed:
 at 10 ms, those of a training step's loss and of a prompt's passes were up to 3 % too low on a fast processor. Elsewhere
@@ -107,8 +107,8 @@ def _close_holes() -> None:
     """Take the holes of glibc's heap that hold 1 MB and more, without writing to them.
 
     Else, whatever its threshold, glibc puts a large block into one before it maps it, and then what comes and goes is
-    not returned: once an adapter had been trained, whose gradients leave such holes, evaluating it took up to 50 MB
-    more than before. What is taken is address space, and a page for each MB."""
+    not returned: once an adapter had been trained, which leaves such holes, evaluating it took up to 50 MB more than
+    before. What is taken is address space, and a page for each MB."""
     if not hold_little.cache_info().currsize or not hold_little():
         return
     libc = ctypes.CDLL(None)
@@ -142,7 +142,7 @@ class MemoryMeter:
     def __init__(self, interval: float = 0.002) -> None:
         self.interval = interval  # seconds between two looks
         self._peak = self._mapped = self._dirty_files = 0
-        self._beside = 0  # bytes that count and that statm does not tell: shared memory, swap, dirty files
+        self._beside = 0  # bytes that count and that statm does not tell from others: shared memory, dirty files
         self._rollup_due = 0.0
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -194,16 +194,21 @@ class MemoryMeter:
 
     def _watch(self) -> None:
         due = 0.0
-        with _STATM.open("rb", buffering=0) as statm:
-            while not self._stop.wait(self.interval):
-                if (now := time.monotonic()) >= due:
-                    self._look()
-                    due = now + _STATUS_EVERY
-                    continue
-                statm.seek(0)
-                _, resident, shared, *_ = statm.read(128).split()
-                with self._lock:
-                    self._peak = max(self._peak, _PAGE * (int(resident) - int(shared)) + self._beside)
+        while not self._stop.wait(self.interval):
+            if (now := time.monotonic()) >= due:
+                self._look()
+                due = now + _STATUS_EVERY
+            else:
+                self._glance()
+
+    def _glance(self) -> None:
+        """As `_look`, in a twentieth of the time; what changes slowly is as it was there."""
+        try:
+            _, resident, shared, *_ = _STATM.read_bytes().split()
+        except OSError:
+            return self._look()
+        with self._lock:
+            self._peak = max(self._peak, _PAGE * (int(resident) - int(shared)) + self._beside)
 
     def _look(self) -> None:
         if self.method != "sampled":
@@ -219,8 +224,8 @@ class MemoryMeter:
                 self._dirty_files = max(0, dirty - kept)
                 took = time.monotonic() - now
                 self._rollup_due = now + max(0.5, 200 * took)
-            self._beside = held.get("RssShmem", 0) + held.get("VmSwap", 0) + self._dirty_files
-            self._peak = max(self._peak, held.get("RssAnon", 0) + self._beside)
+            self._beside = held.get("RssShmem", 0) + self._dirty_files
+            self._peak = max(self._peak, held.get("RssAnon", 0) + held.get("VmSwap", 0) + self._beside)
             self._mapped = max(self._mapped, held.get("RssFile", 0) - self._dirty_files)
 
 

@@ -33,10 +33,12 @@ class RunPlan:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
         from halfbyte.plan.activations import shape_info
         from halfbyte.plan.budget import choose
+        from halfbyte.plan.inventory import take_inventory
 
         adapter, options = config.adapter, config.tune
         shape = shape_info(self.model.net.config.to_dict(), rank=adapter.rank, targets=adapter.targets,
                            native=self._native(), learned=self._learned(), weights=config.weights,
+                           stored=take_inventory(str(self.model.path)).dtype,
                            offload=options.offload_activations)  # fmt: skip
         longest = self.data.counts.longest
         fixed, mapped = self._spoken_for(config, shape, longest)

@@ -224,8 +224,7 @@ def test_blocks_that_do_not_fit_together_are_refused(native_code: str, name: str
 def test_what_is_not_covered_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = Case(torch.float32, weights="bf16").blocks
     assert "float16" in uncovered(blocks, torch.float16)
-    half = torch.zeros(WIDTH, HEADS * HEAD).half()
-    dense = blocks[0]._replace(linears=blocks[0].linears._replace(o=Layer(half)))
-    assert "dense torch.float16" in uncovered([blocks[0], dense], torch.float32)
+    dense = blocks[0]._replace(linears=blocks[0].linears._replace(o=Layer(torch.zeros(WIDTH, HEADS * HEAD))))
+    assert "dense torch.float32" in uncovered([blocks[0], dense], torch.bfloat16)
     monkeypatch.setenv(VARIABLE, "reference")
     assert "plain PyTorch" in uncovered(blocks, torch.float32)

@@ -14,14 +14,15 @@ from halfbyte.kernels.product.reference import FrozenWeight
 from tests.kernels import test_product as common
 from tests.kernels.test_product import Guarded, error, exact, guarded_copy
 
-WEIGHTS = [*common.WEIGHTS, "fp32"]
+WEIGHTS = [*common.WEIGHTS, "fp32", "fp16"]
 HERE = [isa for isa in ("avx2", "avx512") if isa in native.isas()]  # those of the others are the same code
 
 
 def made(rows: int, columns: int, weights: str) -> FrozenWeight:
-    if weights != "fp32":
+    if weights not in ("fp32", "fp16"):
         return common.made(rows, columns, weights)
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+    dense = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+    return dense if weights == "fp32" else dense.half()
 
 
 @pytest.fixture(params=HERE or ["none"])
@@ -43,6 +44,16 @@ def test_avx512_gives_the_bits_of_avx2(weights: str, shape: tuple[int, int], mon
             found.append((kernels.linear(x, weight), kernels.linear_transposed(g, weight)))
     for one, other in zip(found[:3], found[3:], strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
+@pytest.mark.parametrize("count", [3, 20])
+def test_nothing_is_read_beyond_a_pair_in_fp32(fp32_kernels: None, count: int) -> None:
+    weight, h, g, x = made(33, 97, "nf4"), torch.randn(count, 5), torch.randn(count, 33), torch.randn(count, 97)
+    b, a = torch.randn(33, 5), torch.randn(5, 97)
+    pair, back = (Guarded(h).tensor, Guarded(b).tensor), (Guarded(h).tensor, Guarded(a).tensor)
+    assert torch.equal(kernels.linear(x, weight, None, pair), kernels.linear(x, weight, None, (h, b)))
+    assert torch.equal(kernels.linear_transposed(g, weight, back), kernels.linear_transposed(g, weight, (h, a)))
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 70])

@@ -5,11 +5,13 @@ import torch
 
 from halfbyte.environment import has_bf16
 from halfbyte.errors import ConfigError
-from halfbyte.kernels import BF16, multiplies_many, product_int8, torch_is_slow_in_bf16
+from halfbyte.kernels import BF16, multiplies_many, product_int8, product_of, torch_is_slow_in_bf16
 from halfbyte.kernels import native as library
 from halfbyte.kernels.choice import choose
 from halfbyte.model.blocks import Replacement
 from halfbyte.plan import native as native_module
+from halfbyte.plan.activations import shape_info
+from halfbyte.plan.catalogue import find
 from halfbyte.plan.ladder import plan_model
 from halfbyte.plan.native import (
     foretold,
@@ -126,6 +128,8 @@ def test_a_library_of_other_sources_is_not_trusted(monkeypatch):
 
 @pytest.mark.parametrize("forced", ["", "cpu", "reference", *(f"cpu-{isa}" for isa in library.isas())])
 def test_a_plan_refuses_int8_where_opening_a_model_would(forced, monkeypatch, tmp_path):
+    if choose().isa is None:
+        pytest.skip("the native library was not built")
     monkeypatch.setenv("HALFBYTE_KERNELS", forced)
     assert bool(int8_missing()) == bool(product_int8.missing())
     assert "card" in int8_missing("cuda")
@@ -136,3 +140,20 @@ def test_a_plan_refuses_int8_where_opening_a_model_would(forced, monkeypatch, tm
             plan_model("llama-3.2-1b", compute="int8")
     else:
         assert plan_model("llama-3.2-1b", compute="int8").settings["compute"] == "int8"
+        with pytest.raises(ConfigError, match="packed weights"):
+            plan_model("llama-3.2-1b", compute="int8", weights="bf16")
+
+
+_STORED = [*((stored, "nf4") for stored in ("bfloat16", "float16", "float32")), ("bfloat16", "bf16"),
+           ("float16", "bf16"), ("float32", "fp32")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stored", "weights"), _STORED)
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32], ids=str)
+def test_dense_matrices_are_planned_by_the_product_that_multiplies_them(stored, weights, compute):
+    b = compute.itemsize
+    native = foretold(LLAMA, dtype_bytes=b)
+    info = shape_info(find("llama-3.2-1b").config, weights=weights, stored=stored, native=native)
+    dense = torch.zeros(64, 64, dtype=getattr(torch, info.dense))
+    runs = product_of(torch.zeros(99, 64, dtype=compute), dense).name == "cpu"
+    assert info.multiplies_dense(b) == runs

@@ -47,6 +47,20 @@ def test_it_weighs_what_the_plan_says(name: str) -> None:
     assert made.optimiser_bytes() == moment_bytes(name, numbers) == exact
 
 
+def test_adamw_is_fused_on_a_cpu_alone_and_takes_over_what_another_one_left() -> None:
+    made, plain = state(name="adamw"), state(name="adamw")
+    assert made.optimiser.defaults["fused"] is True
+    elsewhere = optimiser.make([nn.Parameter(torch.empty(2, 2, device="meta"))], TuneConfig())
+    assert elsewhere.defaults["fused"] is None  # as torch decides
+    plain.optimiser = torch.optim.AdamW(plain.parameters.values(), lr=0.01, weight_decay=0.01)
+    step(plain, 0)
+    made.restore(plain.tensors(), plain.progress)
+    step(made, 1)
+    step(plain, 1)
+    for name, parameter in made.parameters.items():
+        assert torch.allclose(parameter, plain.parameters[name], rtol=1e-6, atol=1e-7)
+
+
 def test_a_restored_state_goes_on_bit_for_bit(folder: Path) -> None:
     first, second = state(), state(seed=9)
     for seed in range(3):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,27 @@ def test_a_run_learns_and_leaves_what_it_promises(source: Path, data_file: Path,
     assert f"step {outcome.steps}/{outcome.steps}" in said
     best = min(line["validation_loss"] for line in lines if "validation_loss" in line)
     assert outcome.best_loss == best
+
+
+def test_a_step_leaves_its_gradients_block_and_no_graph(
+    source: Path, data_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever holds the loss would hold the adapter's copies beside those of the next pass."""
+    graphs: list[weakref.ref[Any]] = []
+    blocks: set[int] = set()
+    made = loop.batch_loss
+
+    def watched(model: Model, batch: Any) -> torch.Tensor:
+        assert not graphs or graphs[-1]() is None
+        blocks.update(p.grad.untyped_storage().data_ptr() for p in model.net.parameters() if p.grad is not None)
+        total = made(model, batch)
+        graphs.append(weakref.ref(total))
+        return total
+
+    monkeypatch.setattr(loop, "batch_loss", watched)
+    config = options(source, data_file, folder / "run", max_steps=3)
+    run(config)
+    assert len(graphs) >= 6 and len(blocks) == 1  # of validations, too
 
 
 def test_micro_batches_and_recomputation_change_the_rounding_only(source: Path, data_file: Path, folder: Path) -> None:

@@ -191,3 +191,15 @@ def test_checkpoints_are_in_the_order_of_their_steps(folder: Path) -> None:
     for name in ("step-1000000", "step-999999", "step-0000x", "broken-step-000003"):
         (folder / name).mkdir()
     assert [place.name for place in checkpoints(folder)] == ["step-999999", "step-1000000"]
+
+
+def test_gradients_lie_in_one_block_that_a_backward_pass_adds_to() -> None:
+    made = state()
+    made.clear_gradients()
+    block = made.gradients
+    assert block is not None and block.numel() == 24
+    for _ in range(2):
+        sum(p.sum() for p in made.parameters.values()).backward()  # type: ignore[union-attr]
+    assert torch.equal(block, torch.full((24,), 2.0)) and made.gradient_bytes() == 4 * 24
+    made.clear_gradients()
+    assert made.gradients is block and not block.any()

@@ -166,15 +166,18 @@ def _ended(layer: QuantLinear, steps: int) -> Callable[[Tensor], Tensor]:
 
 
 def optimiser() -> Points:
-    """As the loop does it: clip, step."""
+    """As the loop does it: set to zero, clip, step."""
     points = Points()
     for tensors, size in TENSORS:
         parameters = [torch.nn.Parameter(torch.randn(size)) for _ in range(tensors)]
-        for parameter in parameters:
-            parameter.grad = torch.randn(size)
+        block = torch.zeros(tensors, size)
+        for parameter, gradient in zip(parameters, block, strict=True):
+            parameter.grad = gradient
         adam = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
-        def work(parameters: list[torch.nn.Parameter] = parameters, adam: torch.optim.AdamW = adam) -> None:
+        def work(parameters: list[torch.nn.Parameter] = parameters, adam: torch.optim.AdamW = adam,
+                 block: Tensor = block) -> None:  # fmt: skip
+            block.zero_()
             float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
             adam.step()
 

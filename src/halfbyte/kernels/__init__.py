@@ -328,14 +328,13 @@ def product_of(x: Tensor, weight: FrozenWeight) -> Choice:
     if isinstance(weight, Tensor) and not weight.is_contiguous():
         return Choice("reference", "torch's product: the weight is not contiguous")
     many = multiplies_many(choice.isa, x.dtype)
-    in_fp32 = many and x.dtype == torch.float32
-    if isinstance(weight, Tensor) and weight.dtype != torch.bfloat16 and not (in_fp32 and weight.dtype == x.dtype):
+    takes = DTYPES if many and x.dtype == torch.float32 else (torch.bfloat16,)
+    if isinstance(weight, Tensor) and weight.dtype not in takes:
         return Choice("reference", f"torch's product: the weight is dense {weight.dtype}")
     if many:
         return choice
     if len(x) <= _product.FEW and x.dtype in (torch.bfloat16, torch.float32):
-        isa = min(choice.isa, "avx512", key=native.ISAS.index)
-        return Choice("cpu", choice.reason.replace(native.ISA_NAMES[choice.isa], native.ISA_NAMES[isa]), isa)
+        return choice
     return Choice(
         "reference", f"torch's product of the dequantised weight: no native one for {x.dtype} on this processor"
     )

@@ -26,7 +26,7 @@ import torch
 
 from halfbyte import kernels
 from halfbyte.errors import ConfigError, nearest
-from halfbyte.formats import COMPUTE, QUANTISED, without_bf16
+from halfbyte.formats import COMPUTE, QUANTISED, check_int8, without_bf16
 from halfbyte.kernels import product_int8
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.bfloat16}
@@ -82,7 +82,7 @@ def choose_compute(
         raise ConfigError("unknown compute type", where="compute", found=repr(asked), do=nearest(asked, COMPUTE))
     cuda = device.type == "cuda"
     if asked == "int8":
-        _check_int8(device, weights)
+        check_int8(product_int8.missing(device), weights)
     if asked != "auto":
         if cuda and asked == "bf16" and not _card_has_bf16(device):
             name = torch.cuda.get_device_name(device)
@@ -97,14 +97,6 @@ def choose_compute(
     if stored == torch.float16 and weights not in QUANTISED:
         return Compute("fp32", "the checkpoint is in fp16, which fp32 holds exactly and bf16 does not")
     return fastest()
-
-
-def _check_int8(device: torch.device, weights: str) -> None:
-    """Raise ConfigError where `compute: int8` can't be had."""
-    product_int8.require(device)
-    if weights not in QUANTISED:
-        raise ConfigError("compute: int8 multiplies packed weights", where="compute", found=f"weights: {weights}",
-                          do="use weights: nf4 or int8, or compute: auto")  # fmt: skip
 
 
 def fastest() -> Compute:

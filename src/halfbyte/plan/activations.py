@@ -96,12 +96,13 @@ class ShapeInfo:
     native: Native
     learned: int | None = None  # tokens of an item whose loss counts, at most; None: all of them
     weights: str = "nf4"  # the format that runs
+    dense: str = "bfloat16"  # torch's name of the type of what is not packed, the head's, too
     offload: bool = False  # on a card: what layers keep lies on the host (halfbyte.model.offload)
 
-    @property
-    def dense_bytes(self) -> int:
-        """Of a number in what is not packed, the head's, too."""
-        return 4 if self.weights == "fp32" else 2
+    def multiplies_dense(self, dtype_bytes: int) -> bool:
+        """Whether native kernels multiply activations of `dtype_bytes` with matrices that are not packed: those in bf16
+        take bf16 alone, those in fp32 every type."""
+        return self.native.products and (dtype_bytes == 4 or self.dense == "bfloat16")
 
     @property
     def unknown(self) -> str:
@@ -116,10 +117,11 @@ def shape_info(
     native: Native = PLAIN,
     learned: int | None = None,
     weights: str = "nf4",
+    stored: str = "bfloat16",
     offload: bool = False,
 ) -> ShapeInfo:
     """Read a config.json's mapping. Never raises for a family that is not modelled: `dims` is None then. `weights`: the
-    format that runs."""
+    format that runs; `stored`: the type of the checkpoint."""
     text = text_config(config)
     dims = dimensions(text) if is_known(text) else None
     window = text.get("sliding_window")
@@ -140,6 +142,7 @@ def shape_info(
         native=native,
         learned=learned,
         weights=weights,
+        dense="float32" if weights == "fp32" else "float16" if stored == "float16" else "bfloat16",
         offload=offload,
     )
 
@@ -235,9 +238,15 @@ def loss_bytes(info: ShapeInfo, tokens: int, dtype_bytes: int = 2) -> int:
     return min(LOSS_CHUNK, tokens) * (known_dims(info).vocabulary or 0) * each
 
 
+def _first_logits_bytes(info: ShapeInfo, tokens: int, dtype_bytes: int) -> int:
+    """Of `loss_bytes` the head's own product, which is a block of the pool where kernels are native."""
+    return min(LOSS_CHUNK, tokens) * (known_dims(info).vocabulary or 0) * dtype_bytes
+
+
 def tile_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], dtype_bytes: int) -> int:
     """Bytes of the rows of a dense matrix [out, in] that are converted at once for activations of another type."""
-    if info.dense_bytes == dtype_bytes or info.native.products:
+    same = not info.native.products and dtype_bytes == (4 if info.dense == "float32" else 2)
+    if same or info.multiplies_dense(dtype_bytes):
         return 0
     return dtype_bytes * max((min(rows, _TILE) * columns for rows, columns in matrices), default=0)
 
@@ -257,7 +266,8 @@ def training_bytes(
     """(activations, logits) in bytes whose sum is the peak of one micro-batch of `micro_batch` x `tokens` tokens.
 
     The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. Of a head that is
-    a product alone, the buffer of the logits outlives the loss.
+    a product alone, the buffer of the logits outlives the loss. What torch makes of the logits of another one stands
+    beside the pool, which keeps what native kernels had in use at once in the backward pass before.
     """
     dims, b = known_dims(info), dtype_bytes
     count = micro_batch * tokens
@@ -268,19 +278,22 @@ def training_bytes(
     # The last norm's input and result; the hidden states that are learned and their gradient, scaled in fp32.
     ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8) * dims.hidden
     logits = loss_bytes(info, learned, b)
-    in_loss = count * (kept_layers * saved + inputs) + ends + logits
-    in_loss += head_tile_bytes(info, b)
+    apart = logits - (_first_logits_bytes(info, learned, b) if info.scaled else 0)
+    in_loss = count * (kept_layers * saved + inputs) + ends + head_tile_bytes(info, b) + logits - apart
     heap = _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs))
     if info.offload:
         inside = _beside_the_host(info, saved, recompute, b)
         in_loss += count * (inside[0] - kept_layers * saved - inputs)
         in_layer = count * (inside[1] + layer_peak_bytes_per_token(info, tokens, b)) + (0 if info.scaled else logits)
-        return max(in_loss, in_layer) - logits, logits
+        return max(in_loss + apart, in_layer) - logits, logits
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
-    in_layer += _new_gradient_bytes(info) + (0 if info.scaled else logits)
-    peak = max(in_loss, in_layer) + heap
+    in_layer += _new_gradient_bytes(info)
+    if info.native.norms or not info.scaled:
+        peak = max(in_loss, in_layer) + apart + heap
+    else:
+        peak = max(in_loss + apart, in_layer) + heap
     return peak - logits + slack_bytes(info, peak), logits
 
 

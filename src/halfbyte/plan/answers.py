@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from halfbyte.formats import QUANTISED
 from halfbyte.plan import operations
 from halfbyte.plan.advice import advise
 from halfbyte.plan.calibration import Calibration, load
@@ -85,7 +86,8 @@ def _time(
     if speed is None or calibration is None:
         return Time(False, why)
     pack = None
-    if plan.phases["pack"].parts and inventory.parameters is not None:
+    quantises = plan.settings["weights"] in QUANTISED  # a copy that only converts was not timed
+    if plan.phases["pack"].parts and quantises and inventory.parameters is not None:
         units = operations.packing(2 * inventory.parameters, len(inventory.tensors))
         pack = speed.costs["pack"].seconds(units)
     settings, tune = plan.settings, plan.phases["tune"]

@@ -4,7 +4,7 @@ a CPU by a short measurement. Where that can't be foretold the wider type is pla
 from __future__ import annotations
 
 from halfbyte.environment import has_bf16
-from halfbyte.formats import COPIED_BYTES, QUANTISED, Weights, no_int8, without_bf16
+from halfbyte.formats import COPIED_BYTES, QUANTISED, Weights, check_int8, without_bf16
 from halfbyte.plan.devices import Device
 from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.native import int8_missing
@@ -15,10 +15,9 @@ def activation_bytes(weights: str, compute: str = "auto") -> int:
     return 4 if compute == "fp32" or (compute == "auto" and weights == "fp32") else 2
 
 
-def require_int8(where: Device) -> None:
+def require_int8(where: Device, weights: Weights) -> None:
     """Raise ConfigError, as opening a model would, where there are no products in int8."""
-    if missing := int8_missing(where.kind):
-        raise no_int8(missing)
+    check_int8(int8_missing(where.kind), weights)
 
 
 def foretold_compute(inventory: Inventory, weights: Weights, where: Device) -> tuple[str, str]:

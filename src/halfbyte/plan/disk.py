@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -27,19 +29,17 @@ class Disk:
     run: int
     free: int | None = None
     cache: str = ""
-    there: bool = False  # a copy by that name stands in the cache already
+    new: int = 0  # what of these comes onto that disk: not a copy, or a download, that seems to be there already
 
     @property
     def lacking(self) -> int:
-        """Bytes that the copy takes beyond what is free."""
-        if self.packed is None or self.free is None or self.there:
-            return 0
-        return max(0, self.packed - self.free)
+        """Bytes that are too few there."""
+        return 0 if self.free is None else max(0, self.new - self.free)
 
     def __str__(self) -> str:
         parts = [("downloads", self.download), ("the packed copy takes", self.packed), ("the run", self.run)]
         words = ", ".join(f"{what} {'unknown' if size is None else gb(size)}" for what, size in parts if size != 0)
-        if self.free is not None and self.packed != 0:
+        if self.free is not None and (self.packed != 0 or self.new):
             words += f"; {gb(self.free)} are free in {self.cache}"
             if self.lacking:
                 words += f": does not fit, {gb(self.lacking)} too much; free some, or set HALFBYTE_CACHE"
@@ -66,8 +66,11 @@ def disk_of(inventory: Inventory, weights: Weights, adapter_bytes: int, optimise
     if not here:
         return Disk(download, packed, run)
     cache = cache_folder()
-    found = list(cache.glob(f"{inventory.name.replace('/', '--')}-{weights}-*")) if cache.is_dir() else []
-    return Disk(download, packed, run, _free(cache), str(cache), bool(found))
+    name = glob.escape(inventory.name.replace("/", "--"))
+    there = cache.is_dir() and any(cache.glob(f"{name}-{weights}-*"))
+    fetched = (_hub_cache() / f"models--{inventory.name.replace('/', '--')}").is_dir()
+    beside = 0 if fetched or not _same_disk(cache, _hub_cache()) else download or 0
+    return Disk(download, packed, run, _free(cache), str(cache), beside + (0 if there else packed or 0))
 
 
 def _copy_bytes(inventory: Inventory, weights: Weights) -> int | None:
@@ -79,9 +82,25 @@ def _copy_bytes(inventory: Inventory, weights: Weights) -> int | None:
     return size + tables + state_bytes(weights, inventory.quantised.values())
 
 
-def _free(folder: Path) -> int | None:
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloads."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def _existing(folder: Path) -> Path:
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)
+
+
+def _same_disk(one: Path, other: Path) -> bool:
     try:
-        return shutil.disk_usage(there).free
+        return _existing(one).stat().st_dev == _existing(other).stat().st_dev
+    except OSError:
+        return False
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(_existing(folder)).free
     except OSError:
         return None

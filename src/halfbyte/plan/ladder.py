@@ -166,7 +166,7 @@ def plan_model(
     if where.kind == "cuda" and available is not None and where.memory_bytes is not None:
         available = min(available, where.memory_bytes)  # more than the card has is not there, whoever asks for it
     if compute == "int8":
-        require_int8(where)
+        require_int8(where, known[weights])
     compute, foreseen = foretold_compute(inventory, known[weights], where) if compute == "auto" else (compute, "")
     native = native or foretold(inventory.config, dtype_bytes=activation_bytes(weights, compute), device=where.kind)
 
@@ -223,7 +223,7 @@ def make_plan(
     sizes = _adapter_sizes(linears, chosen, rank)
     adapter = sum(sizes)
     info = shape_info(inventory.config, rank=rank, targets=targets, native=native, learned=learned, weights=weights,
-                      offload=offload)  # fmt: skip
+                      stored=inventory.dtype, offload=offload)  # fmt: skip
     quantised = inventory.quantised
     packed = packed_sizes(quantised.values())
     weights_bytes = stored_bytes(inventory, packed)
@@ -320,7 +320,8 @@ def _choice(inventory: Inventory, asked: dict[str, Any], batch: int | None, step
     """What `tune` will choose for the settings that were `asked`; None where the memory or a shape is not known."""
     rank, weights, sequence = asked["rank"], asked["weights"], asked["sequence"]
     info = shape_info(inventory.config, rank=rank, targets=asked["targets"], native=asked["native"],
-                      learned=asked["learned"], weights=weights, offload=asked["offload"])  # fmt: skip
+                      learned=asked["learned"], weights=weights, stored=inventory.dtype,
+                      offload=asked["offload"])  # fmt: skip
     if asked["memory_bytes"] is None or (info.dims is not None and info.dims.vocabulary is None):
         return None
     b, mapped = activation_bytes(weights, asked["compute"]), mapped_bytes(inventory, weights) or 0

@@ -135,7 +135,7 @@ def loss(tokens: int, vocabulary: int, hidden: int, steps: int = 0) -> dict[str,
 
 
 def optimiser(tensors: int, parameters: int) -> dict[str, float]:
-    """AdamW, the gradient's norm, and setting gradients to none."""
+    """AdamW, the gradient's norm, and setting gradients to zero."""
     return {"tensor": tensors, "parameter": parameters}
 
 

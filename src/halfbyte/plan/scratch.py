@@ -31,7 +31,7 @@ def scratch_bytes(
     output takes.
     """
     shapes = list(matrices)
-    if not info.native.products:
+    if not (info.native.products if packed else info.multiplies_dense(b)):
         if not packed:
             mlp = info.dims.mlp if info.dims is not None else 0
             others = [shape for shape in shapes if shape[1] != mlp]
@@ -40,7 +40,7 @@ def scratch_bytes(
             return max(down, tile_bytes(info, [*others, head_shape(info)], b))
         return b * max((rows * columns for rows, columns in shapes), default=0)
     of_layers = max((_laid_out_bytes(info, shape, tokens, b, trains) for shape in shapes), default=0)
-    positions = tokens if positions is None else min(positions, tokens)
+    positions = 0 if not info.multiplies_dense(b) else tokens if positions is None else min(positions, tokens)
     of_head = _laid_out_bytes(info, head_shape(info), min(positions, LOSS_CHUNK) if trains else positions, b, trains)
     threads = _DECODED_FP32 if b == 4 else _THREAD + 4 * 64 * min(_ROWS, tokens)
     return max(of_layers, of_head) + cores() * threads
@@ -60,8 +60,8 @@ def _laid_out_bytes(info: ShapeInfo, matrix: tuple[int, int], count: int, b: int
 
 def library_bytes(info: ShapeInfo, matrices: Iterable[tuple[int, int]], b: int) -> int:
     """Bytes that the processor's library keeps while it multiplies with `matrices` [out, in]: none where these products
-    are native, the adapter's and dense ones in the type of activations, too."""
-    if info.native.products:
+    are native, of the head and the adapter, too."""
+    if info.native.products and info.multiplies_dense(b):
         return 0
     return cores() * min(_LIBRARY[b], b * max((rows * columns for rows, columns in matrices), default=0))
 

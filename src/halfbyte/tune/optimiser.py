@@ -36,7 +36,8 @@ def make(parameters: Iterable[nn.Parameter], options: TuneConfig) -> Any:
     settings: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     if options.optimiser == "adamw":
         made = list(parameters)
-        fused = all(p.device.type == "cpu" for p in made)  # half the time, and nothing stands beside a matrix meanwhile
+        # On a CPU half the time, and nothing stands beside a matrix meanwhile; on a card torch knows what is best.
+        fused = all(p.device.type == "cpu" for p in made) or None
         return torch.optim.AdamW(made, fused=fused, **settings)
     require(options.optimiser)
     import bitsandbytes

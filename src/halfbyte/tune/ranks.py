@@ -215,7 +215,7 @@ class Joined(Ranks):
         """Close all connections; when something has failed only the control's: NCCL might wait for those that left."""
         if self._control is None:
             return
-        control, self._control, self._sums, self._flat = self._control, None, None, None
+        control, self._control, self._sums = self._control, None, None
         with contextlib.suppress(RuntimeError):
             self._dist.destroy_process_group(control if failed else None)
 

@@ -108,7 +108,7 @@ class State:
         return sum(p.grad.nbytes for p in self.parameters.values() if p.grad is not None) or None
 
     def note_gradients(self) -> None:
-        """Call it after a backward pass: they are gone before the next one, or when the run is stopped."""
+        """Call it after a backward pass: they are gone when the run is stopped."""
         self.progress.gradient_bytes = max(self.gradient_bytes() or 0, self.progress.gradient_bytes or 0) or None
 
     def optimiser_bytes(self) -> int | None:

@@ -1,9 +1,10 @@
-// Products of rows with a frozen matrix: packed (NF4, int8) or dense bf16; reference.py is the specification.
+// Products of rows with a frozen matrix: packed (NF4, int8) or dense; reference.py is the specification.
 //
 // For any number of rows bf16.h has the products in bf16 of processors with AVX512-BF16 and with AMX, int16.h those of
-// processors with AVX2 and with AVX512-VNNI, and fp32.h those in fp32 of both. For what is left there is the product with few
-// rows (decoding text is limited by reading the weights): a stretch of a row of weights is decoded to fp32 in the first-level cache and multiplied
-// with all rows of x before the next. With many rows they dequantise the matrix and call torch (see __init__.py).
+// processors with AVX2 and with AVX512-VNNI, and fp32.h those in fp32 of AVX2 and AVX-512. For what is left there is the
+// product with few rows (decoding text is limited by reading the weights): a stretch of a row of weights is decoded to
+// fp32 in the first-level cache and multiplied with all rows of x before the next. With many rows they dequantise the
+// matrix and call torch (see __init__.py).
 #include "../gate/gate.h"
 #include "../vector.h"
 #include "bf16.h"
@@ -53,10 +54,6 @@ void accumulate_portable(const float* w, const float* x, int64_t stride, int64_t
 }
 void widen_portable(const bf16* values, int64_t count, float* out) { widen(values, count, out); }
 #ifdef HALFBYTE_X86
-HALFBYTE_AVX2 void accumulate_avx2(const float* w, const float* x, int64_t stride, int64_t count, int64_t rows, float (*sums)[kLanes]) {
-    accumulate_rows(w, x, stride, count, rows, sums);
-}
-HALFBYTE_AVX2 void widen_avx2(const bf16* values, int64_t count, float* out) { widen(values, count, out); }
 HALFBYTE_AVX512 void accumulate_avx512(const float* w, const float* x, int64_t stride, int64_t count, int64_t rows, float (*sums)[kLanes]) {
     accumulate_rows(w, x, stride, count, rows, sums);
 }
@@ -68,7 +65,6 @@ struct Functions {
     Widen widen = widen_portable;
     explicit Functions(int isa) {
 #ifdef HALFBYTE_X86
-        if (isa >= kAvx2) accumulate = accumulate_avx2, widen = widen_avx2;
         if (isa >= kAvx512) accumulate = accumulate_avx512, widen = widen_avx512;
 #else
         (void)isa;
@@ -80,6 +76,12 @@ void decode_stretch(const MatrixArgument& matrix, int64_t row, int64_t begin, in
     const int64_t first = row * matrix.columns + begin;
     if (matrix.kind == kNf4) return decode_range(matrix.nf4(), first, first + count, out, isa);
     if (matrix.kind == kDense) return widen(static_cast<const bf16*>(matrix.codes) + first, count, out);
+    if (matrix.kind == kDenseF32) return void(std::memcpy(out, static_cast<const char*>(matrix.codes) + 4 * first, size_t(4 * count)));
+    if (matrix.kind == kDenseF16) {
+        const auto* values = static_cast<const f16*>(matrix.codes) + first;
+        for (int64_t i = 0; i < count; ++i) out[i] = to_float(load(values + i));
+        return;
+    }
     const auto* scale = static_cast<const float*>(matrix.absmax) + row;
     int8_decoder<float>(isa)(static_cast<const int8_t*>(matrix.codes) + first, scale, 1, count, out);
 }

@@ -16,6 +16,7 @@ from halfbyte.kernels.product.reference import Layer, Pair
 
 FEW = 16  # rows that the kernels of every instruction set take
 _CPU = torch.device("cpu")
+_DENSE = {torch.bfloat16: 0, torch.float32: 3, torch.float16: 4}  # `Kind` of shared.h
 
 
 class _Matrix(ctypes.Structure):
@@ -49,8 +50,8 @@ _MATRICES: weakref.WeakKeyDictionary[PackedWeight, _Matrix] = weakref.WeakKeyDic
 def matrix(weight: PackedWeight | Tensor) -> _Matrix:
     """Described once for a packed weight, whose tensors never change; it points into them."""
     if isinstance(weight, Tensor):
-        kind = 3 if weight.dtype == torch.float32 else 0
-        return _Matrix(rows=weight.shape[0], columns=weight.shape[1], codes=weight.data_ptr(), kind=kind)
+        rows, columns = weight.shape
+        return _Matrix(rows=rows, columns=columns, codes=weight.data_ptr(), kind=_DENSE[weight.dtype])
     made = _MATRICES.get(weight)
     if made is None:
         rows, columns = weight.shape
@@ -93,7 +94,8 @@ def many(
     x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, pair: Pair | None, transposed: bool, isa: str,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; all bf16 or all fp32, but a dense W may be bf16."""
+    """x [T, I] W^T + bias + h B^T, or transposed x [T, O] W + h A; all bf16 or all fp32, but for fp32 a dense W
+    may have 16 bits."""
     found = native.library()
     function = found.halfbyte_product_fp32 if x.dtype == torch.float32 else found.halfbyte_product_bf16
     return product(function, x, weight, bias, pair, transposed, out, native.ISAS.index(isa))

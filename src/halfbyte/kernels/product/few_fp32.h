@@ -1,4 +1,4 @@
-// Products of few rows in fp32 for processors with AVX2, y = x W^T: decoding text, where every weight is read for one
+// Products of few rows in fp32 for processors with AVX2 (and AVX-512, which memory keeps from more), y = x W^T: decoding text, where every weight is read for one
 // token or some.
 //
 // Method: 64 weights of a row of W at a time. The 16 levels of NF4 lie in four registers by their bytes; a byte shuffle in
@@ -10,6 +10,8 @@
 //
 // Rejected: decoding to the first-level cache, by permutations of fp32, before multiplying (two fifths of the speed).
 #pragma once
+
+#include <type_traits>
 
 #include "shared.h"
 
@@ -51,7 +53,7 @@ struct Nf4Blocks {
     }
 };
 
-template <typename T>  // bf16 or float
+template <typename T>  // bf16, f16 or float
 struct DenseBlocks {
     const T* weights;
     int64_t columns;
@@ -70,6 +72,8 @@ struct DenseBlocks {
         for (int i = 0; i < 4; ++i) {
             if constexpr (sizeof(T) == 4) {
                 out[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(at) + 8 * i);
+            } else if constexpr (std::is_same_v<T, f16>) {
+                out[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 8 * i)));
             } else {
                 const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 8 * i)));
                 out[i] = _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));

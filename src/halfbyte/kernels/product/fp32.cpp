@@ -4,7 +4,7 @@
 using namespace halfbyte;
 
 // fp32: x [count, columns] -> out [count, rows], or with `transposed` x [count, rows] -> out [count, columns]. A dense matrix
-// is bf16 or fp32; bias [rows] or null. `pair` adds pair_x [count, pair_steps] times pair ([rows, pair_steps]; transposed:
+// is bf16, fp16 or fp32; bias [rows] or null. `pair` adds pair_x [count, pair_steps] times pair ([rows, pair_steps]; transposed:
 // [pair_steps, columns]), or is null. `isa`: at least kAvx2.
 HALFBYTE_API void halfbyte_product_fp32(const void* matrix, const void* x, int64_t count, const void* bias, const void* pair_x,
                                         const void* pair, int64_t pair_steps, void* out, int transposed, int threads, int isa) {

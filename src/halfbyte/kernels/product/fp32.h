@@ -33,7 +33,8 @@ struct Task {
     bool adds = false;  // to what is in `out`, instead of the bias
 };
 
-HALFBYTE_AVX2 inline void widen(const bf16* values, int64_t count, float* out) {
+template <typename T>
+HALFBYTE_AVX2 void widen(const T* values, int64_t count, float* out) {
     for (int64_t i = 0; i < count; ++i) out[i] = to_float(load(values + i));
 }
 
@@ -44,12 +45,13 @@ inline void decode(const MatrixArgument& matrix, int64_t row, int64_t begin, int
     if (matrix.kind == kInt8)
         return int8_decoder<float>(isa)(static_cast<const int8_t*>(matrix.codes) + first, static_cast<const float*>(matrix.absmax) + row, 1, count, out);
     if (matrix.kind == kDense) return widen(static_cast<const bf16*>(matrix.codes) + first, count, out);
+    if (matrix.kind == kDenseF16) return widen(static_cast<const f16*>(matrix.codes) + first, count, out);
     std::memcpy(out, static_cast<const char*>(matrix.codes) + first * int64_t(sizeof(float)), size_t(count) * sizeof(float));
 }
 
 // W's rows first..first + count (at most kColumns) as output columns, steps begin..end along its columns -> [step][kColumns].
 template <int64_t kColumns>
-void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out, int isa) {
+HALFBYTE_AVX2 void lay_out(const MatrixArgument& matrix, int64_t first, int64_t count, int64_t begin, int64_t end, float* out, int isa) {
     alignas(64) float rows[kColumns][kChunk];
     for (int64_t r = 0; r < kColumns; ++r) {
         if (r < count)
@@ -69,7 +71,7 @@ inline void ask_for(const MatrixArgument& matrix, int64_t row, int64_t column) {
         _mm_prefetch(codes + at / 2, _MM_HINT_T1);
         _mm_prefetch(static_cast<const char*>(matrix.absmax) + at / kBlock * (matrix.nested_absmax ? 1 : 4), _MM_HINT_T1);
     } else {
-        const int64_t bytes = matrix.kind == kInt8 ? 1 : matrix.kind == kDense ? 2 : 4;
+        const int64_t bytes = matrix.kind == kInt8 ? 1 : matrix.kind == kDenseF32 ? 4 : 2;
         for (int64_t line = 0; line < bytes; ++line) _mm_prefetch(codes + bytes * at + 64 * line, _MM_HINT_T1);
     }
 }
@@ -130,12 +132,21 @@ void multiply_unit(const Task& task, const Inputs& inputs, int64_t column, int64
     }
 }
 
-// At most kMostRows rows. Where there are fewer units of columns than threads, as with LoRA's pairs, rows are shared out, too.
+// Into how many parts the rows are cut where there are few units of columns, as with LoRA's pairs: each decodes the unit
+// anew, so as few as let the last thread end first.
+inline int64_t parts_of(int64_t units, int64_t panels, int64_t threads) {
+    int64_t best = 1;
+    for (int64_t parts = 2; parts <= std::min(panels, threads) && units % threads; ++parts)
+        if ((units * parts + threads - 1) / threads * best < (units * best + threads - 1) / threads * parts) best = parts;
+    return best;
+}
+
+// At most kMostRows rows.
 template <typename Set>
 void multiply_rows(const Task& task, int threads) {
     const int64_t units = (task.columns + kUnit - 1) / kUnit, panels = (task.rows + Set::kRows - 1) / Set::kRows;
     const int64_t height = (task.rows + panels - 1) / panels;  // of a panel: even ones, so that no tile is nearly empty
-    const int64_t parts = std::min<int64_t>(panels, (threads + units - 1) / units);
+    const int64_t parts = units < 2 * threads ? parts_of(units, panels, threads) : 1;
     float* const data = scratch<4, float>(task.rows * std::min(kLaidOut, task.steps));
     for (int64_t base = 0; base < task.steps; base += kLaidOut) {
         const Inputs inputs{data, height, base, std::min(kLaidOut, task.steps - base)};
@@ -161,6 +172,8 @@ inline bool multiply_if_few(const Task& task, int threads) {
         run(Int8Blocks{static_cast<const int8_t*>(of.codes), static_cast<const float*>(of.absmax), of.columns});
     else if (of.kind == kDense)
         run(DenseBlocks<bf16>{static_cast<const bf16*>(of.codes), of.columns});
+    else if (of.kind == kDenseF16)
+        run(DenseBlocks<f16>{static_cast<const f16*>(of.codes), of.columns});
     else
         run(DenseBlocks<float>{static_cast<const float*>(of.codes), of.columns});
     return true;

@@ -1,4 +1,4 @@
-// What the products in bf16 (product/) and in int8 (product_int8/) share.
+// What the products (product/) and those in int8 (product_int8/) share.
 #pragma once
 
 #include <new>
@@ -10,7 +10,8 @@ namespace {
 
 constexpr int64_t kUnit = 64;  // output columns of a matrix that are laid out at once
 
-enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2, kDenseF32 = 3 };  // dense: bf16; only the products in fp32 take fp32
+// kDense is bf16; the products in fp32 take the other dense ones, too.
+enum Kind : int32_t { kDense = 0, kNf4 = 1, kInt8 = 2, kDenseF32 = 3, kDenseF16 = 4 };
 
 // What cpu.py passes for a matrix [rows, columns]; the layout is that of `_Matrix` there.
 struct MatrixArgument {
