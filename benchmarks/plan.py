@@ -69,7 +69,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "learn": ("completion", "all"),  # tokens that the loss counts: 8 letters of an item, or all of it
 }
 MOST_TOKENS = {"bf16": 2048, "fp32": 512}  # in a micro-batch, by what is computed in: what takes minutes is left out
-STEPS, ITEMS, NEW_TOKENS = 3, 12, 16
+STEPS, ITEMS, NEW_TOKENS = 6, 12, 16
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def write_run(case: Case, model: Path, folder: Path, items: int = ITEMS) -> Path
                     "learn": case.learn},
            "adapter": {"rank": case.rank, "alpha": 2 * case.rank, "targets": case.targets},
            "tune": {"batch": case.micro_batch, "micro_batch": case.micro_batch, "recompute": case.recompute,
-                    "max_steps": STEPS}}  # fmt: skip
+                    "epochs": STEPS, "max_steps": STEPS}}  # fmt: skip
     for name, values in (("task", task), ("run", run)):
         (folder / f"{name}.yaml").write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
     return folder / "run.yaml"
