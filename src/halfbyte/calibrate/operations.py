@@ -25,8 +25,9 @@ RANK, OTHER_RANK = 16, 64
 HEADS = ((8, 2, 64), (16, 16, 64), (8, 4, 128))  # heads, key heads, their width
 SEEN = ((32, 32, False), (128, 128, False), (512, 512, False), (1024, 1024, False), (1, 256, False), (1, 1024, False),
          (128, 128, True), (512, 512, True))  # queries, keys, whether scores are capped  # fmt: skip
-LOSSES = ((512, 256, 128), (32000, 512, 64), (32000, 512, 256), (16384, 2048, 128))  # vocabulary, hidden, tokens
-CAPPED = ((32000, 512, 64), (65536, 256, 256))  # the same of heads with more than a product
+LOSSES = ((512, 256, 128), (32000, 512, 64), (32000, 512, 256), (16384, 2048, 128), (32000, 1024, 8),
+          (65536, 2048, 8))  # vocabulary, hidden, tokens  # fmt: skip
+CAPPED = ((32000, 512, 64), (65536, 256, 256), (65536, 1024, 8))  # the same of heads with more than a product
 FEW_SHAPES = ((256, 256), (1024, 1024), (4096, 2048))  # out, in: that few rows are multiplied with
 VOCABULARIES = ((512, 256), (16384, 1024), (65536, 1024))  # and hidden
 TENSORS = ((16, 4096), (64, 4096), (64, 131072), (16, 524288))  # number and size, that the optimiser works on
