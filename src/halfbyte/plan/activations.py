@@ -298,11 +298,13 @@ def training_bytes(
 
 
 def _new_gradient_bytes(info: ShapeInfo) -> int:
-    """Bytes of the gradients of one linear layer's pair, which are added to those that stay."""
+    """Bytes of the gradients of one linear layer's pair, which are added to those that stay, and of what the larger one
+    is turned and widened from."""
     dims = known_dims(info)
-    widths = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), dims.hidden + dims.mlp)
-    widths |= {"gate_up_proj": dims.hidden + 2 * dims.mlp, "qkv_proj": dims.hidden + dims.query + 2 * dims.key}
-    return 4 * info.rank * max((widths.get(name, dims.hidden + dims.query) for name in info.adapted), default=0)
+    widths = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), dims.mlp)
+    widths |= {"gate_up_proj": 2 * dims.mlp, "qkv_proj": dims.query + 2 * dims.key}
+    width = max((widths.get(name, dims.query) for name in info.adapted), default=0)
+    return 4 * info.rank * (dims.hidden + width + max(dims.hidden, width)) * bool(info.adapted)
 
 
 def learned_tokens(info: ShapeInfo, micro_batch: int, tokens: int) -> int:
