@@ -48,7 +48,8 @@ LLAMA = {
 
 @pytest.fixture(autouse=True)
 def _products(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Plans don't depend on this processor, but for those that are compared with a loaded model."""
+    """Plans don't depend on this processor, but for those that are compared with a loaded model, nor on its disk."""
+    monkeypatch.setattr("halfbyte.plan.disk._free", lambda folder: 10**12)
     if request.module.__name__.rpartition(".")[2] not in ("test_native", "test_loaded"):
         monkeypatch.setattr(native, "has_bf16_products", lambda: True)
         monkeypatch.setattr(native, "has_fp32_products", lambda: False)

@@ -37,10 +37,11 @@ class Disk:
         return 0 if self.free is None else max(0, self.new - self.free)
 
     def __str__(self) -> str:
-        parts = [("downloads", self.download), ("the packed copy takes", self.packed), ("the run", self.run)]
+        parts = [("downloads", self.download), ("the packed copy takes", self.packed),
+                 ("the run's adapter and checkpoints at most", self.run)]  # fmt: skip
         words = ", ".join(f"{what} {'unknown' if size is None else gb(size)}" for what, size in parts if size != 0)
-        if self.free is not None and (self.packed != 0 or self.new):
-            words += f"; {gb(self.free)} are free in {self.cache}"
+        if self.free is not None:
+            words += f"; {gb(self.free)} are free on the disk of {self.cache}"
             if self.lacking:
                 words += f": does not fit, {gb(self.lacking)} too much; free some, or set HALFBYTE_CACHE"
         return words
@@ -70,6 +71,7 @@ def disk_of(inventory: Inventory, weights: Weights, adapter_bytes: int, optimise
     there = cache.is_dir() and any(cache.glob(f"{name}-{weights}-*"))
     fetched = (_hub_cache() / f"models--{inventory.name.replace('/', '--')}").is_dir()
     beside = 0 if fetched or not _same_disk(cache, _hub_cache()) else download or 0
+    beside += run if _same_disk(cache, Path.cwd()) else 0  # where RUN.yaml's `out` is, unless it says otherwise
     return Disk(download, packed, run, _free(cache), str(cache), beside + (0 if there else packed or 0))
 
 

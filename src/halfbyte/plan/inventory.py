@@ -202,6 +202,9 @@ def _from_config(folder: Path) -> Inventory:
 _BUFFER = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(^|\.)attn\.(masked_)?bias)$")
 
 
+_BLOCK = re.compile(r"\.layers\.(\d+)\.")
+
+
 def from_listing(listing: Listing, source: str = "headers") -> Inventory:
     """The tensors of a model by its headers, wherever they lie."""
     config = text_config(listing.config)
@@ -224,6 +227,10 @@ def from_listing(listing: Listing, source: str = "headers") -> Inventory:
     if tied and heads:
         specs = [spec for spec in specs if spec.kind != "head"]
         notes.append(f"{heads[0].name} is stored, but tied to the embedding: counted once")
+    blocks = {found[1] for spec in specs if (found := _BLOCK.search(spec.name))}
+    if dims is not None and blocks and len(blocks) < dims.layers:
+        notes.append(f"config.json says {dims.layers} layers, and the files hold {len(blocks)}: such a model can't be "
+                     "opened, and what is said of its activations is of the former")  # fmt: skip
     return Inventory(
         name=listing.name,
         source=source,
