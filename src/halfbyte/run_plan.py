@@ -12,6 +12,7 @@ from halfbyte.errors import ConfigError, DoesNotFit
 from halfbyte.formats import QUANTISED, Weights, moment_bytes
 from halfbyte.options import parse_bytes
 from halfbyte.plan.answering import Scored
+from halfbyte.plan.inventory import Inventory, take_inventory
 
 
 class RunPlan:
@@ -33,15 +34,14 @@ class RunPlan:
         """Settle micro-batch and recomputation where they are open. Raises DoesNotFit unless `force`."""
         from halfbyte.plan.activations import shape_info
         from halfbyte.plan.budget import choose
-        from halfbyte.plan.inventory import take_inventory
 
-        adapter, options = config.adapter, config.tune
+        adapter, options, inventory = config.adapter, config.tune, take_inventory(str(self.model.path))
         shape = shape_info(self.model.net.config.to_dict(), rank=adapter.rank, targets=adapter.targets,
                            native=self._native(), learned=self._learned(), weights=config.weights,
-                           stored=take_inventory(str(self.model.path)).dtype,
+                           stored=inventory.dtype,
                            offload=options.offload_activations)  # fmt: skip
         longest = self.data.counts.longest
-        fixed, mapped = self._spoken_for(config, shape, longest)
+        fixed, mapped = self._spoken_for(config, shape, inventory, longest)
         chosen = choose(
             shape, batch=self._share(options.batch), longest_tokens=longest, memory_bytes=self._memory(config),
             fixed_bytes=fixed, mapped_bytes=mapped, dtype_bytes=self.model.dtype.itemsize,
@@ -84,17 +84,16 @@ class RunPlan:
         raise ConfigError("the items of a micro-batch can't be packed", where="tune.packing", found=reason,
                           do="use tune.packing: auto or off")  # fmt: skip
 
-    def _spoken_for(self, config: RunConfig, shape: Any, longest: int) -> tuple[int, int]:
+    def _spoken_for(self, config: RunConfig, shape: Any, inventory: Inventory, longest: int) -> tuple[int, int]:
         """Bytes that are taken whatever is chosen, and those of the mapped weights."""
         from halfbyte.model.adapter import quant_linears
         from halfbyte.plan.activations import running_bytes
         from halfbyte.plan.budget import spoken_for
-        from halfbyte.plan.inventory import take_inventory
         from halfbyte.plan.scratch import library_bytes
         from halfbyte.plan.streaming import opened_on_card, streaming
         from halfbyte.plan.weighing import mapped_bytes
 
-        weights, inventory = cast(Weights, config.weights), take_inventory(str(self.model.path))
+        weights = cast(Weights, config.weights)
         sizes = self.model.adapter_sizes(config.adapter)
         matrices = [(layer.out_features, layer.in_features) for layer in quant_linears(self.model.net).values()]
         on_card, mapped = self.model.device.type != "cpu", mapped_bytes(inventory, weights)

@@ -16,7 +16,8 @@ constexpr int64_t kChunk = 256;  // steps of the contraction that are decoded at
 // A set has `kIsa`, the instruction set by which weights are decoded, `kRows` and `kColumns` of its tile and
 //   tile<kCount, kVectors>: out [kCount][kVectors] (rows `stride` apart) = start (one row; `out` itself if it is null)
 //       + inputs [steps][kCount] x weights [steps][kColumns], of which the first kVectors vectors count.
-// The sum of the steps begins at zero: added one after another to what is there, many would lose the last bits.
+// The sum of the steps begins at zero: added one after another to what is there, many would lose the last bits. Written
+// out for each set, since a function is compiled for one instruction set and its intrinsics are that one's.
 
 struct Avx2 {
     static constexpr int kIsa = kAvx2;
