@@ -43,7 +43,8 @@ class Disk:
         if self.free is not None:
             words += f"; {gb(self.free)} are free on the disk of {self.cache}"
             if self.lacking:
-                words += f": does not fit, {gb(self.lacking)} too much; free some, or set HALFBYTE_CACHE"
+                words += f": does not fit, {gb(self.lacking)} too much; free some, or set HALFBYTE_CACHE (the copy) or "
+                words += "HF_HOME (the download) to a folder on another disk"
         return words
 
 
