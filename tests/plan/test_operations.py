@@ -28,6 +28,13 @@ def test_a_model_is_counted_by_its_shapes():
     assert attention.adapted == 64 and attention.last == (2048, 8192, False)
 
 
+def test_the_order_in_which_the_files_hold_the_layers_changes_nothing():
+    inventory = take_inventory("llama-3.2-1b")
+    linears = dict(sorted(inventory.linears.items()))  # as safetensors writes them: down before gate, 10 before 2
+    assert list(linears) != list(inventory.linears)
+    assert count.work(linears, inventory.dims, 16, "all", inventory.config) == _work()
+
+
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 100])
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (1, 9), (3, 7), (9, 9)])
 def test_scores_are_the_pairs_that_a_query_sees(queries, keys, window):

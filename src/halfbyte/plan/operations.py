@@ -10,6 +10,7 @@ number in an activation.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from halfbyte.targets import select_targets
 
 FEW = 16  # rows up to which the kernels read a matrix row by row (halfbyte.kernels.product.cpu.FEW)
 CHUNK = 256  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
+_READS_EMBEDDING = re.compile(r"\.layers\.0\.self_attn\.(q|k|v|qkv)_proj$")
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Work:
 
     dims: Dimensions
     matrices: Mapping[tuple[int, int, bool], int]
-    last: tuple[int, int, bool]  # the layer's last matrix, which a recomputed layer does not multiply again
-    first: Mapping[tuple[int, int, bool], int]  # of the first layer, those whose inputs want no gradient
+    last: tuple[int, int, bool]  # a layer's last matrix (down), which is not multiplied again where it is recomputed
+    first: Mapping[tuple[int, int, bool], int]  # of the first layer q, k and v, whose inputs want no gradient
     rank: int
     windows: Mapping[int | None, int]  # layers by the width of their window; None: they see everything
     capped: bool  # attention's scores are
@@ -42,16 +44,14 @@ def work(
     linears: Mapping[str, tuple[int, int]], dims: Dimensions, rank: int, targets: str | Sequence[str],
     config: Mapping[str, Any],
 ) -> Work:  # fmt: skip
-    """Of the linear layers by name, in the model's order."""
+    """Of the linear layers by name, in whatever order the files hold them."""
     chosen = set(select_targets(targets, list(linears), where="adapter.targets"))
     shapes = {name: (*shape, name in chosen) for name, shape in linears.items()}
-    names = list(shapes)
-    head = names[: 1 if dims.family.fused else 3]  # q, k, v of the first layer
     return Work(
         dims=dims,
         matrices=Counter(shapes.values()),
-        last=shapes[names[-1]],
-        first=Counter(shapes[name] for name in head),
+        last=next(shape for name, shape in shapes.items() if name.endswith(".mlp.down_proj")),
+        first=Counter(shape for name, shape in shapes.items() if _READS_EMBEDDING.search(name)),
         rank=rank,
         windows=windows(config, dims.layers),
         capped=bool(config.get("attn_logit_softcapping")),
