@@ -1,7 +1,8 @@
-// cross_entropy: with and without the gradient, for targets within the vocabulary.
+// cross_entropy: with and without the gradient, a scale and a soft cap, for targets within the vocabulary.
 #include "harness.h"
 
-extern "C" void halfbyte_cross_entropy(void*, const int64_t*, int64_t, int64_t, int, double*, int, int, int);
+extern "C" void halfbyte_cross_entropy(void*, const int64_t*, int64_t, int64_t, int, float, float, double*, int, int,
+                                       int);
 
 namespace {
 
@@ -15,7 +16,8 @@ void drive(Input& input) {
     auto* targets = buffers.make<int64_t>(rows);
     for (int64_t r = 0; r < rows; ++r) targets[r] = int64_t(uint64_t(targets[r]) % uint64_t(columns));
     auto* losses = buffers.make<double>(rows);
-    halfbyte_cross_entropy(logits, targets, rows, columns, gradient, losses, dtype, threads, isa);
+    const float scale = input.flag() ? 1.0f : 0.125f, cap = input.flag() ? 30.0f : 0.0f;
+    halfbyte_cross_entropy(logits, targets, rows, columns, gradient, scale, cap, losses, dtype, threads, isa);
     buffers.check();
 }
 

@@ -61,8 +61,12 @@ def prepare_check(config: RunConfig, task: TaskConfig | None) -> Prepared:
     from halfbyte.data.encode import Encoder
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.build import load_tokenizer
+    from halfbyte.plan.compute import require_int8
+    from halfbyte.plan.devices import find_device
 
     require_model(config.model)
+    if config.compute == "int8":
+        require_int8(find_device(config.device), config.weights)
     checkpoint = open_checkpoint(config.model, config.revision)
     text = read_config(checkpoint).get_text_config()
     tokenizer = load_tokenizer(checkpoint, text.vocab_size)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return exit_code_of(error)
     except KeyboardInterrupt as error:
-        _say("stopped; what was finished is kept, and nothing that is half written counts")
+        _say(str(error) or "stopped; what was finished is kept, and nothing that is half written counts")
         return exit_code_of(error)
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ import halfbyte
 from halfbyte.errors import ConfigError, nearest
 from halfbyte.provenance import git_state
 
-NATIVE_INTERFACE = 10  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
+NATIVE_INTERFACE = 11  # of the native library; raised together with halfbyte_interface() in dequantise/cpu.cpp
 CPUINFO = Path("/proc/cpuinfo")
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")  # as `enum Isa` of kernels/common.h
 VARIABLE = "HALFBYTE_KERNELS"

@@ -91,7 +91,7 @@ def tune(
     begun = resume and (Path(config.out) / "run.yaml").is_file()
     config = prepare_folder(config, resume, lambda: read()[1])
     data, _, checked = read()
-    planned = _foreseen(config, data.counts.longest, console, force)
+    planned = _foreseen(config, data.counts.longest, console, force, task)
     stream = ranks.from_first(lambda: planned)
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute,
@@ -189,13 +189,17 @@ def _checked_data(
     return data, inputs_of(origin(prepared.checkpoint), prepared.checkpoint.path, data), report
 
 
-def _foreseen(config: RunConfig, longest: int, console: Console, force: bool) -> str:
+def _foreseen(
+    config: RunConfig, longest: int, console: Console, force: bool, task: TaskConfig | None = None
+) -> str:
     """Whether the run's weights are streamed to a card, before anything is packed or loaded.
 
     Raises DoesNotFit, unless `force`, for a run that can't fit, however it is cut, if its longest item has `longest`
-    tokens. What is not known yet is left to the check after loading, and that is said."""
+    tokens, and for a `task` whose answers can't. What is not known yet is left to the check after loading, and that is
+    said."""
     from halfbyte.plan.budget import amount
     from halfbyte.plan.ladder import plan_model
+    from halfbyte.planning import asked_of
 
     options = config.tune
     try:
@@ -214,18 +218,25 @@ def _foreseen(config: RunConfig, longest: int, console: Console, force: bool) ->
             revision=config.revision,
             stream=config.stream,
             offload=options.offload_activations,
+            **(asked_of(task, config) if task is not None else {}),
         )
     except CheckpointError as error:  # what is really wrong is said when it opens
         if not force:
             console.print(f"whether it fits is not known before the model is here: {error.what}", markup=False)
         return config.stream
-    fit = made.fit
-    if fit["fits"] is not False or force:
-        return str(made.settings["stream"])
-    found = f"{amount(fit['needed_bytes'])} needed for one pass over items of {longest} tokens, "
-    found += f"{amount(fit['memory_bytes'])} are there: {amount(-fit['spare_bytes'])} too much"
-    do = f"{fit['advice']['tune']}; or start anyway with --force"
-    raise DoesNotFit("the run does not fit", where=config.out, found=found, do=do)
+    fit, phases = made.fit, made.phases
+    there = f"{amount(fit['memory_bytes'] or 0)} are there"
+    if fit["fits"] is False and not force:
+        found = f"{amount(fit['needed_bytes'])} needed for one pass over items of {longest} tokens, "
+        found += f"{there}: {amount(-fit['spare_bytes'])} too much"
+        do = f"{fit['advice']['tune']}; or start anyway with --force"
+        raise DoesNotFit("the run does not fit", where=config.out, found=found, do=do)
+    if task is not None and "evaluate" in fit["advice"] and not force:
+        found = f"{amount(phases['evaluate'].peak_bytes or 0)} needed for {made.settings['evaluation_batch']} items at "
+        found += f"once, {there}"
+        do = f"{fit['advice']['evaluate']}; or start anyway with --force"
+        raise DoesNotFit("the evaluation does not fit", where=config.out, found=found, do=do)
+    return str(made.settings["stream"])
 
 
 def _evaluate_once(

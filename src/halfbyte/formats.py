@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from halfbyte.errors import ConfigError
+from halfbyte.errors import CheckpointError, ConfigError
 
 Weights = Literal["nf4", "nf4-single", "int8", "bf16", "fp32"]
 WEIGHTS: tuple[Weights, ...] = ("nf4", "nf4-single", "int8", "bf16", "fp32")
@@ -139,6 +139,14 @@ def without_bf16(dtype: str, family: str, weights: str) -> tuple[str, str]:
         return "fp32", f"activations of {family} pass 65,504, the largest fp16"
     return "fp16", ("its products sum in fp32, and training scales the loss against underflow; "
                     "should activations pass 65,504, use compute: fp32")  # fmt: skip
+
+
+def packed_otherwise(packed: str, weights: str, where: object) -> CheckpointError:
+    """What to raise for a checkpoint that is packed in another format than is asked for."""
+    return CheckpointError(
+        f"this checkpoint is packed as {packed} and can't become {weights}", where=where,
+        do=f"use it as it is (weights {packed}), or start from the model's 16-bit checkpoint",
+    )  # fmt: skip
 
 
 def check_int8(missing: str, weights: str) -> None:

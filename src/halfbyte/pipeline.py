@@ -97,7 +97,10 @@ def calibrate_machine(console: Console) -> None:
     from halfbyte.plan.calibration import store
 
     console.print("measuring this machine; leave it alone for about a minute")
-    made = calibrate(lambda line: console.print(f"  {line}", markup=False))
+    try:
+        made = calibrate(lambda line: console.print(f"  {line}", markup=False))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; half a calibration is none: what was there before still counts") from None
     console.print(f"kept in {store(made)}", markup=False)
 
 

@@ -18,7 +18,6 @@ from halfbyte.output import Output
 from halfbyte.pipeline import run_folder
 
 if TYPE_CHECKING:
-    from halfbyte.data.lengths import Asked
     from halfbyte.plan.ladder import Plan
 
 
@@ -32,8 +31,10 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         _list(options, console)
         return 0
     if not options.model:
-        raise ConfigError("no model is named", where="halfbyte plan",
-                          do="name one, e.g. halfbyte plan llama-3.1-8b; --list shows the catalogue")  # fmt: skip
+        what, do = "no model is named", "name one, e.g. halfbyte plan llama-3.1-8b; --list shows the catalogue"
+        if options.check:
+            what, do = "no run is named", "name its folder, e.g. halfbyte plan --check runs/demo"
+        raise ConfigError(what, where="halfbyte plan", do=do)
     if options.check:
         if len(options.model) > 1:
             raise ConfigError("one run is checked at a time", found=", ".join(options.model), do="--check RUN")
@@ -55,6 +56,9 @@ def plan(options: argparse.Namespace, console: Console) -> int:
         else:
             render_plan(made, console)
         return 3 if made.fits is False else 0
+    if options.gpus is not None:
+        raise ConfigError("several devices are planned for one model", where="--gpus", found=", ".join(options.model),
+                          do="name one of the models, or leave --gpus away")  # fmt: skip
     rows = compare.gather(options.model, lambda model: _plan_one(options, model))
     if options.json:
         print(json.dumps(compare.to_json(rows), indent=2))
@@ -183,39 +187,45 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
     What is not here or can't be read is left out: `tune` says better what is wrong with it.
     """
     from halfbyte.data.lengths import training_lengths
-    from halfbyte.plan.answering import Scored
     from halfbyte.plan.time import Length
 
-    options, folder = config.tune, _tokenizer_folder(config)
+    options = config.tune
     found: dict[str, Any] = {"step_items": options.batch, "sequence": sequence or config.data.max_tokens}
     if not _is_local(config.data.train) or (isinstance(config.data.validation, str)
                                             and not _is_local(config.data.validation)):  # fmt: skip
         return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data are not here"]
     try:
-        data = training_lengths(config.data, folder, config.seed)
+        data = training_lengths(config.data, _tokenizer_folder(config), config.seed)
     except HalfbyteError as error:
         return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data can't be read: {error.what}"]
     found |= {"sequence": sequence or data.longest, "learned": data.learned}
     found["length"] = Length(max(1, data.items), data.validation_items, options.epochs, options.batch,
                              options.max_steps, options.validate_every)  # fmt: skip
     try:
-        task = load_task(Path(config.task), runs=False) if config.task else None
-        asked = _asked(task, folder) if task is not None and _is_local(task.data) else None
+        found |= asked_of(load_task(Path(config.task), runs=False), config) if config.task else {}
     except HalfbyteError:
-        asked = None
-    if asked is not None:
-        found |= {"items": asked.items, "evaluation_sequence": asked.longest or config.data.max_tokens}
-        found["evaluation_new"] = task.decoding.max_new_tokens if task is not None and task.generates else 0
-        found["scored"] = None if asked.scored is None else Scored(asked.scored.options, asked.scored.own)
+        pass
     return found, [f"sequence: {'as asked' if sequence else data.reason}"]
 
 
-def _asked(task: TaskConfig, folder: Path | None) -> Asked | None:
-    """What the run's task asks. Raises HalfbyteError for a task that can't be asked."""
+def asked_of(task: TaskConfig, config: RunConfig) -> dict[str, Any]:
+    """What `plan_model` has to know of the run's `task`: `items`, `evaluation_sequence`, `evaluation_new` and `scored`;
+    nothing where its data are not here. Raises HalfbyteError for a task that can't be asked."""
     from halfbyte.data.lengths import task_lengths
     from halfbyte.evaluate.options import rendered_options
+    from halfbyte.plan.answering import Scored
 
-    return task_lengths(task, folder, lambda example: rendered_options(example, task)[0])
+    if not _is_local(task.data):
+        return {}
+    asked = task_lengths(task, _tokenizer_folder(config), lambda example: rendered_options(example, task)[0])
+    if asked is None:
+        return {}
+    return {
+        "items": asked.items,
+        "evaluation_sequence": asked.longest or config.data.max_tokens,
+        "evaluation_new": task.decoding.max_new_tokens if task.generates else 0,
+        "scored": None if asked.scored is None else Scored(asked.scored.options, asked.scored.own),
+    }
 
 
 def _is_local(source: str | None) -> bool:

@@ -99,12 +99,22 @@ def test_families_that_are_not_all_linear_compute_the_same_and_can_be_trained(fa
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "granite", "gpt2"])
-def test_the_head_is_taken_as_a_product_only_where_it_is_one(family: str, folder: Path) -> None:
+def test_the_head_is_a_product_with_the_end_that_its_family_has(family: str, folder: Path) -> None:
     model = load_model(str(tiny_checkpoint(family, folder / "model")), weights="bf16")
-    capped = family in ("gemma2", "granite")  # soft cap, scale
-    assert isinstance(model.head, LinearHead) is not capped
-    hidden = torch.randn(3, model.net.config.hidden_size).to(model.dtype)
-    assert torch.equal(model.head(hidden), model.logits(hidden))
+    text = model.net.config
+    ends = {"gemma2": lambda: Ending(cap=text.final_logit_softcapping), "granite": lambda: Ending(1 / text.logits_scaling)}
+    assert isinstance(model.head, LinearHead) and model.head.ending == ends.get(family, Ending)()
+    hidden = torch.randn(3, text.hidden_size).to(model.dtype)
+    torch.testing.assert_close(model.head(hidden), model.logits(hidden), rtol=2**-6, atol=0)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite"])
+def test_an_end_that_no_native_code_computes_stays_the_models_own(
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "reference")
+    model = load_model(str(tiny_checkpoint(family, folder / "model")), weights="bf16")
+    assert model.head == model.logits
 
 
 def test_a_mapped_model_holds_no_copy_of_its_weights(folder: Path) -> None:

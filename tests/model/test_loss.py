@@ -75,6 +75,6 @@ def test_a_head_whose_output_its_backward_needs_is_not_spoiled() -> None:
 
 def test_decoding_a_weight_leaves_the_logits_alone() -> None:
     hidden, weight = torch.randn(7, HIDDEN), torch.randn(VOCABULARY, HIDDEN)
-    logits = LinearHead(weight).logits(hidden)
+    logits = LinearHead(weight).product(hidden)
     decode(kernels.quantise(weight, "nf4", name="head"), torch.float32)
     torch.testing.assert_close(logits, hidden @ weight.T)

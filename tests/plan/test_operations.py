@@ -77,9 +77,7 @@ def test_a_fused_projection_is_the_first_product_of_its_layer():
     assert dict(work.first) == {(192, 64, True): 1} and work.last == (64, 96, True)
 
 
-def test_a_head_that_is_more_than_a_product_is_counted_step_by_step():
-    steps = {"llama-3.2-1b": 0, "granite-3.1-2b-base": 1, "gemma-2-2b": 3}
-    for name, wanted in steps.items():
-        assert _work(name).head_steps == wanted
-        units = count.loss(10, 1000, 64, wanted)
-        assert units["step"] == 10_000 * wanted and units["autograd"] == 10_000 * (wanted > 0)
+def test_the_soft_cap_of_a_head_is_counted():
+    for name, capped in {"llama-3.2-1b": False, "granite-3.1-2b-base": False, "gemma-2-2b": True}.items():
+        assert _work(name).capped_head is capped
+        assert count.loss(10, 1000, 64, capped)["cap"] == 10_000 * capped

@@ -12,6 +12,7 @@ from halfbyte import kernels
 from halfbyte.calibrate.fit import Points, both, seconds
 from halfbyte.config import AdapterConfig
 from halfbyte.formats import QUANTISED, Weights
+from halfbyte.kernels.cross_entropy import PLAIN, Ending
 from halfbyte.model.attention import Visible, attend
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import LinearHead, next_token_loss
@@ -27,7 +28,7 @@ SEEN = ((32, 32, False), (128, 128, False), (512, 512, False), (1024, 1024, Fals
          (128, 128, True), (512, 512, True))  # queries, keys, whether scores are capped  # fmt: skip
 LOSSES = ((512, 256, 128), (32000, 512, 64), (32000, 512, 256), (16384, 2048, 128), (32000, 1024, 8),
           (65536, 2048, 8))  # vocabulary, hidden, tokens  # fmt: skip
-CAPPED = ((32000, 512, 64), (65536, 256, 256), (65536, 1024, 8))  # the same of heads with more than a product
+CAPPED = ((32000, 512, 64), (65536, 256, 256))  # the same of heads with a soft cap
 FEW_SHAPES = ((256, 256), (1024, 1024), (4096, 2048))  # out, in: that few rows are multiplied with
 VOCABULARIES = ((512, 256), (16384, 1024), (65536, 1024))  # and hidden
 TENSORS = ((16, 4096), (64, 4096), (64, 131072), (16, 524288))  # number and size, that the optimiser works on
@@ -148,22 +149,15 @@ def _causal(queries: int, keys: int) -> Visible:
 def loss(dtype: torch.dtype) -> Points:
     points = Points()
     stored = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    for shapes, steps in ((LOSSES, 0), (CAPPED, 1), (CAPPED, 3)):
+    for shapes, ending in ((LOSSES, PLAIN), (CAPPED, Ending(cap=30.0))):
         for vocabulary, hidden, tokens in shapes:
             weight = torch.randn(vocabulary, hidden).mul_(0.02).to(stored)
-            head = _ended(QuantLinear(weight), steps) if steps else LinearHead(weight)
+            head = LinearHead(weight, ending)
             x = torch.randn(1, tokens + 1, hidden, dtype=dtype, requires_grad=True)
             labels = torch.randint(vocabulary, (1, tokens + 1))
             work = lambda x=x, labels=labels, head=head: next_token_loss(x, labels, head).backward()  # type: ignore[no-untyped-call]  # noqa: E731
-            points.add(count.loss(tokens, vocabulary, hidden, steps), seconds(work))
+            points.add(count.loss(tokens, vocabulary, hidden, ending != PLAIN), seconds(work))
     return points
-
-
-def _ended(layer: QuantLinear, steps: int) -> Callable[[Tensor], Tensor]:
-    """A head whose logits are divided by a scale, or (3 steps) go through a soft cap."""
-    if steps == 1:
-        return lambda x: layer(x) / 8.0
-    return lambda x: torch.tanh(layer(x) / 30.0) * 30.0
 
 
 def optimiser() -> Points:

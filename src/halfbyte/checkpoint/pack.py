@@ -38,7 +38,7 @@ from halfbyte.checkpoint.source import CONFIG, INDEX, Checkpoint, cache_folder, 
 from halfbyte.checkpoint.stream import BEHIND, ReadAhead, Span, WriteBehind
 from halfbyte.checkpoint.writer import FLUSH, Writer
 from halfbyte.errors import CheckpointError
-from halfbyte.formats import QUANTISED, Weights
+from halfbyte.formats import QUANTISED, Weights, packed_otherwise
 from halfbyte.memory import MemoryMeter, hold_little
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
@@ -80,7 +80,7 @@ def pack(
     """
     started = time.monotonic()
     if checkpoint.weights not in (None, weights):
-        raise _packed_otherwise(checkpoint, weights)
+        raise packed_otherwise(checkpoint.weights, weights, checkpoint.path)
     done = _already(checkpoint, out, weights)
     if done:
         return done
@@ -116,7 +116,7 @@ def as_weights(checkpoint: Checkpoint, weights: Weights, *, progress: Progress |
     """
     if checkpoint.weights is not None:
         if checkpoint.weights != weights:
-            raise _packed_otherwise(checkpoint, weights)
+            raise packed_otherwise(checkpoint.weights, weights, checkpoint.path)
         return checkpoint
     plain = {"bf16": ("bfloat16", "float16"), "fp32": ("float32",)}.get(weights, ())
     if checkpoint.dtype in plain:
@@ -139,14 +139,6 @@ def as_weights(checkpoint: Checkpoint, weights: Weights, *, progress: Progress |
             ) from error.__cause__
         raise
     return open_folder(copy, name=checkpoint.name, revision=checkpoint.revision)
-
-
-def _packed_otherwise(checkpoint: Checkpoint, weights: Weights) -> CheckpointError:
-    return CheckpointError(
-        f"this checkpoint is packed as {checkpoint.weights} and can't become {weights}",
-        where=checkpoint.path,
-        do=f"use it as it is (weights {checkpoint.weights}), or start from the model's 16-bit checkpoint",
-    )
 
 
 def _write_tensors(

@@ -28,7 +28,7 @@ from halfbyte.evaluate.generate import (
     tokens_at_once,
 )
 from halfbyte.evaluate.journal import Journal
-from halfbyte.kernels.cross_entropy import cross_entropy
+from halfbyte.kernels.cross_entropy import PLAIN, cross_entropy
 from halfbyte.model.loss import LinearHead
 from halfbyte.plan import answering
 
@@ -201,8 +201,8 @@ def _log_probabilities(model: Model, hidden: Tensor, chosen: Tensor, targets: Te
     step, parts = answering.positions_at_once(vocabulary, model.device.type), []
     for start in range(0, len(chosen), step):
         rows, wanted = hidden[chosen[start : start + step]], targets[start : start + step]
-        logits = head.logits(rows) if isinstance(head, LinearHead) else head(rows)
-        nats = -cross_entropy(logits, wanted, gradient=False)
+        logits, ending = (head.product(rows), head.ending) if isinstance(head, LinearHead) else (head(rows), PLAIN)
+        nats = -cross_entropy(logits, wanted, gradient=False, ending=ending)
         likeliest = logits.gather(1, wanted[:, None])[:, 0] >= logits.amax(dim=1)
         parts.append(torch.stack([nats, likeliest.double()], dim=1))
     scores = torch.cat(parts) if parts else hidden.new_zeros(0, 2, dtype=torch.float64)

@@ -51,7 +51,7 @@ _ARGUMENTS = {
     "halfbyte_gate": [_P, _P, _N, _N, _N, _P, _I, _I, _I, _I],
     "halfbyte_gate_backward": [_P, _P, _P, _N, _N, _N, _P, _P, _I, _I, _I, _I],
     "halfbyte_explain_lost_pages": [_S, _S, _S],
-    "halfbyte_cross_entropy": [_P, _P, _N, _N, _I, _P, _I, _I, _I],
+    "halfbyte_cross_entropy": [_P, _P, _N, _N, _I, c_float, c_float, _P, _I, _I, _I],
 }
 
 

@@ -34,7 +34,7 @@ from halfbyte.model.attention import NAME, use_attention
 from halfbyte.model.blocks import Replacement, replace_parts
 from halfbyte.model.decoding import Decoding
 from halfbyte.model.linear import QuantLinear
-from halfbyte.model.loss import Head, LinearHead
+from halfbyte.model.loss import Head, LinearHead, linear_head
 from halfbyte.model.offload import Offloader, offloaded
 from halfbyte.model.recompute import recomputed
 from halfbyte.model.rotary import replace_rotary
@@ -107,7 +107,8 @@ class Model:
         # A second view of the model whose decoder hands through: its forward is the head, whatever a family does there.
         self._head = copy.copy(self.net)
         self._head._modules = {**self.net._modules, self.net.base_model_prefix: _HandThrough()}
-        self._head_is_linear: bool | None = None
+        self._linear_head: LinearHead | None = None
+        self._head_was_tried = False
         native = self.attention is not None and self.attention.name == NAME and self.streamer is None
         self.decoding = Decoding(self._body, self.dtype, native)
 
@@ -148,21 +149,12 @@ class Model:
 
     @property
     def head(self) -> Head:
-        """The head for the loss: a LinearHead where it is one (tried once, on hidden states of a length that would
-        bring every soft cap and scale to light), else `logits`."""
-        embedding = self.net.get_output_embeddings()
-        if self._head_is_linear is None:
-            self._head_is_linear = isinstance(embedding, nn.Linear) and self._agrees(embedding)
-        return LinearHead(embedding.weight) if self._head_is_linear else self.logits
-
-    @torch.no_grad()
-    def _agrees(self, embedding: nn.Linear) -> bool:
-        """Whether the head gives the bits of `embedding` alone."""
-        if embedding.bias is not None:
-            return False
-        hidden = 50 * torch.randn(2, embedding.in_features, generator=torch.Generator().manual_seed(0))
-        hidden = hidden.to(self.device, self.dtype)
-        return torch.equal(self.logits(hidden), LinearHead(embedding.weight)(hidden))
+        """The head for the loss: a LinearHead where it is one, else `logits`."""
+        if not self._head_was_tried:
+            text = self.net.config.get_text_config()
+            self._linear_head = linear_head(self.net.get_output_embeddings(), self.logits, text, self.dtype)
+            self._head_was_tried = True
+        return self._linear_head or self.logits
 
     def new_cache(self, capacity: int | None = None) -> Any:
         """An empty key/value cache of the kind that this family needs, with room for `capacity` tokens a row."""

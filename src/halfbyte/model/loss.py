@@ -2,9 +2,9 @@
 
 Method: the hidden states go through the model's head a chunk of tokens at a time. A chunk's logits give its loss and
 are overwritten by their gradient, which gives the gradient of the chunk's hidden states; the backward pass only scales
-what was kept. As in Cut Cross-Entropy (Wijmans et al. 2024, arXiv:2411.09009) and Liger-Kernel, with the difference
-that the head is the model's own (soft caps and scales included), by autograd. A head that is a product with the output
-embedding and nothing else, as most are, goes without autograd, and its logits lie in a buffer that is kept.
+what was kept. As in Cut Cross-Entropy (Wijmans et al. 2024, arXiv:2411.09009) and Liger-Kernel. A head that is a product
+with the output embedding, with a scale or a soft cap behind it where native code computes these, goes without autograd,
+and its logits lie in a buffer that is kept. Any other is the model's own, by autograd.
 
 On a card a chunk's cross-entropy is Liger-Kernel's kernel, but not its product with the head: that one is cut into
 chunks just as large (256 tokens of 8,192 for Llama 3.1 8B), wants the head in the type of the hidden states, and its
@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from halfbyte import kernels
-from halfbyte.kernels.cross_entropy import cross_entropy
+from halfbyte.kernels.cross_entropy import PLAIN, Ending, cross_entropy
+from halfbyte.kernels.fused import native_isa
 from halfbyte.kernels.product.reference import Scratch
 
 CHUNK = 256  # tokens whose logits are there at once
@@ -37,20 +38,50 @@ _logits = Scratch()
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A head that is one product: logits [N, V] = hidden states [N, H] times `weight` [V, H], transposed."""
+    """A head that is one product and its `ending`: logits [N, V] = ending(hidden states [N, H] times `weight` [V, H],
+    transposed)."""
 
     weight: Tensor
+    ending: Ending = PLAIN
 
     def __call__(self, hidden_NH: Tensor) -> Tensor:
-        return kernels.linear(hidden_NH, self.weight)
+        return self.ending(kernels.linear(hidden_NH, self.weight))
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits in a buffer that the next call overwrites."""
+    def product(self, hidden_NH: Tensor) -> Tensor:
+        """Logits before the ending, in a buffer that the next call overwrites."""
         out = _logits.take((len(hidden_NH), len(self.weight)), hidden_NH.dtype, hidden_NH.device)
         return kernels.linear(hidden_NH, self.weight, out=out)
 
     def backward(self, grad_NV: Tensor) -> Tensor:
+        """The gradient of hidden states by that of their product."""
         return kernels.linear_transposed(grad_NV, self.weight)
+
+
+@torch.no_grad()
+def linear_head(embedding: Any, head: Head, config: Any, dtype: torch.dtype) -> LinearHead | None:
+    """The LinearHead that gives what `head` gives, with the output embedding and what `config` says of its end; None
+    where there is none, or no native code for its end. It is tried once, on hidden states of a length that would bring
+    every soft cap and scale to light."""
+    if not isinstance(embedding, torch.nn.Linear) or embedding.bias is not None:
+        return None
+    hidden_NH = 50 * torch.randn(2, embedding.in_features, generator=torch.Generator().manual_seed(0))
+    hidden_NH = hidden_NH.to(embedding.weight.device, dtype)
+    plain, wanted_NV = LinearHead(embedding.weight), head(hidden_NH)
+    logits_NV = plain(hidden_NH)
+    if torch.equal(logits_NV, wanted_NV):
+        return plain
+    ended = LinearHead(embedding.weight, _ending_of(config))
+    if ended.ending == PLAIN or native_isa(logits_NV) is None:
+        return None
+    error = max(2 * torch.finfo(logits_NV.dtype).eps, 1e-5)  # it rounds after each of its steps
+    return ended if torch.allclose(ended.ending(logits_NV.float()), wanted_NV.float(), rtol=error) else None
+
+
+def _ending_of(config: Any) -> Ending:
+    """By the names that transformers' families have for it: Gemma 2's soft cap, Granite's and Cohere's scales."""
+    cap, divisor, scale = (getattr(config, name, None) for name in
+                           ("final_logit_softcapping", "logits_scaling", "logit_scale"))  # fmt: skip
+    return Ending((scale or 1.0) / (divisor or 1.0), cap or None)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -75,8 +106,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _by_product(head: Any, hidden_CH: Tensor, targets_C: Tensor, grad_CH: Tensor | None) -> Tensor:
     """The sum of a chunk's losses (fp64); `grad_CH`, if given, receives the gradient of its hidden states."""
-    logits_CV = head.logits(hidden_CH)
-    losses_C = cross_entropy(logits_CV, targets_C, gradient=grad_CH is not None)
+    logits_CV = head.product(hidden_CH)
+    losses_C = cross_entropy(logits_CV, targets_C, gradient=grad_CH is not None, ending=head.ending)
     if grad_CH is not None:
         grad_CH.copy_(head.backward(logits_CV))
     return losses_C.sum()

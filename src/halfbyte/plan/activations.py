@@ -105,6 +105,11 @@ class ShapeInfo:
         return self.native.products and (dtype_bytes == 4 or self.dense == "bfloat16")
 
     @property
+    def ends_in_torch(self) -> bool:
+        """Whether PyTorch computes what the loss' logits go through after the product; native code does so on the way."""
+        return self.scaled and not self.native.norms
+
+    @property
     def unknown(self) -> str:
         return f"unknown, because the activations of model_type '{self.model_type}' are not modelled"
 
@@ -228,18 +233,15 @@ def layer_peak_bytes_per_token(info: ShapeInfo, tokens: int, dtype_bytes: int = 
 
 
 def loss_bytes(info: ShapeInfo, tokens: int, dtype_bytes: int = 2) -> int:
-    """Bytes of the logits of one chunk of the loss, with all that is made of them.
-
-    Native: their gradient overwrites them; a head that is more than a product goes through autograd, which keeps some.
-    """
-    each = LOSS_BYTES + SOFTCAP_BYTES * info.softcap
-    if info.native.norms:  # the kernels of the loss run where those of the norms do
-        each = dtype_bytes * ((4 + 2 * info.softcap) if info.scaled else 1)
+    """Bytes of the logits of one chunk of the loss, with all that is made of them. Native: their gradient, which
+    overwrites them."""
+    native = info.native.norms  # the kernels of the loss run where those of the norms do
+    each = dtype_bytes if native else LOSS_BYTES + SOFTCAP_BYTES * info.softcap
     return min(LOSS_CHUNK, tokens) * (known_dims(info).vocabulary or 0) * each
 
 
 def _first_logits_bytes(info: ShapeInfo, tokens: int, dtype_bytes: int) -> int:
-    """Of `loss_bytes` the head's own product, which is a block of the pool where kernels are native."""
+    """Of `loss_bytes` the head's own product."""
     return min(LOSS_CHUNK, tokens) * (known_dims(info).vocabulary or 0) * dtype_bytes
 
 
@@ -265,9 +267,8 @@ def training_bytes(
 ) -> tuple[int, int]:
     """(activations, logits) in bytes whose sum is the peak of one micro-batch of `micro_batch` x `tokens` tokens.
 
-    The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. Of a head that is
-    a product alone, the buffer of the logits outlives the loss. What torch makes of the logits of another one stands
-    beside the pool, which keeps what native kernels had in use at once in the backward pass before.
+    The peak stands either in the loss, with all that was saved, or in the backward pass of a layer. The buffer of the
+    logits outlives the loss, unless PyTorch makes more of them than a product.
     """
     dims, b = known_dims(info), dtype_bytes
     count = micro_batch * tokens
@@ -278,22 +279,19 @@ def training_bytes(
     # The last norm's input and result; the hidden states that are learned and their gradient, scaled in fp32.
     ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8) * dims.hidden
     logits = loss_bytes(info, learned, b)
-    apart = logits - (_first_logits_bytes(info, learned, b) if info.scaled else 0)
+    apart = logits - (_first_logits_bytes(info, learned, b) if info.ends_in_torch else 0)
     in_loss = count * (kept_layers * saved + inputs) + ends + head_tile_bytes(info, b) + logits - apart
     heap = _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs))
     if info.offload:
         inside = _beside_the_host(info, saved, recompute, b)
         in_loss += count * (inside[0] - kept_layers * saved - inputs)
-        in_layer = count * (inside[1] + layer_peak_bytes_per_token(info, tokens, b)) + (0 if info.scaled else logits)
+        in_layer = count * (inside[1] + layer_peak_bytes_per_token(info, tokens, b)) + (0 if info.ends_in_torch else logits)
         return max(in_loss + apart, in_layer) - logits, logits
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
     in_layer += _new_gradient_bytes(info)
-    if info.native.norms or not info.scaled:
-        peak = max(in_loss, in_layer) + apart + heap
-    else:
-        peak = max(in_loss + apart, in_layer) + heap
+    peak = max(in_loss + apart, in_layer + (0 if info.ends_in_torch else apart)) + heap
     return peak - logits + slack_bytes(info, peak), logits
 
 

@@ -92,4 +92,4 @@ def _evaluation(make: Make, plan: Plan, memory: int) -> str:
         words = f"not even one answer fits: with its prompt, {tokens} tokens, it takes {amount(need(1))}"
         return f"{words}; shorten the prompts, or take a smaller model or more memory"
     words = f"{low} of {asked} answers of {tokens} tokens, with their prompts, fit at once: shorten the prompts or the "
-    return f"{words}answers, try {low} items with --limit {low}, or take {amount(need(asked))} of memory for all"
+    return f"{words}answers, or take {amount(need(asked))} of memory"

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from halfbyte.errors import ConfigError
 from halfbyte.formats import QUANTISED
 from halfbyte.plan import operations
 from halfbyte.plan.advice import advise
@@ -35,6 +36,9 @@ def complete(
     fit = survey(make, plan, inventory.config, lambda trial: _price(trial, inventory, calibration), unit)
     fit = dataclasses.replace(fit, advice=advise(make, plan, fit))
     ranks = device.count if ranks is None and device.count > 1 else ranks
+    if link is not None and ranks is None:
+        raise ConfigError("a link is between several devices, and this is one", where="--link", found=str(link),
+                          do="add --gpus N, or leave --link away")  # fmt: skip
     parallel = on_paper(plan, ranks, link, time.step_seconds) if ranks is not None else None
     phases = {name: dataclasses.replace(phase, seconds=seconds) for (name, phase), seconds in
               zip(plan.phases.items(), _seconds(plan, time), strict=True)}  # fmt: skip

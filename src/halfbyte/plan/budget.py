@@ -154,4 +154,7 @@ def _even(batch: int, items: int) -> int:
 def amount(size: int) -> str:
     """A size as reasons give it."""
     size = max(size, 0)
-    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
+    for unit, scale in (("EB", 10**18), ("PB", 10**15), ("TB", 10**12)):
+        if size >= 10 * scale:
+            return f"{size / scale:,.2f} {unit}"
+    return f"{size / 1e9:,.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

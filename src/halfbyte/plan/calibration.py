@@ -22,7 +22,7 @@ from halfbyte.checkpoint.source import cache_folder
 from halfbyte.environment import cores, processor, versions
 
 FILE = "calibration.json"
-SCHEMA = 2
+SCHEMA = 3
 NOT_CALIBRATED = "not calibrated; run halfbyte doctor --calibrate"
 _KERNELS = Path(__file__).parents[1] / "kernels"
 _VERSIONS = ("halfbyte", "python", "torch", "transformers")

@@ -1,4 +1,4 @@
-"""Several models beside each other: one row a model, for the same adapter, sequence and batch.
+"""Several models beside each other: one row a model, and what each is planned for.
 
 A model that can't be planned keeps its row, which says why; the others are shown all the same.
 """
@@ -75,11 +75,12 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
 def render(rows: Sequence[Row], console: Console) -> None:
     """Print one table, a row a model, and below it why something in it is unknown or missing."""
     plans = [row for row in rows if isinstance(row, Plan)]
-    if plans:
-        settings = plans[0].settings
-        for_all = f"rank {settings['rank']}, {settings['sequence']} tokens, {settings['batch']} at once in training, "
-        for_all += f"{settings['evaluation_batch']} in evaluation{_memory(plans)}"
-        prose(console, for_all, "bold")
+    asked = [_asked(plan) for plan in plans]
+    if len(set(asked)) == 1:
+        prose(console, f"{asked[0]}{_memory(plans)}", "bold")
+    else:  # a run among them has its own
+        for plan, words in zip(plans, asked, strict=True):
+            prose(console, f"{plan.model}: {words}", bold=len(plan.model))
     console.print(_table(rows, console.width), soft_wrap=True)
     prose(console, "mapped: the weights in the format that runs; evaluate, tune: peaks beside them", "dim")
     for row in rows:
@@ -89,6 +90,13 @@ def render(rows: Sequence[Row], console: Console) -> None:
             continue
         for name, why in row.unknown.items():
             prose(console, f"{row.model}: {name}: {why}", "yellow")
+
+
+def _asked(plan: Plan) -> str:
+    """What a plan is for."""
+    settings = plan.settings
+    words = f"rank {settings['rank']}, {settings['sequence']} tokens, {settings['batch']} at once in training, "
+    return f"{words}{settings['evaluation_batch']} in evaluation"
 
 
 def _memory(plans: Sequence[Plan]) -> str:

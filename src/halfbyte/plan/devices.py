@@ -89,6 +89,8 @@ def find_device(asked: str | None) -> Device:
         size = parse_bytes(name)
     except ConfigError:
         do = f"name a card ({', '.join(CARDS)}), an amount (24GB, 2x80GB), auto, cpu or cuda:N"
+        several = [card for card in CARDS if _key(name) and _key(name) in _key(card)]
+        do = f"write which one: {' or '.join(several)}" if several else do
         if name.strip().isdigit():
             do = f"with a unit, {asked.strip()}GB is an amount of memory; or {do}"
         raise ConfigError("unknown device", where="device", found=repr(asked), do=do) from None

@@ -167,7 +167,8 @@ def _concessions(make: Make, plan: Plan, memory: int, mapped: bool, price: Price
         factor = tokens * after / before if before and after is not None else None
         if "stream" in changed:
             factor = None  # depends on the link and the tokens at once; the plan's reasons say how
-        saved = (need(plan, mapped) or 0) - (need(trial, mapped) or 0)
+        counted = mapped or "weights" in changed  # what is not read from disk again is saved, too
+        saved = (need(plan, counted) or 0) - (need(trial, counted) or 0)
         enough = (need(trial, mapped) or 0) <= memory
         found.append(Concession(what, saved, factor, enough, cost))
     return found

@@ -9,18 +9,18 @@ pages; the clean pages of the memory-mapped weights stand apart as `mapped_bytes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from halfbyte.config import AdapterConfig
 from halfbyte.errors import ConfigError, nearest
-from halfbyte.formats import QUANTISED, WEIGHTS, Weights, moment_bytes
+from halfbyte.formats import QUANTISED, WEIGHTS, Weights, moment_bytes, packed_otherwise
 from halfbyte.options import parse_bytes
 from halfbyte.plan import activations
 from halfbyte.plan.activations import shape_info
 from halfbyte.plan.answering import Scored, items_at_once, pieces, token_budget
 from halfbyte.plan.answers import complete
-from halfbyte.plan.budget import Choice, choose, spoken_for
+from halfbyte.plan.budget import Choice, amount, choose, spoken_for
 from halfbyte.plan.compute import activation_bytes, foretold_compute, require_int8
 from halfbyte.plan.devices import Device, find_device
 from halfbyte.plan.held import held_bytes
@@ -160,14 +160,20 @@ def plan_model(
         raise ConfigError("unknown format", where="weights", found=repr(weights), do=nearest(weights, known))
     inventory = take_inventory(name_or_path, revision)
     weights = weights or inventory.packed or "nf4"
+    if inventory.packed not in (None, weights):
+        raise packed_otherwise(str(inventory.packed), weights, inventory.where)
     where = device if isinstance(device, Device) else find_device(device or "cpu")
     available = where.memory_bytes if memory is None or memory == "auto" else (
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
     if where.kind == "cuda" and available is not None and where.memory_bytes is not None:
-        available = min(available, where.memory_bytes)  # more than the card has is not there, whoever asks for it
+        if available > where.memory_bytes:  # more than the card has is not there, whoever asks for it
+            has = f"it has {amount(where.memory_bytes)}, less than the {amount(available)} that memory says"
+            where, available = replace(where, reason=f"{where.reason}; {has}"), where.memory_bytes
     if compute == "int8":
         require_int8(where, known[weights])
-    compute, foreseen = foretold_compute(inventory, known[weights], where) if compute == "auto" else (compute, "")
+    foreseen = "" if settled else "as asked"
+    if compute == "auto":
+        compute, foreseen = foretold_compute(inventory, known[weights], where)
     native = native or foretold(inventory.config, dtype_bytes=activation_bytes(weights, compute), device=where.kind)
 
     if items is not None:
@@ -293,7 +299,7 @@ def make_plan(
         reasons=[*reasons, settled or why, *([f"compute {compute}: {foreseen}"] if foreseen else []),
                  *([in_words(streamed)] if streamed else []), *offload_words(info, batch, sequence, layers, b),
                  f"activations: {native}"],
-        notes=[*inventory.notes, *_kept(inventory, experts, weights)],
+        notes=[*inventory.notes, *_beyond(inventory.config, sequence, asked), *_kept(inventory, experts)],
         unknown=unknown,
         packed=inventory.packed,
         held_bytes=held_bytes(inventory, weights, b),
@@ -361,12 +367,23 @@ def _json_keys(values: dict[Weights, int]) -> dict[str, int]:
     return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
-def _kept(inventory: Inventory, experts: int, weights: Weights) -> list[str]:
-    """What stays in 16 bits although it is large, by name; and a format that the checkpoint does not offer."""
+def _beyond(config: Mapping[str, Any], sequence: int, evaluated: int) -> list[str]:
+    """What is longer than the model was built for; to evaluate it is refused, to train on it is not."""
+    context = text_config(config).get("max_position_embeddings")
+    if not isinstance(context, int) or context < 1:
+        return []
     notes = []
-    if inventory.packed is not None and inventory.packed != weights:
-        notes.append(f"the checkpoint is packed as {inventory.packed} and can't be repacked: for {weights}, start from "
-                     "the 16-bit checkpoint")  # fmt: skip
+    if sequence > context:
+        notes.append(f"items of {sequence:,} tokens are longer than the model's context of {context:,} tokens")
+    if evaluated > context:
+        notes.append(f"{evaluated:,} tokens of prompt and answer do not fit into the model's context of {context:,} "
+                     "tokens: evaluating refuses them")  # fmt: skip
+    return notes
+
+
+def _kept(inventory: Inventory, experts: int) -> list[str]:
+    """What stays in 16 bits although it is large, by name."""
+    notes = []
     if experts:
         names = [spec.name for spec in inventory.tensors if spec.kind == "expert"]
         notes.append(f"{experts:,} parameters ({gb(2 * experts)}) are experts ({names[0]}, ...), which transformers "

@@ -34,8 +34,8 @@ class Work:
     first: Mapping[tuple[int, int, bool], int]  # of the first layer q, k and v, whose inputs want no gradient
     rank: int
     windows: Mapping[int | None, int]  # layers by the width of their window; None: they see everything
-    capped: bool  # attention's scores are
-    head_steps: int  # what is done to each logit after the product: 3 for a soft cap, 1 for a scale
+    capped: bool  # attention's scores go through a soft cap
+    capped_head: bool  # logits go through a soft cap
     adapted: int  # matrices with an adapter
     parameters: int  # of the adapter
 
@@ -55,15 +55,10 @@ def work(
         rank=rank,
         windows=windows(config, dims.layers),
         capped=bool(config.get("attn_logit_softcapping")),
-        head_steps=_head_steps(config),
+        capped_head=bool(config.get("final_logit_softcapping")),
         adapted=len(chosen),
         parameters=sum(rank * (shapes[name][0] + shapes[name][1]) for name in chosen),
     )
-
-
-def _head_steps(config: Mapping[str, Any]) -> int:
-    scaled = any(config.get(name) not in (None, 0, 1) for name in ("logits_scaling", "logit_scale"))
-    return 3 * bool(config.get("final_logit_softcapping")) + scaled
 
 
 def windows(config: Mapping[str, Any], layers: int) -> dict[int | None, int]:
@@ -120,17 +115,15 @@ def rest(dims: Dimensions, tokens: int, b: int) -> dict[str, float]:
     return {"call": 1, "byte": b * tokens * moved}
 
 
-def loss(tokens: int, vocabulary: int, hidden: int, steps: int = 0) -> dict[str, float]:
-    """Head and cross-entropy of `tokens` learned tokens, forward and backward; `steps` are done to each logit in
-    between, by autograd."""
+def loss(tokens: int, vocabulary: int, hidden: int, capped: bool = False) -> dict[str, float]:
+    """Head and cross-entropy of `tokens` learned tokens, forward and backward; `capped`: the logits are."""
     chunks = -(-tokens // CHUNK)
     return {
         "call": chunks,
         "weight": chunks * vocabulary * hidden,
         "multiplication": 2 * tokens * vocabulary * hidden,
         "logit": tokens * vocabulary,
-        "step": tokens * vocabulary * steps,
-        "autograd": tokens * vocabulary * (steps > 0),
+        "cap": tokens * vocabulary * capped,
     }
 
 

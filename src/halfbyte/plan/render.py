@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from halfbyte.formats import QUANTISED
 from halfbyte.plan.ladder import Plan
 from halfbyte.plan.prose import Column, Row, listed, prose, table
 from halfbyte.plan.show import render_answers
@@ -43,8 +44,9 @@ def render_plan(plan: Plan, console: Console) -> None:
 
 def _title(plan: Plan, console: Console) -> None:
     count = "unknown" if plan.parameters is None else f"{plan.parameters:,}"
-    words = f"{count} parameters, {plan.linear_parameters:,} of them in {plan.linear_layers} linear layers that are "
-    prose(console, f"{plan.model}  {words}quantised", bold=len(plan.model))
+    words = f"{count} parameters, {plan.linear_parameters:,} of them in {plan.linear_layers} linear layers"
+    words += " that are quantised" * (plan.settings["weights"] in QUANTISED)
+    prose(console, f"{plan.model}  {words}", bold=len(plan.model))
     prose(console, f"from {plan.source}" + (f"; packed already as {plan.packed}" if plan.packed else ""), "dim")
     for name, why in plan.unknown.items():
         prose(console, f"{name}: {why}", "yellow")
@@ -86,7 +88,9 @@ def bar(size: int, largest: int, cells: int) -> str:
 
 def _adapter(plan: Plan, console: Console) -> None:
     settings, base = plan.settings, plan.weights_bytes["nf4"]
-    share = f", {100 * plan.adapter_bytes / base:.2g} % of the nf4 weights" if base else ""
+    percent = 100 * plan.adapter_bytes / base if base else 0.0
+    share = f", {percent:,.0f} % of the nf4 weights" if percent >= 10 else f", {percent:.2g} % of the nf4 weights"
+    share *= bool(base)
     prose(console, f"the adapter is all that is trained: rank {settings['rank']} on {plan.adapter_layers} layers, "
           f"{plan.adapter_parameters:,} parameters in fp32{share}")  # fmt: skip
     prose(console, f"training adds gradients {plan.gradient_bytes:,} and optimiser {plan.optimiser_bytes:,} bytes")

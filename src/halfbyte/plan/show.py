@@ -71,9 +71,8 @@ def fit_lines(plan: Mapping[str, Any]) -> list[str]:
     verdict = f"fits, {amount(spare)} to spare" if spare >= 0 else f"does not fit, {amount(-spare)} too much"
     lines = [f"training on {where}: {verdict}, {fit['reason']}"]
     found = ", ".join(
-        f"{name} {'none' if one['value'] is None else one['value']}" + f" ({one['limit']})" * (one["limit"] != "memory")
-        for name, one in fit["largest"].items()
-    )
+        f"{name} {_largest(one['value'], one['limit'])}" for name, one in fit["largest"].items()
+    )  # fmt: skip
     lines.append(f"  the largest that fits, every layer recomputed and the rest as asked: {found}")
     for one in fit["give_up"]:
         price = (
@@ -87,6 +86,12 @@ def fit_lines(plan: Mapping[str, Any]) -> list[str]:
         saved = f"{sign} {amount(abs(one['saved_bytes']))}"
         lines.append(f"  {one['what']}:{enough} {saved}, {price}; gives up {one['cost']}{first}")
     return lines + advice
+
+
+def _largest(value: int | None, limit: str) -> str:
+    if limit == "nothing":  # that was looked for
+        return f"{value:,} and more"
+    return ("none" if value is None else str(value)) + f" ({limit})" * (limit != "memory")
 
 
 def parallel_lines(plan: Mapping[str, Any]) -> list[str]:

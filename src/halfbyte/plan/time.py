@@ -64,7 +64,7 @@ class Speed:
             "attention": attention + self.attention("backward", batch, sequence, sequence),
             "rest of the layers": rest + layers * self._cost("rest/backward").seconds(count.rest(dims, tokens, self.b)),
             "head and loss": self._cost("loss").seconds(
-                count.loss(learned, dims.vocabulary or 0, dims.hidden, self.work.head_steps)
+                count.loss(learned, dims.vocabulary or 0, dims.hidden, self.work.capped_head)
             ),
         }
         parts = {name: micro_batches * seconds for name, seconds in parts.items()}

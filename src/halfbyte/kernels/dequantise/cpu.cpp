@@ -48,7 +48,7 @@ bool has_f16c() {  // a name that clang 17 does not know
 using namespace halfbyte;
 
 // Raised whenever a function's arguments change, so that native.py refuses a library built from older sources.
-HALFBYTE_API int halfbyte_interface() { return 10; }
+HALFBYTE_API int halfbyte_interface() { return 11; }
 
 // The instruction sets that this processor and this build have: a bit for each Isa.
 HALFBYTE_API int halfbyte_isas() {
