@@ -6,6 +6,10 @@ the verb, from the files alone, and written to predicted.csv; then each is train
 verb, in a process of its own. What it measured of itself (measured.json) stands beside the prediction in measured.csv
 and in docs/plan.svg.
 
+A plan's seconds are of the machine as it was when it was calibrated. On a machine that others use, too, that changes
+within minutes, so each line has the `pace` of the machine around its run: the seconds that a few products and a read of
+memory took then, by those that they took before the first run, 1.2 where it was a fifth slower.
+
     python benchmarks/plan.py --cases 40 --folder /path/with/10GB/free
 """
 
@@ -28,6 +32,7 @@ import statistics
 import string
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,6 +40,8 @@ from typing import Any
 from benchmarks import common, shapes
 from benchmarks.common import say
 from halfbyte.plan.native import multiplies_bf16
+
+FIGURES = ("tune_peak_bytes", "evaluate_peak_bytes", "pack_peak_bytes", "step_seconds", "pack_seconds")
 
 # Proportions of real models (the catalogue has their sources), with fewer layers.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -168,11 +175,13 @@ def halfbyte(*arguments: str, **variables: str) -> str:
 
 
 def predicted(run: Path) -> dict[str, float]:
-    """What `halfbyte plan RUN.yaml` says of training and of evaluating the tuned model; seconds only if calibrated."""
+    """What `halfbyte plan RUN.yaml` says of packing, of training and of evaluating the tuned model; seconds only if
+    calibrated."""
     plan = json.loads(halfbyte("plan", str(run), "--json"))
-    figures = {f"{name}_peak_bytes": plan["phases"][name]["peak_bytes"] for name in ("tune", "evaluate")}
-    seconds = plan["time"].get("step_seconds")
-    return figures | ({} if seconds is None else {"step_seconds": seconds})
+    found = {f"{name}_peak_bytes": plan["phases"][name]["peak_bytes"] for name in ("pack", "tune", "evaluate")
+             if plan["phases"][name]["parts"]}  # fmt: skip
+    found |= {name: plan["time"].get(name) for name in ("step_seconds", "pack_seconds")}
+    return {name: found[name] for name in FIGURES if found.get(name) is not None}
 
 
 def measured(run: Path) -> dict[str, float]:
@@ -184,9 +193,31 @@ def measured(run: Path) -> dict[str, float]:
     phases = json.loads((folder / "measured.json").read_text(encoding="utf-8"))["phases"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line)["seconds"] for line in lines[1:]]  # in the first one, memory is mapped
-    return {"tune_peak_bytes": phases["tune"]["peak_bytes"],
-            "evaluate_peak_bytes": phases["evaluate_after"]["peak_bytes"],
-            "step_seconds": statistics.median(steps)}  # fmt: skip
+    found = {"tune_peak_bytes": phases["tune"]["peak_bytes"],
+             "evaluate_peak_bytes": phases["evaluate_after"]["peak_bytes"],
+             "step_seconds": statistics.median(steps)}  # fmt: skip
+    if "pack" in phases:
+        found |= {"pack_peak_bytes": phases["pack"]["peak_bytes"], "pack_seconds": phases["pack"]["seconds"]}
+    return found
+
+
+def pace() -> float:
+    """Seconds that a few products in bf16 and fp32, and a read of memory, take now."""
+    import torch
+
+    from halfbyte import kernels
+
+    weight, other = torch.ones(2048, 2048), torch.ones(1 << 26)
+    pairs = [(torch.ones(512, 2048, dtype=dtype), weight.to(dtype)) for dtype in (torch.bfloat16, torch.float32)]
+
+    def once() -> float:
+        began = time.perf_counter()
+        for x, matrix in pairs:
+            kernels.linear(x, matrix)
+        other.max()
+        return time.perf_counter() - began
+
+    return statistics.median(once() for _ in range(21))
 
 
 class Csv:
@@ -211,6 +242,8 @@ def summary(pairs: Pairs) -> list[str]:
     """For each figure: how far the plan is off, in percent of what was measured; above it is positive."""
     lines = []
     for figure, found in pairs.items():
+        if not found:
+            continue
         errors = [100 * (planned / real - 1) for planned, real in found]
         sizes = [abs(error) for error in errors]
         off = f"mean error {statistics.mean(sizes):.1f} %, worst {max(sizes):.1f} %"
@@ -226,8 +259,11 @@ def plot(pairs: Pairs, file: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "plan"  # the same picture from the same figures
     from matplotlib import pyplot
 
-    _, axes = pyplot.subplots(1, len(pairs), figsize=(4.2 * len(pairs), 4), layout="constrained", squeeze=False)
-    for axis, (figure, found) in zip(axes[0], pairs.items(), strict=True):
+    rows, columns = -(-len(pairs) // 3), min(3, len(pairs))
+    _, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 4 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(pairs) :]:
+        axis.remove()
+    for axis, (figure, found) in zip(axes.flat, pairs.items(), strict=False):
         unit, scale = ("s", 1.0) if figure.endswith("seconds") else ("GB", 1e9)
         planned, real = ([pair[side] / scale for pair in found] for side in (0, 1))
         least, most, band = min(real) / 1.2, max(real) * 1.2, 0.2 if unit == "s" else 0.08
@@ -267,24 +303,33 @@ def compare(cases: list[Case], place: Path, results: Path, picture: Path, items:
     runs = {case: write_run(case, models[case.architecture], place / f"run-{number}", items)
             for number, case in enumerate(cases)}  # fmt: skip
     os.sync()  # what was just written is not yet the disk's, and would count as this program's memory
-    plans, pairs = {case: predicted(run) for case, run in runs.items()}, Pairs()
+    plans = {case: predicted(run) for case, run in runs.items()}
     before = Csv(results / "predicted.csv", "predicted")
     for case, figures in plans.items():
         for figure, value in figures.items():
             before.add(case, figure, predicted=value)
     say(f"{len(cases)} cases are planned")
-    after = Csv(results / "measured.csv", "predicted", "measured", "error")
+    after = Csv(results / "measured.csv", "predicted", "measured", "error", "pace")
+    pairs: Pairs = {figure: [] for figure in FIGURES}
+    at_pace: list[tuple[float, float]] = []
+    now = started = pace()
     for case, run in runs.items():
-        real = measured(run)
+        real, before_it = measured(run), now
+        now = pace()
+        slower = (before_it + now) / 2 / started
         shutil.rmtree(run.parent / "run")
         for figure, planned in plans[case].items():
-            pairs.setdefault(figure, []).append((planned, real[figure]))
-            after.add(case, figure, predicted=planned, measured=real[figure], error=planned / real[figure] - 1)
+            pairs[figure].append((planned, real[figure]))
+            error = planned / real[figure] - 1
+            after.add(case, figure, predicted=planned, measured=real[figure], error=error, pace=slower)
+            if figure == "step_seconds":
+                at_pace.append((planned * slower, real[figure]))
         words = "; ".join(f"{figure} {planned:.4g} / {real[figure]:.4g} ({100 * (planned / real[figure] - 1):+.1f} %)"
                           for figure, planned in plans[case].items())  # fmt: skip
-        say(f"{case.name}: {words}")
-    for line in summary(pairs):
+        say(f"{case.name}: {words}; pace {slower:.2f}")
+    for line in summary({**pairs, "step_seconds at the machine's pace": at_pace}):
         say(line)
+    pairs = {figure: found for figure, found in pairs.items() if found}
     plot(pairs, picture)
     return pairs
 

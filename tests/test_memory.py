@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from halfbyte import memory
+from halfbyte.kernels import native
 from halfbyte.kernels.product import reference
 from halfbyte.memory import MemoryMeter
 
@@ -32,19 +33,28 @@ def test_a_short_anonymous_peak_is_seen() -> None:
 
 
 @linux
-def test_a_glance_sees_a_peak_and_looks_where_it_can_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = MemoryMeter()
-    with meter:
-        pass
-    before = meter._peak
-    scratch = np.ones(64 * MIB, dtype=np.uint8)
-    meter._glance()
-    assert 60 * MIB < meter._peak - before < 80 * MIB
-    looked: list[bool] = []
-    monkeypatch.setattr(meter, "_look", lambda: looked.append(True))
-    monkeypatch.setattr(memory, "_STATM", Path("/proc/self/nowhere"))
-    meter._glance()
-    assert looked and scratch[-1]
+@pytest.mark.skipif(not native.isas(), reason="needs the native library")
+def test_native_code_sees_a_peak_between_two_looks_and_a_reset_forgets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_BESIDE", 60.0)
+    with MemoryMeter() as meter:
+        before = meter.peak_bytes
+        scratch = np.ones(64 * MIB, dtype=np.uint8)
+        time.sleep(0.05)
+        del scratch
+        high = meter.peak_bytes
+        meter.reset()
+        low = meter.peak_bytes
+    assert None not in (before, high, low)
+    assert 60 * MIB < high - before < 80 * MIB and low < high - 50 * MIB  # type: ignore[operator]
+
+
+@linux
+def test_without_native_code_python_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(interval: float) -> None:
+        raise OSError
+
+    monkeypatch.setattr(native, "Watch", none)
+    test_a_short_anonymous_peak_is_seen()
 
 
 @linux

@@ -322,7 +322,7 @@ def _generate(verb: MakeVerb) -> None:
 
 def _doctor(verb: MakeVerb) -> None:
     made = verb("doctor", verbs.doctor, "the machine, the kernels chosen and why, what is missing", "halfbyte doctor")
-    made.add_argument("--calibrate", action="store_true", help="measure this machine, so that plans give times (1 min)")
+    made.add_argument("--calibrate", action="store_true", help="measure this machine, so that plans give times (2 min)")
 
 
 def _demo(verb: MakeVerb) -> None:

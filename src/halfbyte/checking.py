@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
 from halfbyte import durable
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import DataError, MissingDependency
+from halfbyte.formats import Weights
 from halfbyte.pipeline import require_model
 from halfbyte.progress import items_bar
 
@@ -66,7 +67,7 @@ def prepare_check(config: RunConfig, task: TaskConfig | None) -> Prepared:
 
     require_model(config.model)
     if config.compute == "int8":
-        require_int8(find_device(config.device), config.weights)
+        require_int8(find_device(config.device), cast(Weights, config.weights))
     checkpoint = open_checkpoint(config.model, config.revision)
     text = read_config(checkpoint).get_text_config()
     tokenizer = load_tokenizer(checkpoint, text.vocab_size)

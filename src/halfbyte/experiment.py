@@ -189,9 +189,7 @@ def _checked_data(
     return data, inputs_of(origin(prepared.checkpoint), prepared.checkpoint.path, data), report
 
 
-def _foreseen(
-    config: RunConfig, longest: int, console: Console, force: bool, task: TaskConfig | None = None
-) -> str:
+def _foreseen(config: RunConfig, longest: int, console: Console, force: bool, task: TaskConfig | None = None) -> str:
     """Whether the run's weights are streamed to a card, before anything is packed or loaded.
 
     Raises DoesNotFit, unless `force`, for a run that can't fit, however it is cut, if its longest item has `longest`

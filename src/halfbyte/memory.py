@@ -5,11 +5,12 @@ shared memory (memfd included), what is swapped out, and dirty pages of files. C
 model; the shared libraries, too) can be dropped by the system at any time, so they stand beside it as `mapped_bytes`.
 The largest VmRSS alone would blame whoever maps files and flatter whoever swaps.
 
-On Linux a background thread reads /proc/self/statm every other millisecond (10 microseconds), /proc/self/status, which
-tells shared memory from files, every few, and /proc/self/smaps_rollup now and then: it walks all pages, 15 ms where a
-GB is mapped, but only it knows which pages of files are dirty. A peak that is shorter than the interval can be missed:
-at 10 ms, those of a training step's loss and of a prompt's passes were up to 3 % too low on a fast processor. Elsewhere
-there is only the largest resident set, which counts mapped files as well; `method` says so.
+On Linux a native thread looks at the anonymous pages every other millisecond (kernels/watch.cpp). A thread of Python
+reads /proc/self/status, which tells the other kinds, every 100 (every 10 where there is no native one), and
+/proc/self/smaps_rollup now and then: it walks all pages, 15 ms where a GB is mapped, but only it knows which pages of
+files are dirty. A peak that is shorter than the interval can be missed: at 10 ms, those of a training step's loss and
+of a prompt's passes were up to 3 % too low on a fast processor. Elsewhere there is only the largest resident set,
+which counts mapped files as well; `method` says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import ctypes
 import errno
 import functools
 import gc
-import mmap
 import os
 import sys
 import threading
@@ -27,9 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-_STATUS, _ROLLUP, _STATM = Path("/proc/self/status"), Path("/proc/self/smaps_rollup"), Path("/proc/self/statm")
-_STATUS_EVERY = 0.01  # seconds
-_PAGE = mmap.PAGESIZE
+_STATUS, _ROLLUP = Path("/proc/self/status"), Path("/proc/self/smaps_rollup")
+_NATIVE, _BESIDE, _ALONE = 0.002, 0.1, 0.01  # seconds between two looks: native, Python's beside it, and without it
 
 
 def give_back() -> None:
@@ -139,21 +138,23 @@ class MemoryMeter:
     most on all CUDA devices, None without one. All can be read while the meter runs.
     """
 
-    def __init__(self, interval: float = 0.002) -> None:
-        self.interval = interval  # seconds between two looks
+    def __init__(self) -> None:
         self._peak = self._mapped = self._dirty_files = 0
-        self._beside = 0  # bytes that count and that statm does not tell from others: shared memory, dirty files
         self._rollup_due = 0.0
+        self._watch: Any = None  # of native code
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.method = "sampled" if _STATUS.exists() and _STATM.exists() else "largest resident set"
+        self.method = "sampled" if _STATUS.exists() else "largest resident set"
 
     def __enter__(self) -> MemoryMeter:
         self.reset()
         if self.method == "sampled":
             self._stop.clear()
-            self._thread = threading.Thread(target=self._watch, name="halfbyte-memory", daemon=True)
+            if (native := sys.modules.get("halfbyte.kernels.native")) is not None:
+                with contextlib.suppress(OSError):
+                    self._watch = native.Watch(_NATIVE)
+            self._thread = threading.Thread(target=self._look_on, name="halfbyte-memory", daemon=True)
             self._thread.start()
         return self
 
@@ -163,9 +164,13 @@ class MemoryMeter:
             self._thread.join()
             self._thread = None
         self._look()
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
 
     def reset(self) -> None:
         """Forget the peaks so far (the largest resident set of other systems can't be forgotten)."""
+        self._look()  # what native code saw is of the time before
         with self._lock:
             self._peak = self._mapped = 0
             self._rollup_due = 0.0
@@ -192,23 +197,9 @@ class MemoryMeter:
         peaks = [int(torch.cuda.max_memory_allocated(device)) for torch, device in _cuda_devices()]
         return sum(peaks) if peaks else None
 
-    def _watch(self) -> None:
-        due = 0.0
-        while not self._stop.wait(self.interval):
-            if (now := time.monotonic()) >= due:
-                self._look()
-                due = now + _STATUS_EVERY
-            else:
-                self._glance()
-
-    def _glance(self) -> None:
-        """As `_look`, in a twentieth of the time; what changes slowly is as it was there."""
-        try:
-            _, resident, shared, *_ = _STATM.read_bytes().split()
-        except OSError:
-            return self._look()
-        with self._lock:
-            self._peak = max(self._peak, _PAGE * (int(resident) - int(shared)) + self._beside)
+    def _look_on(self) -> None:
+        while not self._stop.wait(_ALONE if self._watch is None else _BESIDE):
+            self._look()
 
     def _look(self) -> None:
         if self.method != "sampled":
@@ -224,8 +215,10 @@ class MemoryMeter:
                 self._dirty_files = max(0, dirty - kept)
                 took = time.monotonic() - now
                 self._rollup_due = now + max(0.5, 200 * took)
-            self._beside = held.get("RssShmem", 0) + self._dirty_files
-            self._peak = max(self._peak, held.get("RssAnon", 0) + held.get("VmSwap", 0) + self._beside)
+            anonymous = max(held.get("RssAnon", 0), 0 if self._watch is None else self._watch.take())
+            self._peak = max(
+                self._peak, anonymous + held.get("VmSwap", 0) + held.get("RssShmem", 0) + self._dirty_files
+            )
             self._mapped = max(self._mapped, held.get("RssFile", 0) - self._dirty_files)
 
 

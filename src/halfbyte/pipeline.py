@@ -96,7 +96,7 @@ def calibrate_machine(console: Console) -> None:
     from halfbyte.calibrate import calibrate
     from halfbyte.plan.calibration import store
 
-    console.print("measuring this machine; leave it alone for about a minute")
+    console.print("measuring this machine; leave it alone for a minute or two")
     try:
         made = calibrate(lambda line: console.print(f"  {line}", markup=False))
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import glob
 import json
@@ -201,10 +202,8 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
     found |= {"sequence": sequence or data.longest, "learned": data.learned}
     found["length"] = Length(max(1, data.items), data.validation_items, options.epochs, options.batch,
                              options.max_steps, options.validate_every)  # fmt: skip
-    try:
+    with contextlib.suppress(HalfbyteError):
         found |= asked_of(load_task(Path(config.task), runs=False), config) if config.task else {}
-    except HalfbyteError:
-        pass
     return found, [f"sequence: {'as asked' if sequence else data.reason}"]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from halfbyte.kernels import native
 from halfbyte.kernels.choice import VARIABLE
-from halfbyte.kernels.cross_entropy import cross_entropy, reference
+from halfbyte.kernels.cross_entropy import Ending, cross_entropy, reference
 
 from .bounds import assert_no_worse
 
@@ -38,6 +38,32 @@ def test_losses_and_gradients(
     assert_no_worse(ours_grad, theirs_grad, exact_grad)
     again = logits.clone()
     assert torch.equal(cross_entropy(again, targets, gradient=False), ours) and torch.equal(again, logits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("ending", [Ending(0.125), Ending(cap=30.0), Ending(3.0, 2.0)], ids=str)
+def test_a_scale_and_a_soft_cap(implementation: str, dtype: torch.dtype, ending: Ending) -> None:
+    """Against autograd in fp64. The native tanh is off by up to 1e-7, which the cap multiplies."""
+    logits, targets = inputs((9, 5003), dtype, 20.0)
+    leaf = logits.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(ending(leaf), targets, reduction="none")
+    wanted.sum().backward()
+    assert leaf.grad is not None
+    ours = logits.clone()
+    losses = cross_entropy(ours, targets, gradient=True, ending=ending)
+    torch.testing.assert_close(losses, wanted.detach(), rtol=1e-6, atol=1e-6 * (ending.cap or 1.0))
+    error = max(torch.finfo(dtype).eps, 1e-6)
+    least = float(leaf.grad.abs().max()) * 1e-6 + torch.finfo(dtype).tiny  # fp16 loses what is smaller
+    torch.testing.assert_close(ours.double(), leaf.grad, rtol=error, atol=least)
+    again = logits.clone()
+    assert torch.equal(cross_entropy(again, targets, gradient=False, ending=ending), losses)
+    assert torch.equal(again, logits)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(0.0, None), (-1.0, None), (1.0, 0.0), (1.0, -3.0), (float("nan"), None)])
+def test_an_ending_that_does_not_rise_is_refused(scale: float, cap: float | None) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Ending(scale, cap)
 
 
 def test_it_is_what_autograd_makes_of_pytorchs_own(implementation: str) -> None:

@@ -16,10 +16,12 @@ from halfbyte.model.blocks import replace_parts
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import CHUNK
 from halfbyte.plan.activations import (
+    LOSS_BYTES,
     LOSS_CHUNK,
     MAPPED,
     PLAIN,
     POOLED,
+    SOFTCAP_BYTES,
     _holes_bytes,
     heap_bytes,
     layer_peak_bytes_per_token,
@@ -134,14 +136,14 @@ def test_the_loss_works_in_chunks_of_the_same_size():
     assert loss_bytes(info, 64) == 64 * 128256 * 12
 
 
-def test_native_the_logits_lie_in_one_buffer_unless_the_head_does_more_than_a_product():
+def test_native_the_logits_lie_in_one_buffer_whatever_the_head_does_to_them():
     def logits(name, native, **more):
         info = shape_info(find(name).config | more, native=native)
         return loss_bytes(info, 512) / (256 * info.dims.vocabulary)
 
     assert logits("llama-3.1-8b", NATIVE) == 2 and logits("llama-3.1-8b", NATIVE_NORMS) == 2
-    assert logits("llama-3.1-8b", NATIVE, logits_scaling=8.0) == 8
-    assert logits("gemma-2-9b", NATIVE) == 12
+    assert logits("llama-3.1-8b", NATIVE, logits_scaling=8.0) == 2 and logits("gemma-2-9b", NATIVE) == 2
+    assert logits("gemma-2-9b", PLAIN) == LOSS_BYTES + SOFTCAP_BYTES
 
 
 def test_native_products_need_no_buffer_of_the_size_of_a_weight(monkeypatch):

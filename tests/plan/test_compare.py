@@ -22,6 +22,18 @@ def test_one_that_fails_has_its_line_and_the_others_are_shown(capsys, monkeypatc
     assert "lama-3.9-8b: error: " in said and "did you mean" in said
 
 
+def test_a_run_among_models_says_what_each_is_planned_for(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "140")
+    run = tmp_path / "run.yaml"
+    run.write_text("model: qwen3-0.6b\nadapter: {rank: 4}\ndata: {train: org/data, max_tokens: 99}\n")
+    main(["plan", "llama-3.2-1b", str(run), *GIVEN])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("meta-llama/Llama-3.2-1B: rank 16, 512 tokens, 1 at once")
+    assert lines[1].startswith("Qwen/Qwen3-0.6B: rank 4, 99 tokens")
+    main(["plan", "llama-3.2-1b", "qwen3-0.6b", *GIVEN])
+    assert capsys.readouterr().out.startswith("rank 16, 512 tokens, 1 at once in training, 16 in evaluation; 24.0 GB")
+
+
 def test_a_name_has_its_room_on_a_narrow_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     names = ["llama-3.2-1b", "deepseek-v3", "./a/folder/with-a-rather-long-name/Llama-3.1-8B-Instruct"]

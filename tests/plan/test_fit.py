@@ -2,6 +2,7 @@
 
 import pytest
 
+from halfbyte.errors import CheckpointError
 from halfbyte.plan.ladder import plan_model
 
 ASKED = {"device": "24GB", "sequence": 2048, "rank": 32}
@@ -82,6 +83,33 @@ def test_a_packed_checkpoint_can_not_change_its_weights(tmp_path):
     pack(open_checkpoint(str(source)), tmp_path / "packed", "int8")
     plan = plan_model(str(tmp_path / "packed"), weights="int8", memory="1GB")
     assert not any("weights" in one["what"] for one in plan.fit["give_up"])
+    with pytest.raises(CheckpointError, match="packed as int8 and can't become nf4"):
+        plan_model(str(tmp_path / "packed"), weights="nf4", memory="1GB")
+
+
+def test_a_smaller_format_saves_what_is_read_from_disk_again():
+    plan = plan_model("llama-3.2-1b", weights="bf16", memory="2GB")
+    saved = {one["what"]: one["saved_bytes"] for one in plan.fit["give_up"]}
+    nf4 = plan.weights_bytes["nf4"] + plan.constants_bytes["nf4"]
+    assert "read from disk" in plan.fit["reason"]
+    assert saved["weights nf4"] == pytest.approx(plan.weights_bytes["bf16"] - nf4, rel=0.02)
+
+
+def test_what_is_longer_than_the_context_is_said():
+    def notes(**asked):
+        return [note for note in plan_model("llama-2-7b-hf", memory="24GB", **asked).notes if "context" in note]
+
+    assert not notes(sequence=4096)
+    long, asked = notes(sequence=5000)
+    assert long.startswith("items of 5,000 tokens are longer than the model's context of 4,096")
+    assert asked.endswith("evaluating refuses them")
+    assert len(notes(sequence=4096, evaluation_sequence=4097)) == 1
+
+
+def test_a_card_has_no_more_than_it_has():
+    plan = plan_model("llama-3.2-1b", device="T4", memory="40GB")
+    assert plan.memory_bytes == 15360 << 20
+    assert any("less than the 40.00 GB that memory says" in reason for reason in plan.reasons)
 
 
 def test_what_is_unknown_stays_unknown():

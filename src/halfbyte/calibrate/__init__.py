@@ -1,4 +1,4 @@
-"""`halfbyte doctor --calibrate`: how fast this machine runs halfbyte's own operations. A minute, then cached.
+"""`halfbyte doctor --calibrate`: how fast this machine runs halfbyte's own operations. A minute or two, then cached.
 
 Method: each operation is timed as the loop runs it (the layer with its adapter and its backward pass, not the kernel
 alone), at a handful of shapes and numbers of tokens. Non-negative least squares on relative errors then give the
@@ -8,8 +8,9 @@ is faster in the next calibration.
 
 Rejected: one rate for all products. A layer of 256 x 256 runs at a tenth of the rate of one of 4096 x 4096.
 
-The lower quartile of at least four runs counts. The small models are made in a temporary folder in the cache, since
-packing is timed, too, and that depends on its disk.
+The median of at least five runs counts. Large weights are multiplied in turn with others, and the processor's cache is
+filled with something else before a head, a loss or the optimiser is timed. The small models are made in a temporary
+folder in the cache, since packing is timed, too, and that depends on its disk.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def calibrate(say: Say = lambda line: None) -> Calibration:
             shapes = operations.SHAPES if main else operations.SHAPES[:-1]
             tokens = operations.TOKENS if main else operations.TOKENS[::2]
             dtype = DTYPES[compute]
-            products = {weights: operations.layers(weights, dtype, shapes, tokens) for weights in formats}
+            products = {weights: operations.layers(weights, dtype, shapes, tokens if weights == "nf4" else tokens[::2])
+                        for weights in formats}  # fmt: skip
             costs[compute] = _of_type(dtype, products, Path(folder), packing, say)
         costs[chosen]["pack"] = costs["fp32"]["pack"] = packing.fit()
         if "bf16" in costs and not product_int8.missing():
@@ -78,7 +80,7 @@ def _in_int8(costs: Mapping[str, Cost]) -> dict[str, Cost]:
     made = {name: cost for name, cost in costs.items() if not name.startswith("product/bf16")}
     packed: tuple[Weights, ...] = ("nf4", "int8")
     for weights in packed:
-        points = operations.layers(weights, torch.bfloat16, operations.SHAPES, operations.TOKENS, int8=True)
+        points = operations.layers(weights, torch.bfloat16, operations.SHAPES, operations.TOKENS[::2], int8=True)
         made |= {f"product/{weights}/{kind}": found.fit() for kind, found in points.items()}
     return made
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,8 @@ from torch import Tensor
 
 from halfbyte.plan.calibration import Cost, Units
 
-LEAST, SECONDS = 4, 0.03  # runs of a measurement, and seconds after which no more are made
+_SMALLEST, _LARGEST = 16 << 20, 256 << 20  # bytes of what the processor's cache is filled with
+LEAST, SECONDS = 5, 0.03  # runs of a measurement, and seconds after which no more are made
 
 
 @dataclass
@@ -51,15 +56,38 @@ class Points:
         return Cost({name: float(price) for name, price in zip(names, prices, strict=True)}, points, error)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """What a run takes; the first one, which prepares code and memory, does not count."""
+def seconds(work: Callable[[], object], cold: bool = False) -> float:
+    """What a run takes, `cold` after the processor's cache was filled with something else, as in a step; the first one,
+    which prepares code and memory, does not count."""
+
+    def measure() -> float:
+        if cold:
+            _other().max()
+        return once(work)
+
     work()
-    return quiet(list(_repeated(lambda: once(work))))
+    return typical(list(_repeated(measure)))
 
 
-def quiet(times: list[float]) -> float:
-    """The lower quartile: what a run takes while nothing else runs, without the luck of the single best."""
-    return sorted(times)[len(times) // 4]
+@functools.cache
+def _other() -> Tensor:
+    """What fills the cache. Some servers' hold all that is timed here, and none holds a model."""
+    return torch.ones(min(_LARGEST, max(_cache_bytes(), _SMALLEST) * 3 // 2) // 4)
+
+
+def _cache_bytes() -> int:
+    """Of the largest cache that the first processor has; 0 where the system does not tell."""
+    found = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            text = file.read_text().strip()
+            found.append(int(text.rstrip("KM")) << {"K": 10, "M": 20}.get(text[-1:], 0))
+    return max(found)
+
+
+def typical(times: list[float]) -> float:
+    """The median: a step has the luck of all runs, not of the best."""
+    return statistics.median(times)
 
 
 def once(work: Callable[[], object]) -> float:
@@ -68,26 +96,49 @@ def once(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _repeated(measure: Callable[[], Any]) -> Iterator[Any]:
+def _repeated(measure: Callable[[], Any], least: int = LEAST) -> Iterator[Any]:
     began, runs = time.perf_counter(), 0
-    while runs < LEAST or (time.perf_counter() - began < SECONDS and runs < 200):
+    while runs < least or (time.perf_counter() - began < SECONDS and runs < 200):
         yield measure()
         runs += 1
 
 
 def both(
-    forward: Callable[[], Tensor], gradient: Tensor | None = None, *, fresh: Callable[[], object] = lambda: None
+    forward: Callable[[], Tensor], *, fresh: Callable[[], object] = lambda: None, least: int = LEAST
 ) -> tuple[float, float]:
-    """Seconds of a forward and of a backward pass; `fresh` drops the gradients of the last one, as the loop does."""
+    """Seconds of a forward and of a backward pass, of `least` runs at least; `fresh` clears the gradients of the last
+    one, as the loop does."""
 
     def measure() -> tuple[float, float]:
         fresh()
         began = time.perf_counter()
         made = forward()
         middle = time.perf_counter()
-        made.backward(torch.ones_like(made) if gradient is None else gradient)  # type: ignore[no-untyped-call]
+        made.backward(torch.ones_like(made))  # type: ignore[no-untyped-call]
         return middle - began, time.perf_counter() - middle
 
+    return _halves(measure, least)
+
+
+def through(layers: Sequence[torch.nn.Module], x: Tensor, gradient: Tensor) -> tuple[float, float]:
+    """Seconds of the forward pass of one of `layers`, and of its backward pass: all of them go forward and then, in
+    turn, back, as in a model, so that what they read has left the processor's cache where they are many."""
+
+    def measure() -> tuple[float, float]:
+        x.grad = None
+        for layer in layers:
+            layer.zero_grad(set_to_none=False)  # as in the loop, gradients are added to what is there
+        began = time.perf_counter()
+        made = [layer(x) for layer in layers]
+        middle = time.perf_counter()
+        while made:
+            made.pop().backward(gradient)
+        return (middle - began) / len(layers), (time.perf_counter() - middle) / len(layers)
+
+    return _halves(measure, max(2, LEAST - len(layers)))
+
+
+def _halves(measure: Callable[[], tuple[float, float]], least: int = LEAST) -> tuple[float, float]:
     measure()
-    found = list(_repeated(measure))
-    return quiet([one for one, _ in found]), quiet([other for _, other in found])
+    found = list(_repeated(measure, least))
+    return typical([one for one, _ in found]), typical([other for _, other in found])

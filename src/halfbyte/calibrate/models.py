@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from halfbyte.calibrate.fit import Points, both, once, quiet
+from halfbyte.calibrate.fit import Points, both, once, typical
 from halfbyte.calibrate.operations import RANK
 from halfbyte.config import AdapterConfig
 from halfbyte.plan import operations as count
@@ -20,11 +21,11 @@ from halfbyte.plan.operations import FEW
 from halfbyte.plan.shapes import dimensions
 from halfbyte.plan.time import Speed
 
-ROUNDS, CACHED = 2, 64  # of all measurements, so that a moment's noise meets half of them; tokens in the cache
+ROUNDS, CACHED = 3, 64  # of all measurements, so that a moment's noise meets a third of them; tokens in the cache
 MODELS: dict[str, dict[str, int]] = {
     "narrow": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4,
                "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512},
-    "wide": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 16,
+    "wide": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 16,
              "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 512},
 }  # fmt: skip
 
@@ -46,11 +47,12 @@ def _rest_of(model: Any, shape: Mapping[str, int], costs: Mapping[str, Cost], po
     b = model.dtype.itemsize
     none = Cost({"call": 0.0, "byte": 0.0})
     speed = Speed(work, "nf4", {**costs, **{f"rest/{kind}": none for kind in points}}, b)
+    fresh = functools.partial(model.net.zero_grad, set_to_none=False)
     for _ in range(ROUNDS):
         model.net.train()
         for batch, tokens in ((1, 32), (1, 128), (1, 512), (4, 64)):
             ids = torch.randint(4, dims.vocabulary or 4, (batch, tokens))
-            forward, backward = both(lambda ids=ids: model.hidden(ids), fresh=model.net.zero_grad)  # type: ignore[misc]
+            forward, backward = both(lambda ids=ids: model.hidden(ids), fresh=fresh, least=2)  # type: ignore[misc]
             parts = speed.step_parts(batch, tokens, 0)
             attention = speed.attention("forward", batch, tokens, tokens)
             units = {name: dims.layers * many for name, many in count.rest(dims, batch * tokens, b).items()}
@@ -74,7 +76,7 @@ def _decoding(model: Any, rows: int, cached: int) -> float:
     for step in range(32):
         positions = torch.full((rows, 1), cached + step)
         took.append(once(lambda p=positions: model.logits(model.hidden(ids[:, :1], None, p, cache)[:, -1]).max(-1)))  # type: ignore[misc]
-    return quiet(took[4:])
+    return typical(took[4:])
 
 
 def _packed_model(shape: Mapping[str, int], folder: Path, packing: Points) -> Path:

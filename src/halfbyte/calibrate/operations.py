@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfbyte import kernels
-from halfbyte.calibrate.fit import Points, both, seconds
+from halfbyte.calibrate.fit import Points, both, seconds, through
 from halfbyte.config import AdapterConfig
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.kernels.cross_entropy import PLAIN, Ending
@@ -32,7 +33,8 @@ CAPPED = ((32000, 512, 64), (65536, 256, 256))  # the same of heads with a soft 
 FEW_SHAPES = ((256, 256), (1024, 1024), (4096, 2048))  # out, in: that few rows are multiplied with
 VOCABULARIES = ((512, 256), (16384, 1024), (65536, 1024))  # and hidden
 TENSORS = ((16, 4096), (64, 4096), (64, 131072), (16, 524288))  # number and size, that the optimiser works on
-RING = 64 << 20  # bytes of distinct weights that rows are multiplied with: more than most caches hold
+RING = 64 << 20  # bytes of distinct weights that are multiplied in turn: more than most caches hold
+LARGE, LEAST_RING, MOST_RING = 1 << 18, 4, 8  # bytes from which on a weight is one of a ring; how many that has
 READ = 1 << 28  # bytes that reading and copying are timed with
 
 
@@ -50,26 +52,32 @@ def layers(
     `compute: int8` multiplies."""
     points = {"forward": Points(), "backward": Points()}
     for outputs, inputs in shapes:
-        weight = _weight((outputs, inputs), weights)
+        ring = _ring(_weight((outputs, inputs), weights))
         for tokens in lengths:
             ranks = (RANK, OTHER_RANK, 0) if (outputs, inputs) in RANKS_AT else (RANK,)
             for rank in ranks:
-                layer = QuantLinear(weight)
-                layer.int8 = int8
-                if rank:
-                    layer.add_adapter(AdapterConfig(rank=rank))
+                layers = [_layer(one, rank, int8) for one in ring]
                 x = torch.randn(tokens, inputs, dtype=dtype, requires_grad=True)
                 gradient = torch.randn(tokens, outputs, dtype=dtype)
-                layer.train()
                 units = count.product(tokens, outputs, inputs, rank)
-
-                def forward(layer: QuantLinear = layer, x: Tensor = x) -> Tensor:
-                    x.grad = None
-                    return layer(x)  # type: ignore[no-any-return]
-
-                for kind, took in zip(points, both(forward, gradient, fresh=layer.zero_grad), strict=True):
+                for kind, took in zip(points, through(layers, x, gradient), strict=True):
                     points[kind].add(units, took)
     return points
+
+
+def _ring(weight: Any) -> list[Any]:
+    """`weight` and copies of it, so many that they come from memory when they are multiplied in turn."""
+    many = 1 if weight.nbytes < LARGE else max(LEAST_RING, min(MOST_RING, RING // weight.nbytes))
+    return [weight, *(copy.deepcopy(weight) for _ in range(many - 1))]
+
+
+def _layer(weight: Any, rank: int, int8: bool) -> QuantLinear:
+    layer = QuantLinear(weight)
+    layer.int8 = int8
+    if rank:
+        layer.add_adapter(AdapterConfig(rank=rank))
+    layer.train()
+    return layer
 
 
 def few(weights: Weights, dtype: torch.dtype) -> Points:
@@ -85,14 +93,14 @@ def few(weights: Weights, dtype: torch.dtype) -> Points:
             for rows in (1, 4, FEW):
                 x = torch.randn(rows, shape[1], dtype=dtype)
 
-                def through(layers: list[QuantLinear] = layers, x: Tensor = x) -> None:
+                def decode(layers: list[QuantLinear] = layers, x: Tensor = x) -> None:
                     for layer in layers:
                         layer(x)
 
                 with torch.inference_mode():
                     for layer in layers:
                         layer.eval()
-                    points.add(count.product(rows, *shape, rank), seconds(through) / many)
+                    points.add(count.product(rows, *shape, rank), seconds(decode) / many)
     return points
 
 
@@ -105,7 +113,7 @@ def head(dtype: torch.dtype) -> dict[str, Points]:
         for kind, rows in (("few", 1), ("few", 4), ("few", FEW), ("forward", 32), ("forward", 128)):
             x = torch.randn(rows, hidden, dtype=dtype)
             with torch.inference_mode():
-                took = seconds(lambda head=head, x=x: head(x).max(dim=-1))  # type: ignore[misc]
+                took = seconds(lambda head=head, x=x: head(x).max(dim=-1), cold=True)  # type: ignore[misc]
             points[kind].add(count.product(rows, vocabulary, hidden), took)
     return points
 
@@ -156,7 +164,7 @@ def loss(dtype: torch.dtype) -> Points:
             x = torch.randn(1, tokens + 1, hidden, dtype=dtype, requires_grad=True)
             labels = torch.randint(vocabulary, (1, tokens + 1))
             work = lambda x=x, labels=labels, head=head: next_token_loss(x, labels, head).backward()  # type: ignore[no-untyped-call]  # noqa: E731
-            points.add(count.loss(tokens, vocabulary, hidden, ending != PLAIN), seconds(work))
+            points.add(count.loss(tokens, vocabulary, hidden, ending != PLAIN), seconds(work, cold=True))
     return points
 
 
@@ -176,7 +184,7 @@ def optimiser() -> Points:
             float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
             adam.step()
 
-        points.add(count.optimiser(tensors, tensors * size), seconds(work))
+        points.add(count.optimiser(tensors, tensors * size), seconds(work, cold=True))
     return points
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -51,6 +52,9 @@ _ARGUMENTS = {
     "halfbyte_gate": [_P, _P, _N, _N, _N, _P, _I, _I, _I, _I],
     "halfbyte_gate_backward": [_P, _P, _P, _N, _N, _N, _P, _P, _I, _I, _I, _I],
     "halfbyte_explain_lost_pages": [_S, _S, _S],
+    "halfbyte_watch_begin": [_N],
+    "halfbyte_watch_take": [_P],
+    "halfbyte_watch_end": [_P],
     "halfbyte_cross_entropy": [_P, _P, _N, _N, _I, c_float, c_float, _P, _I, _I, _I],
 }
 
@@ -67,6 +71,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         interface = made.halfbyte_interface()
         for name, arguments in _ARGUMENTS.items():
             getattr(made, name).argtypes = arguments
+        made.halfbyte_watch_begin.restype, made.halfbyte_watch_take.restype = c_void_p, c_int64
     except (OSError, AttributeError) as error:
         return None, f"the native library can't be loaded ({error}): {_BUILD}"
     if interface != NATIVE_INTERFACE:
@@ -91,6 +96,23 @@ def preferred() -> str:
 def reaches(isa: str | None, least: str) -> bool:
     """Whether the instruction set `isa` has what `least` has."""
     return isa is not None and ISAS.index(isa) >= ISAS.index(least)
+
+
+class Watch:
+    """The largest anonymous memory of this process, looked at every `interval` seconds by a native thread until `end`;
+    `take()` gives its bytes since the last time. Raises OSError where there is none to be had."""
+
+    def __init__(self, interval: float) -> None:
+        made, _ = load()
+        self._at = made.halfbyte_watch_begin(round(1e6 * interval)) if made is not None else None
+        if not self._at:
+            raise OSError("no native code watches the memory here")
+
+    def take(self) -> int:
+        return mmap.PAGESIZE * int(library().halfbyte_watch_take(self._at))
+
+    def end(self) -> None:
+        library().halfbyte_watch_end(self._at)
 
 
 def library() -> ctypes.CDLL:

@@ -2,9 +2,9 @@
 
 Method: the hidden states go through the model's head a chunk of tokens at a time. A chunk's logits give its loss and
 are overwritten by their gradient, which gives the gradient of the chunk's hidden states; the backward pass only scales
-what was kept. As in Cut Cross-Entropy (Wijmans et al. 2024, arXiv:2411.09009) and Liger-Kernel. A head that is a product
-with the output embedding, with a scale or a soft cap behind it where native code computes these, goes without autograd,
-and its logits lie in a buffer that is kept. Any other is the model's own, by autograd.
+what was kept. As in Cut Cross-Entropy (Wijmans et al. 2024, arXiv:2411.09009) and Liger-Kernel. A head that is a
+product with the output embedding, with a scale or a soft cap behind it where native code computes these, goes without
+autograd, and its logits lie in a buffer that is kept. Any other is the model's own, by autograd.
 
 On a card a chunk's cross-entropy is Liger-Kernel's kernel, but not its product with the head: that one is cut into
 chunks just as large (256 tokens of 8,192 for Llama 3.1 8B), wants the head in the type of the hidden states, and its

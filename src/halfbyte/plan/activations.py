@@ -106,7 +106,7 @@ class ShapeInfo:
 
     @property
     def ends_in_torch(self) -> bool:
-        """Whether PyTorch computes what the loss' logits go through after the product; native code does so on the way."""
+        """Whether PyTorch computes what the loss does to logits after the product; native code does so on the way."""
         return self.scaled and not self.native.norms
 
     @property
@@ -280,18 +280,19 @@ def training_bytes(
     ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8) * dims.hidden
     logits = loss_bytes(info, learned, b)
     apart = logits - (_first_logits_bytes(info, learned, b) if info.ends_in_torch else 0)
+    outlives = 0 if info.ends_in_torch else logits
     in_loss = count * (kept_layers * saved + inputs) + ends + head_tile_bytes(info, b) + logits - apart
     heap = _holes_bytes(info, b * count, kept_layers, count * (kept_layers * saved + inputs))
     if info.offload:
         inside = _beside_the_host(info, saved, recompute, b)
         in_loss += count * (inside[0] - kept_layers * saved - inputs)
-        in_layer = count * (inside[1] + layer_peak_bytes_per_token(info, tokens, b)) + (0 if info.ends_in_torch else logits)
-        return max(in_loss + apart, in_layer) - logits, logits
+        in_layer = count * (inside[1] + layer_peak_bytes_per_token(info, tokens, b))
+        return max(in_loss + apart, in_layer + outlives) - logits, logits
     if not kept_layers:  # what the layer at work had kept is part of what it saves now
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
     in_layer += _new_gradient_bytes(info)
-    peak = max(in_loss + apart, in_layer + (0 if info.ends_in_torch else apart)) + heap
+    peak = max(in_loss + apart, in_layer + outlives) + heap
     return peak - logits + slack_bytes(info, peak), logits
 
 

@@ -124,7 +124,7 @@ def evaluation_bytes(
     if scored is None:
         each = b * (1 + (b < 4 or info.scaled))  # near ties are looked for in a copy
     else:
-        each = b * (1 + info.ends_in_torch) + 4 * (not info.native.norms)  # without native code, the softmax's logarithm
+        each = b * (1 + info.ends_in_torch) + 4 * (not info.native.norms)  # else the softmax's logarithm
     logits = there.positions * (dims.vocabulary or 0) * each
     in_head = there.tokens * b * dims.hidden + logits + heap
     in_head += head_tile_bytes(info, b) if there.positions > _FEW else 0

@@ -235,7 +235,7 @@ def _calibration() -> Finding:
     found, reason = load_calibration()
     if found is None:
         return Finding("note", "calibration", "plans give no times: this machine is " + reason.split(";")[0],
-                       "halfbyte doctor --calibrate (about a minute)")  # fmt: skip
+                       "halfbyte doctor --calibrate (a minute or two)")  # fmt: skip
     rates = {
         name: f"{found.rates[f'product_{name}'] / 1e9:,.0f} GFLOP/s in {name}"
         for name in found.costs

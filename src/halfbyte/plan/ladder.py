@@ -165,10 +165,9 @@ def plan_model(
     where = device if isinstance(device, Device) else find_device(device or "cpu")
     available = where.memory_bytes if memory is None or memory == "auto" else (
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip
-    if where.kind == "cuda" and available is not None and where.memory_bytes is not None:
-        if available > where.memory_bytes:  # more than the card has is not there, whoever asks for it
-            has = f"it has {amount(where.memory_bytes)}, less than the {amount(available)} that memory says"
-            where, available = replace(where, reason=f"{where.reason}; {has}"), where.memory_bytes
+    if where.kind == "cuda" and (available or 0) > (has := where.memory_bytes or available or 0):
+        less = f"it has {amount(has)}, less than the {amount(available or 0)} that memory says"
+        where, available = replace(where, reason=f"{where.reason}; {less}"), has
     if compute == "int8":
         require_int8(where, known[weights])
     foreseen = "" if settled else "as asked"

@@ -50,7 +50,7 @@ def work(
     return Work(
         dims=dims,
         matrices=Counter(shapes.values()),
-        last=next(shape for name, shape in shapes.items() if name.endswith(".mlp.down_proj")),
+        last=(dims.hidden, dims.mlp, any(name.endswith(".mlp.down_proj") for name in chosen)),
         first=Counter(shape for name, shape in shapes.items() if _READS_EMBEDDING.search(name)),
         rank=rank,
         windows=windows(config, dims.layers),
