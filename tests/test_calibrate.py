@@ -48,6 +48,7 @@ SIZES = {
     "TENSORS": ((4, 64), (8, 4096)),
     "RING": 1 << 16,
     "READ": 1 << 22,
+    "WRITTEN": 1 << 20,
 }
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320}  # fmt: skip

@@ -60,7 +60,7 @@ def calibrate(say: Say = lambda line: None) -> Calibration:
         if "bf16" in costs and not product_int8.missing():
             costs["int8"] = _in_int8(costs["bf16"])
             say("int8: products with nf4 and int8; the rest as in bf16")
-        rates["quantise"] = operations.quantising()
+        rates["quantise"], rates["write"] = operations.quantising(), operations.writing(Path(folder))
     for compute, table in costs.items():
         price = table["product/nf4/forward"].units["multiplication"]
         rates[f"product_{compute}"] = 2 / price if price else 0.0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfbyte import kernels
-from halfbyte.calibrate.fit import Points, both, seconds, through
+from halfbyte.calibrate.fit import Points, both, once, seconds, through, typical
 from halfbyte.config import AdapterConfig
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.kernels.cross_entropy import PLAIN, Ending
@@ -35,7 +37,7 @@ VOCABULARIES = ((512, 256), (16384, 1024), (65536, 1024))  # and hidden
 TENSORS = ((16, 4096), (64, 4096), (64, 131072), (16, 524288))  # number and size, that the optimiser works on
 RING = 64 << 20  # bytes of distinct weights that are multiplied in turn: more than most caches hold
 LARGE, LEAST_RING, MOST_RING = 1 << 18, 4, 8  # bytes from which on a weight is one of a ring; how many that has
-READ = 1 << 28  # bytes that reading and copying are timed with
+READ, WRITTEN = 1 << 28, 1 << 29  # bytes that reading and copying, and writing, are timed with
 
 
 def _weight(shape: tuple[int, int], weights: Weights) -> Any:
@@ -194,6 +196,22 @@ def memory() -> dict[str, float]:
     target = torch.empty_like(source)
     return {"read": source.nbytes / seconds(lambda: source.max()),
             "copy": 2 * source.nbytes / seconds(lambda: target.copy_(source))}  # fmt: skip
+
+
+def writing(folder: Path) -> float:
+    """Bytes a second to the disk of `folder`, until they are there."""
+    file, data = folder / "written", torch.randint(256, (WRITTEN // 8,), dtype=torch.uint8).numpy()
+
+    def write() -> None:
+        with file.open("wb") as out:
+            for _ in range(8):
+                out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+
+    took = [once(write) for _ in range(2)]  # the first of many bytes may go to a disk's own memory
+    file.unlink()
+    return WRITTEN / typical(took)
 
 
 def quantising() -> float:

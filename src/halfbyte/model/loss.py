@@ -101,6 +101,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
+        if kept.device.type == "cpu":  # times a number, which is computed in fp32 and rounded once, without copies
+            return kept * gradients[0].item(), None, None, None
         return (kept.float() * gradients[0]).to(kept.dtype), None, None, None
 
 

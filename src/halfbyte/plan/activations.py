@@ -276,8 +276,9 @@ def training_bytes(
     kept_layers = dims.layers - recompute
     inputs = recompute * recomputed_bytes_per_token(info, b)
     learned = learned_tokens(info, micro_batch, tokens)
-    # The last norm's input and result; the hidden states that are learned and their gradient, scaled in fp32.
-    ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8) * dims.hidden
+    # The last norm's input and result; the hidden states that are learned and their gradient; on a card that is scaled
+    # in fp32.
+    ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8 * (not info.native.norms)) * dims.hidden
     logits = loss_bytes(info, learned, b)
     apart = logits - (_first_logits_bytes(info, learned, b) if info.ends_in_torch else 0)
     outlives = 0 if info.ends_in_torch else logits
@@ -292,7 +293,10 @@ def training_bytes(
         inputs -= recomputed_bytes_per_token(info, b)
     in_layer = count * (max(kept_layers, 1) * saved + inputs + layer_peak_bytes_per_token(info, tokens, b))
     in_layer += _new_gradient_bytes(info)
-    peak = max(in_loss + apart, in_layer + outlives) + heap
+    # Of the sums along the residual, and of their gradients, which are torch's, some stand beside the pool, which keeps
+    # what native kernels had in use at most, at another moment.
+    beside = 2 * b * count * dims.hidden * info.native.norms
+    peak = max(in_loss + apart, in_layer + outlives) + heap + beside
     return peak - logits + slack_bytes(info, peak), logits
 
 

@@ -18,6 +18,7 @@ from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.operations import Work
 from halfbyte.plan.parallel import on_paper
 from halfbyte.plan.time import Length, Speed, Time, estimate, speed_of
+from halfbyte.plan.weighing import mapped_bytes
 
 if TYPE_CHECKING:
     from halfbyte.plan.ladder import Plan
@@ -93,7 +94,8 @@ def _time(
     quantises = plan.settings["weights"] in QUANTISED  # a copy that only converts was not timed
     if plan.phases["pack"].parts and quantises and inventory.parameters is not None:
         units = operations.packing(2 * inventory.parameters, len(inventory.tensors))
-        pack = speed.costs["pack"].seconds(units)
+        written = mapped_bytes(inventory, plan.settings["weights"]) or 0
+        pack = max(speed.costs["pack"].seconds(units), written / calibration.rates["write"])
     settings, tune = plan.settings, plan.phases["tune"]
     held = (tune.peak_bytes or 0) + (tune.mapped_bytes or 0)
     if plan.memory_bytes is not None and held > plan.memory_bytes:
