@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from halfbyte import memory
+from halfbyte import kernels, memory
 from halfbyte.kernels import native
 from halfbyte.kernels.product import reference
 from halfbyte.memory import MemoryMeter
@@ -144,7 +144,7 @@ def test_buffers_of_the_products_are_given_back() -> None:
 
 _HOLES = """
 import ctypes, sys
-from halfbyte import memory
+from halfbyte import kernels, memory
 assert memory.hold_little()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -167,3 +167,21 @@ def test_large_blocks_are_mapped_though_the_heap_has_holes(how: str, where: str)
     found, closed = done.stdout.split("\n")[:2]
     assert found == where
     assert 10 <= int(closed) < 1024  # the holes are closed again, and few of 1 MB each are there
+
+
+@linux
+@pytest.mark.skipif(not native.isas(), reason="needs the native library")
+def test_what_products_keep_of_this_thread_is_given_back() -> None:
+    def anonymous() -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return 1024 * int(line.split()[1])
+
+    weight, x = torch.ones(4096, 4096), torch.ones(512, 4096)
+    kernels.linear(x, weight)  # what the first call of all sets up stays
+    memory.give_back()
+    before, made = anonymous(), kernels.linear(x, weight)
+    kept = anonymous() - before - made.nbytes
+    del made
+    memory.give_back()
+    assert anonymous() - before < kept // 4 + MIB
+    assert torch.equal(kernels.linear(x[:3], weight[:2]), torch.full((3, 2), 4096.0))

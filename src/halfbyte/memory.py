@@ -40,6 +40,8 @@ def give_back() -> None:
         pool.pool.clear()
     if (products := sys.modules.get("halfbyte.kernels.product.reference")) is not None:
         products.clear_all()
+    if (native := sys.modules.get("halfbyte.kernels.native")) is not None:
+        native.release_buffers()
     if (torch := sys.modules.get("torch")) is not None:
         _free_buffers(torch)
         if torch.cuda.is_initialized():

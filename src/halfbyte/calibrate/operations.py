@@ -200,7 +200,7 @@ def memory() -> dict[str, float]:
 
 def writing(folder: Path) -> float:
     """Bytes a second to the disk of `folder`, until they are there."""
-    file, data = folder / "written", torch.randint(256, (WRITTEN // 8,), dtype=torch.uint8).numpy()
+    file, data = folder / "written", torch.randint(256, (WRITTEN // 8,), dtype=torch.uint8).numpy().tobytes()
 
     def write() -> None:
         with file.open("wb") as out:

@@ -52,6 +52,7 @@ _ARGUMENTS = {
     "halfbyte_gate": [_P, _P, _N, _N, _N, _P, _I, _I, _I, _I],
     "halfbyte_gate_backward": [_P, _P, _P, _N, _N, _N, _P, _P, _I, _I, _I, _I],
     "halfbyte_explain_lost_pages": [_S, _S, _S],
+    "halfbyte_release_buffers": [],
     "halfbyte_watch_begin": [_N],
     "halfbyte_watch_take": [_P],
     "halfbyte_watch_end": [_P],
@@ -96,6 +97,12 @@ def preferred() -> str:
 def reaches(isa: str | None, least: str) -> bool:
     """Whether the instruction set `isa` has what `least` has."""
     return isa is not None and ISAS.index(isa) >= ISAS.index(least)
+
+
+def release_buffers() -> None:
+    """Free what products of this thread keep from call to call: up to 25 MB, by the largest that there was."""
+    if load.cache_info().currsize and (made := load()[0]) is not None:
+        made.halfbyte_release_buffers()
 
 
 class Watch:

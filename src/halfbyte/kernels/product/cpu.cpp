@@ -218,6 +218,9 @@ void LayerArgument::run(const void* x, int64_t count, void* out, int dtype, int 
 
 }  // namespace halfbyte
 
+// Frees the buffers that products of the calling thread keep from call to call.
+HALFBYTE_API void halfbyte_release_buffers() { Buffer::release_all(); }
+
 // down(act(gate(x)) * up(x)) for layers = {gate, up, down}, x [count, columns of gate] of type `dtype`, count at most 16: one
 // call instead of four or more, since of a decoded token's time a fifth is what stands between the calls.
 HALFBYTE_API void halfbyte_gated_mlp(const void* layers, const void* x, int64_t count, int act, void* out, int dtype, int threads, int isa) {

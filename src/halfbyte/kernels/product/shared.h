@@ -1,9 +1,8 @@
 // What the products (product/) and those in int8 (product_int8/) share.
 #pragma once
 
-#include <new>
-
 #include "../decode.h"
+#include "scratch.h"
 
 namespace halfbyte {
 namespace {
@@ -31,24 +30,6 @@ inline int64_t cut_evenly(int64_t rows, int64_t most, int64_t height) {
 }
 
 #ifdef HALFBYTE_X86
-// A buffer of this thread that grows and is kept: fresh pages in every call would cost more than what they hold.
-template <int kName, typename T>
-T* scratch(int64_t count) {
-    struct Buffer {
-        T* data = nullptr;
-        int64_t size = 0;
-        ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-    };
-    static thread_local Buffer buffer;
-    if (buffer.size < count) {
-        ::operator delete(buffer.data, std::align_val_t(64));
-        buffer.data = nullptr;
-        buffer.data = static_cast<T*>(::operator new(size_t(count) * sizeof(T), std::align_val_t(64)));
-        buffer.size = count;
-    }
-    return buffer.data;
-}
-
 // The 16-bit words of two vectors by turns: of their first halves and of their second ones.
 struct Interleaved {
     __m512i front, back;
