@@ -192,7 +192,7 @@ def _turns(made: Contender, case: Case, device: str) -> Iterator[Figures]:
     give_back()
     if device != "cpu":
         torch.cuda.empty_cache()
-    with MemoryMeter(0.02) as meter:
+    with MemoryMeter() as meter:
         if case["do"] == "decode":
             while True:
                 speed = made.decode(tokens_of(PROMPT), case["new_tokens"])

@@ -119,7 +119,7 @@ def opened(folder: str) -> Phase:
 
     _imports()
     give_back()
-    with MemoryMeter(0.002) as meter:
+    with MemoryMeter() as meter:
         before, began = meter.peak_bytes or 0, time.perf_counter()
         load_model(str(Path(folder) / "nf4"))
         seconds = time.perf_counter() - began

@@ -74,7 +74,7 @@ class Session:
         self.quantised, self.folder = quantised, folder
         self.net, self.ready = load(folder, quantised=quantised), Case()
         self.step: Callable[[], float]
-        self.meter = MemoryMeter(0.02)
+        self.meter = MemoryMeter()
 
     def turn(self, case: Case) -> Figures:
         """One turn of `case`, made ready for first where the last turn was another case's."""

@@ -28,7 +28,6 @@ R32, R16 = "r=32 on q, k, v, o", "r=16 on all linear layers"
 ADAPTERS = {R32: (32, "attention"), R16: (16, "all")}
 SMALL, LARGE = "7.5GB", "12GB"
 BUDGETS = {SMALL: 7_500_000_000, LARGE: 12_000_000_000}  # the mapped weights included
-METER = 0.02  # seconds between two looks at the memory
 SAME_LOSS = 0.01  # of the first step: NF4 is the same for both, rounding is not
 
 
@@ -56,7 +55,7 @@ def ours(folder: str, rank: int, targets: str, recompute: int) -> Phase:
     plan = Plan(steps=10_000, steps_per_epoch=1, micro_batch=1, pad_id=258, seed=0, validate_at=frozenset())
     yield {}
     give_back()
-    with MemoryMeter(METER) as meter:
+    with MemoryMeter() as meter:
         for record in train(model, [item], [], state, options, plan):
             yield {"seconds": record.seconds, "loss": record.loss, "peak_bytes": meter.peak_bytes or 0,
                    "mapped_bytes": meter.mapped_bytes or 0, "recomputed_layers": recompute}  # fmt: skip

@@ -49,6 +49,8 @@ SIZES = {
     "RING": 1 << 16,
     "READ": 1 << 22,
     "WRITTEN": 1 << 20,
+    "CAPPED": ((320, 64, 32), (640, 64, 32)),
+    "LARGE": 1 << 12,
 }
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320}  # fmt: skip
@@ -64,6 +66,8 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Calib
         for name, value in SIZES.items():
             patch.setattr(operations, name, value)
         patch.setattr(fit, "SECONDS", 0.0)
+        patch.setattr(fit, "_LARGEST", 1 << 20)
+        fit._other.cache_clear()
         patch.setattr(compute, "measured", lambda: compute.Measured(bf16=0.001, fp32=0.002))  # bf16 on every machine
         patch.setattr(models, "MODELS", {"narrow": SHAPE})
         threads, state = torch.get_num_threads(), torch.get_rng_state()

@@ -144,7 +144,7 @@ def test_buffers_of_the_products_are_given_back() -> None:
 
 _HOLES = """
 import ctypes, sys
-from halfbyte import kernels, memory
+from halfbyte import memory
 assert memory.hold_little()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -170,7 +170,7 @@ def test_large_blocks_are_mapped_though_the_heap_has_holes(how: str, where: str)
 
 
 @linux
-@pytest.mark.skipif(not native.isas(), reason="needs the native library")
+@pytest.mark.skipif("avx2" not in native.isas(), reason="needs native products in fp32")
 def test_what_products_keep_of_this_thread_is_given_back() -> None:
     def anonymous() -> int:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
@@ -183,5 +183,5 @@ def test_what_products_keep_of_this_thread_is_given_back() -> None:
     kept = anonymous() - before - made.nbytes
     del made
     memory.give_back()
-    assert anonymous() - before < kept // 4 + MIB
+    assert kept > 3 * MIB and anonymous() - before < kept // 4
     assert torch.equal(kernels.linear(x[:3], weight[:2]), torch.full((3, 2), 4096.0))

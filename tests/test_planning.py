@@ -52,16 +52,33 @@ def test_what_tune_chooses_was_foretold(
         run_yaml = task_files(folder, models[model], memory=f"{size}B", **changes)
     plan = planned(capsys, run_yaml)
     assert plan["settings"]["batch"] in batch and plan["settings"]["recompute"] in recompute
-    if plan["fits"] is False:  # where one item has just room to be trained on, 16 answers have none
-        assert set(plan["fit"]["advice"]) == {"evaluate"}
-        assert main(["tune", str(run_yaml)]) == 3 and not (folder / "out").exists()
-        assert "the evaluation does not fit" in capsys.readouterr().err
-    assert main(["tune", str(run_yaml), "--force"]) == 0
+    force = ["--force"] if set(plan["fit"]["advice"]) == {"evaluate"} else []  # one item's room is none for 16 answers
+    assert main(["tune", str(run_yaml), *force]) == 0
     said, made = " ".join(capsys.readouterr().out.split()), json.loads((folder / "out" / "plan.json").read_text())
     assert {key: plan["settings"][key] for key in GIVEN} == {key: made["settings"][key] for key in GIVEN}
     assert plan["phases"]["tune"]["parts"] == made["phases"]["tune"]["parts"]
     choice = next(reason for reason in plan["reasons"] if reason.startswith("micro-batch"))
     assert choice in said and choice in made["reasons"]
+
+
+def test_answers_that_have_no_room_are_refused(
+    models: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_room(size: int) -> Path:
+        return task_files(folder, models["tiny"], tune="{max_steps: 1, micro_batch: 1}", memory=f"{size}B")
+
+    phases = planned(capsys, with_room(8 * 10**9))["phases"]
+    needs = {name: phases[name]["peak_bytes"] for name in ("tune", "evaluate")}
+    assert needs["tune"] < needs["evaluate"]
+    run_yaml = with_room(needs["evaluate"] - 1)
+    assert main(["plan", str(run_yaml)]) == 3
+    assert main(["tune", str(run_yaml)]) == 3 and not (folder / "out").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the evaluation does not fit" in said and "fit at once" in said and "--force" in said
+    assert main(["tune", str(run_yaml), "--force"]) == 0
+    assert main(["tune", str(run_yaml), "--resume"]) == 0  # what was begun goes on
+    assert main(["tune", str(with_room(phases["evaluate"]["peak_bytes"] + phases["evaluate"]["mapped_bytes"])),
+                 "--set", f"out={folder / 'other'}"]) == 0  # fmt: skip
 
 
 def test_data_that_are_not_here_leave_max_tokens(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from halfbyte import durable
 from halfbyte.config import RunConfig, TaskConfig, load_run, load_task
 from halfbyte.errors import DataError, MissingDependency
-from halfbyte.formats import Weights
+from halfbyte.formats import check_int8
 from halfbyte.pipeline import require_model
 from halfbyte.progress import items_bar
 
@@ -62,12 +62,10 @@ def prepare_check(config: RunConfig, task: TaskConfig | None) -> Prepared:
     from halfbyte.data.encode import Encoder
     from halfbyte.evaluate.tasks import load_task_set
     from halfbyte.model.build import load_tokenizer
-    from halfbyte.plan.compute import require_int8
-    from halfbyte.plan.devices import find_device
 
     require_model(config.model)
-    if config.compute == "int8":
-        require_int8(find_device(config.device), cast(Weights, config.weights))
+    if config.compute == "int8":  # whether this machine can is left to `tune`: data may be checked anywhere
+        check_int8("", config.weights)
     checkpoint = open_checkpoint(config.model, config.revision)
     text = read_config(checkpoint).get_text_config()
     tokenizer = load_tokenizer(checkpoint, text.vocab_size)

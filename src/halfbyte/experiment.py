@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from halfbyte import durable
 from halfbyte.checking import prepare_check, write_check
 from halfbyte.config import LEAST_TOKENS, RunConfig, TaskConfig, load_run, load_task
-from halfbyte.errors import CheckpointError, ConfigError, DoesNotFit
+from halfbyte.errors import CheckpointError, ConfigError, DoesNotFit, HalfbyteError
 from halfbyte.formats import Weights
 from halfbyte.ledger import Ledger
 from halfbyte.option_files import write_yaml
@@ -91,7 +91,8 @@ def tune(
     begun = resume and (Path(config.out) / "run.yaml").is_file()
     config = prepare_folder(config, resume, lambda: read()[1])
     data, _, checked = read()
-    planned = _foreseen(config, data.counts.longest, console, force, task)
+    asked = {} if task is None or force or begun or ranks.count > 1 else _asked_for_sure(task, config)
+    planned = _foreseen(config, data.counts.longest, console, force, asked)
     stream = ranks.from_first(lambda: planned)
     folder = Path(config.out)
     what = Target(config.model, config.revision, cast(Weights, config.weights), None, folder, config.compute,
@@ -189,15 +190,26 @@ def _checked_data(
     return data, inputs_of(origin(prepared.checkpoint), prepared.checkpoint.path, data), report
 
 
-def _foreseen(config: RunConfig, longest: int, console: Console, force: bool, task: TaskConfig | None = None) -> str:
+def _asked_for_sure(task: TaskConfig, config: RunConfig) -> dict[str, Any]:
+    """What a plan has to know of the task; nothing where its lengths would be a guess."""
+    from halfbyte.planning import asked_of
+
+    try:
+        return asked_of(task, config)
+    except HalfbyteError:  # what is wrong with it is said when it is asked
+        return {}
+
+
+def _foreseen(
+    config: RunConfig, longest: int, console: Console, force: bool, asked: Mapping[str, Any] | None = None
+) -> str:
     """Whether the run's weights are streamed to a card, before anything is packed or loaded.
 
     Raises DoesNotFit, unless `force`, for a run that can't fit, however it is cut, if its longest item has `longest`
-    tokens, and for a `task` whose answers can't. What is not known yet is left to the check after loading, and that is
-    said."""
+    tokens, and for a task whose answers can't (`asked`: see `_asked_for_sure`). What is not known yet is left to the
+    check after loading, and that is said."""
     from halfbyte.plan.budget import amount
     from halfbyte.plan.ladder import plan_model
-    from halfbyte.planning import asked_of
 
     options = config.tune
     try:
@@ -216,7 +228,7 @@ def _foreseen(config: RunConfig, longest: int, console: Console, force: bool, ta
             revision=config.revision,
             stream=config.stream,
             offload=options.offload_activations,
-            **(asked_of(task, config) if task is not None else {}),
+            **(asked or {}),
         )
     except CheckpointError as error:  # what is really wrong is said when it opens
         if not force:
@@ -229,7 +241,7 @@ def _foreseen(config: RunConfig, longest: int, console: Console, force: bool, ta
         found += f"{there}: {amount(-fit['spare_bytes'])} too much"
         do = f"{fit['advice']['tune']}; or start anyway with --force"
         raise DoesNotFit("the run does not fit", where=config.out, found=found, do=do)
-    if task is not None and "evaluate" in fit["advice"] and not force:
+    if asked and "evaluate" in fit["advice"]:
         found = f"{amount(phases['evaluate'].peak_bytes or 0)} needed for {made.settings['evaluation_batch']} items at "
         found += f"once, {there}"
         do = f"{fit['advice']['evaluate']}; or start anyway with --force"

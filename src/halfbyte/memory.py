@@ -153,7 +153,9 @@ class MemoryMeter:
         self.reset()
         if self.method == "sampled":
             self._stop.clear()
-            if (native := sys.modules.get("halfbyte.kernels.native")) is not None:
+            if "torch" in sys.modules:  # which the library's module imports
+                from halfbyte.kernels import native
+
                 with contextlib.suppress(OSError):
                     self._watch = native.Watch(_NATIVE)
             self._thread = threading.Thread(target=self._look_on, name="halfbyte-memory", daemon=True)
@@ -162,13 +164,16 @@ class MemoryMeter:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._look()
-        if self._watch is not None:
-            self._watch.end()
-            self._watch = None
+        try:
+            if self._thread is not None:
+                self._thread.join()
+                self._thread = None
+            self._look()
+        finally:
+            with self._lock:
+                watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.end()
 
     def reset(self) -> None:
         """Forget the peaks so far (the largest resident set of other systems can't be forgotten)."""
@@ -217,10 +222,10 @@ class MemoryMeter:
                 self._dirty_files = max(0, dirty - kept)
                 took = time.monotonic() - now
                 self._rollup_due = now + max(0.5, 200 * took)
-            anonymous = max(held.get("RssAnon", 0), 0 if self._watch is None else self._watch.take())
-            self._peak = max(
-                self._peak, anonymous + held.get("VmSwap", 0) + held.get("RssShmem", 0) + self._dirty_files
-            )
+            anonymous = held.get("RssAnon", 0) + held.get("VmSwap", 0)
+            if self._watch is not None:  # between two looks
+                anonymous = max(anonymous, self._watch.take())
+            self._peak = max(self._peak, anonymous + held.get("RssShmem", 0) + self._dirty_files)
             self._mapped = max(self._mapped, held.get("RssFile", 0) - self._dirty_files)
 
 

@@ -203,13 +203,15 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
     found["length"] = Length(max(1, data.items), data.validation_items, options.epochs, options.batch,
                              options.max_steps, options.validate_every)  # fmt: skip
     with contextlib.suppress(HalfbyteError):
-        found |= asked_of(load_task(Path(config.task), runs=False), config) if config.task else {}
+        bound = config.data.max_tokens
+        found |= asked_of(load_task(Path(config.task), runs=False), config, bound) if config.task else {}
     return found, [f"sequence: {'as asked' if sequence else data.reason}"]
 
 
-def asked_of(task: TaskConfig, config: RunConfig) -> dict[str, Any]:
-    """What `plan_model` has to know of the run's `task`: `items`, `evaluation_sequence`, `evaluation_new` and `scored`;
-    nothing where its data are not here. Raises HalfbyteError for a task that can't be asked."""
+def asked_of(task: TaskConfig, config: RunConfig, bound: int | None = None) -> dict[str, Any]:
+    """What `plan_model` has to know of the run's `task`: `items`, `evaluation_sequence` (where the lengths are not
+    known, `bound`), `evaluation_new` and `scored`; nothing where its data are not here, or no length is known. Raises
+    HalfbyteError for a task that can't be asked."""
     from halfbyte.data.lengths import task_lengths
     from halfbyte.evaluate.options import rendered_options
     from halfbyte.plan.answering import Scored
@@ -217,11 +219,11 @@ def asked_of(task: TaskConfig, config: RunConfig) -> dict[str, Any]:
     if not _is_local(task.data):
         return {}
     asked = task_lengths(task, _tokenizer_folder(config), lambda example: rendered_options(example, task)[0])
-    if asked is None:
+    if asked is None or (longest := asked.longest or bound) is None:
         return {}
     return {
         "items": asked.items,
-        "evaluation_sequence": asked.longest or config.data.max_tokens,
+        "evaluation_sequence": longest,
         "evaluation_new": task.decoding.max_new_tokens if task.generates else 0,
         "scored": None if asked.scored is None else Scored(asked.scored.options, asked.scored.own),
     }

@@ -7,7 +7,7 @@ import torch
 
 from halfbyte.kernels import native
 from halfbyte.kernels.choice import VARIABLE
-from halfbyte.kernels.cross_entropy import Ending, cross_entropy, reference
+from halfbyte.kernels.cross_entropy import PLAIN, Ending, cross_entropy, reference
 
 from .bounds import assert_no_worse
 
@@ -109,7 +109,8 @@ def test_logits_that_are_not_contiguous(implementation: str) -> None:
     torch.testing.assert_close(turned, plain)
 
 
-def test_threads_change_no_bit_and_vectors_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ending", [PLAIN, Ending(cap=30.0)], ids=str)
+def test_threads_change_no_bit_and_vectors_agree(ending: Ending, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = inputs((40, 5003), torch.bfloat16)
     before = torch.get_num_threads()
     made: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -118,7 +119,7 @@ def test_threads_change_no_bit_and_vectors_agree(monkeypatch: pytest.MonkeyPatch
         for count in (1, 2):
             torch.set_num_threads(count)
             grad = logits.clone()
-            losses = cross_entropy(grad, targets, gradient=True)
+            losses = cross_entropy(grad, targets, gradient=True, ending=ending)
             made.setdefault("portable" if isa == "portable" else "vectors", []).append((losses, grad))
     torch.set_num_threads(before)
     for results in made.values():

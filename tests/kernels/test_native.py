@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,3 +46,11 @@ def test_inputs_need_no_alignment(implementation: str) -> None:
     moved = kernels.NF4Weight(packed.shape, packed.codes, absmax)
     expected = kernels.dequantise(packed, torch.bfloat16)
     assert torch.equal(kernels.dequantise(moved, torch.bfloat16), expected)
+
+
+@pytest.mark.skipif(not native.isas() or not Path("/proc/self/statm").exists(), reason="needs the library on Linux")
+def test_a_watch_ends_once_however_often_it_is_told() -> None:
+    watch = native.Watch(0.001)
+    assert watch.take() > 2**20
+    watch.end()
+    watch.end()

@@ -32,12 +32,9 @@ def test_a_device_that_is_named(asked, name, count, size):
     assert found.bf16 is (name != "T4") and found.reason
 
 
-@pytest.mark.parametrize(("asked", "cards"), [("A100", "A100 40GB or A100 80GB"), ("2xnvidia v100", "V100 16GB")])
-def test_a_name_that_several_cards_have_lists_these(asked, cards):
-    try:
-        assert find_device(asked).name == cards
-    except ConfigError as error:
-        assert error.do == f"write which one: {cards}"
+def test_a_name_that_several_cards_have_lists_these():
+    with pytest.raises(ConfigError, match="write which one: A100 40GB or A100 80GB"):
+        find_device("2xA100")
 
 
 @pytest.mark.parametrize("asked", ["T5", "lots", "0xT4", "0GB", "cuda:x"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from halfbyte.errors import CheckpointError
+from halfbyte.errors import ConfigError
 from halfbyte.plan.ladder import plan_model
 
 ASKED = {"device": "24GB", "sequence": 2048, "rank": 32}
@@ -83,7 +83,7 @@ def test_a_packed_checkpoint_can_not_change_its_weights(tmp_path):
     pack(open_checkpoint(str(source)), tmp_path / "packed", "int8")
     plan = plan_model(str(tmp_path / "packed"), weights="int8", memory="1GB")
     assert not any("weights" in one["what"] for one in plan.fit["give_up"])
-    with pytest.raises(CheckpointError, match="packed as int8 and can't become nf4"):
+    with pytest.raises(ConfigError, match="packed as int8 and can't become nf4"):
         plan_model(str(tmp_path / "packed"), weights="nf4", memory="1GB")
 
 

@@ -22,10 +22,10 @@ def test_a_model_is_counted_by_its_shapes():
     work = _work()
     assert sum(work.matrices.values()) == 16 * 7 and work.adapted == 112
     assert sum(many * out * columns for (out, columns, _), many in work.matrices.items()) == 973_078_528
-    assert work.last == (2048, 8192, True) and sum(work.first.values()) == 3
+    assert work.last == (2048, 8192) and sum(work.first.values()) == 3
     assert work.parameters == 16 * 16 * (4096 + 2 * 2560 + 4096 + 3 * 10240)
     attention = _work(targets="attention")
-    assert attention.adapted == 64 and attention.last == (2048, 8192, False)
+    assert attention.adapted == 64 and attention.last == (2048, 8192)
 
 
 def test_the_order_in_which_the_files_hold_the_layers_changes_nothing():
@@ -74,7 +74,7 @@ def test_a_fused_projection_is_the_first_product_of_its_layer():
                {"self_attn.qkv_proj": (192, 64), "self_attn.o_proj": (64, 64), "mlp.gate_up_proj": (192, 64),
                 "mlp.down_proj": (64, 96)}.items()}  # fmt: skip
     work = count.work(linears, dims, 8, "all", config)
-    assert dict(work.first) == {(192, 64, True): 1} and work.last == (64, 96, True)
+    assert dict(work.first) == {(192, 64, True): 1} and work.last == (64, 96)
 
 
 def test_the_soft_cap_of_a_head_is_counted():

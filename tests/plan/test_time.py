@@ -38,7 +38,11 @@ def speed(weights="nf4", targets="all", **changed):
 
 @pytest.fixture
 def calibrated():
-    store.store(Calibration(identity(), "2026-01-01", 1.0, {"bf16": prices()}, {"read": 1e10, "product_bf16": 1e11}))
+    store.store(
+        Calibration(
+            identity(), "2026-01-01", 1.0, {"bf16": prices()}, {"read": 1e10, "write": 1e9, "product_bf16": 1e11}
+        )
+    )
     yield
     (store.cache_folder() / store.FILE).unlink()
 

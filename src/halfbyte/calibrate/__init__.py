@@ -8,13 +8,14 @@ is faster in the next calibration.
 
 Rejected: one rate for all products. A layer of 256 x 256 runs at a tenth of the rate of one of 4096 x 4096.
 
-The median of at least five runs counts. Large weights are multiplied in turn with others, and the processor's cache is
-filled with something else before a head, a loss or the optimiser is timed. The small models are made in a temporary
-folder in the cache, since packing is timed, too, and that depends on its disk.
+The median of some runs counts, of five and more where they are short. Large weights are multiplied in turn with
+others, and the processor's cache is filled with something else before a head, a loss or the optimiser is timed. The
+small models are made in a temporary folder in the cache, since packing is timed, too, and that depends on its disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -60,7 +61,9 @@ def calibrate(say: Say = lambda line: None) -> Calibration:
         if "bf16" in costs and not product_int8.missing():
             costs["int8"] = _in_int8(costs["bf16"])
             say("int8: products with nf4 and int8; the rest as in bf16")
-        rates["quantise"], rates["write"] = operations.quantising(), operations.writing(Path(folder))
+        rates["quantise"] = operations.quantising()
+        with contextlib.suppress(OSError):  # no room: a plan says nothing of the disk's time then
+            rates["write"] = operations.writing(Path(folder))
     for compute, table in costs.items():
         price = table["product/nf4/forward"].units["multiplication"]
         rates[f"product_{compute}"] = 2 / price if price else 0.0

@@ -125,11 +125,11 @@ def through(layers: Sequence[torch.nn.Module], x: Tensor, gradient: Tensor) -> t
     turn, back, as in a model, so that what they read has left the processor's cache where they are many."""
 
     def measure() -> tuple[float, float]:
-        x.grad = None
+        inputs = [x.detach().requires_grad_() for _ in layers]
         for layer in layers:
             layer.zero_grad(set_to_none=False)  # as in the loop, gradients are added to what is there
         began = time.perf_counter()
-        made = [layer(x) for layer in layers]
+        made = [layer(one) for layer, one in zip(layers, inputs, strict=True)]
         middle = time.perf_counter()
         while made:
             made.pop().backward(gradient)

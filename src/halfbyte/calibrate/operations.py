@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from halfbyte import kernels
-from halfbyte.calibrate.fit import Points, both, once, seconds, through, typical
+from halfbyte.calibrate.fit import Points, both, seconds, through
 from halfbyte.config import AdapterConfig
 from halfbyte.formats import QUANTISED, Weights
 from halfbyte.kernels.cross_entropy import PLAIN, Ending
+from halfbyte.kernels.fused import native_isa
 from halfbyte.model.attention import Visible, attend
 from halfbyte.model.linear import QuantLinear
 from halfbyte.model.loss import LinearHead, next_token_loss
@@ -38,6 +40,7 @@ TENSORS = ((16, 4096), (64, 4096), (64, 131072), (16, 524288))  # number and siz
 RING = 64 << 20  # bytes of distinct weights that are multiplied in turn: more than most caches hold
 LARGE, LEAST_RING, MOST_RING = 1 << 18, 4, 8  # bytes from which on a weight is one of a ring; how many that has
 READ, WRITTEN = 1 << 28, 1 << 29  # bytes that reading and copying, and writing, are timed with
+LONGEST = 4.0  # seconds of writing
 
 
 def _weight(shape: tuple[int, int], weights: Weights) -> Any:
@@ -68,7 +71,8 @@ def layers(
 
 
 def _ring(weight: Any) -> list[Any]:
-    """`weight` and copies of it, so many that they come from memory when they are multiplied in turn."""
+    """`weight` and copies of it, which are multiplied in turn: what was read of one has left a core's own caches when
+    it is read again (a server's common one may hold them all)."""
     many = 1 if weight.nbytes < LARGE else max(LEAST_RING, min(MOST_RING, RING // weight.nbytes))
     return [weight, *(copy.deepcopy(weight) for _ in range(many - 1))]
 
@@ -162,9 +166,10 @@ def loss(dtype: torch.dtype) -> Points:
     for shapes, ending in ((LOSSES, PLAIN), (CAPPED, Ending(cap=30.0))):
         for vocabulary, hidden, tokens in shapes:
             weight = torch.randn(vocabulary, hidden).mul_(0.02).to(stored)
-            head = LinearHead(weight, ending)
+            made = LinearHead(weight, ending)
             x = torch.randn(1, tokens + 1, hidden, dtype=dtype, requires_grad=True)
             labels = torch.randint(vocabulary, (1, tokens + 1))
+            head = made if native_isa(x) or ending == PLAIN else made.__call__  # which goes through autograd
             work = lambda x=x, labels=labels, head=head: next_token_loss(x, labels, head).backward()  # type: ignore[no-untyped-call]  # noqa: E731
             points.add(count.loss(tokens, vocabulary, hidden, ending != PLAIN), seconds(work, cold=True))
     return points
@@ -199,19 +204,18 @@ def memory() -> dict[str, float]:
 
 
 def writing(folder: Path) -> float:
-    """Bytes a second to the disk of `folder`, until they are there."""
-    file, data = folder / "written", torch.randint(256, (WRITTEN // 8,), dtype=torch.uint8).numpy().tobytes()
-
-    def write() -> None:
-        with file.open("wb") as out:
-            for _ in range(8):
-                out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-
-    took = [once(write) for _ in range(2)]  # the first of many bytes may go to a disk's own memory
-    file.unlink()
-    return WRITTEN / typical(took)
+    """Bytes a second to the disk of `folder`, until they are there: many, since the first ones may go to a disk's own
+    memory. Raises OSError where they have no room."""
+    file, data, done = folder / "written", torch.randint(256, (WRITTEN // 8,), dtype=torch.uint8).numpy().tobytes(), 0
+    began = time.perf_counter()
+    try:
+        with file.open("wb", buffering=0) as out:
+            while done < WRITTEN and time.perf_counter() - began < LONGEST:
+                done += out.write(data)
+                os.fsync(out.fileno())
+    finally:
+        file.unlink(missing_ok=True)
+    return done / (time.perf_counter() - began)
 
 
 def quantising() -> float:

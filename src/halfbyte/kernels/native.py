@@ -119,7 +119,9 @@ class Watch:
         return mmap.PAGESIZE * int(library().halfbyte_watch_take(self._at))
 
     def end(self) -> None:
-        library().halfbyte_watch_end(self._at)
+        at, self._at = self._at, None
+        if at:
+            library().halfbyte_watch_end(at)
 
 
 def library() -> ctypes.CDLL:

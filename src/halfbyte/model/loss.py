@@ -81,7 +81,10 @@ def _ending_of(config: Any) -> Ending:
     """By the names that transformers' families have for it: Gemma 2's soft cap, Granite's and Cohere's scales."""
     cap, divisor, scale = (getattr(config, name, None) for name in
                            ("final_logit_softcapping", "logits_scaling", "logit_scale"))  # fmt: skip
-    return Ending((scale or 1.0) / (divisor or 1.0), cap or None)
+    try:
+        return Ending((scale or 1.0) / (divisor or 1.0), cap or None)
+    except (TypeError, ValueError):  # MPT's scale may be a word
+        return PLAIN
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

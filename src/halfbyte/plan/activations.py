@@ -276,8 +276,8 @@ def training_bytes(
     kept_layers = dims.layers - recompute
     inputs = recompute * recomputed_bytes_per_token(info, b)
     learned = learned_tokens(info, micro_batch, tokens)
-    # The last norm's input and result; the hidden states that are learned and their gradient; on a card that is scaled
-    # in fp32.
+    # The last norm's input and result; the hidden states that are learned and their gradient, which on a card is scaled
+    # in fp32 (counted wherever no native code runs).
     ends = count * (2 * b * dims.hidden + 4) + learned * (2 * b + 8 * (not info.native.norms)) * dims.hidden
     logits = loss_bytes(info, learned, b)
     apart = logits - (_first_logits_bytes(info, learned, b) if info.ends_in_torch else 0)

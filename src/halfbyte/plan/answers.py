@@ -94,8 +94,9 @@ def _time(
     quantises = plan.settings["weights"] in QUANTISED  # a copy that only converts was not timed
     if plan.phases["pack"].parts and quantises and inventory.parameters is not None:
         units = operations.packing(2 * inventory.parameters, len(inventory.tensors))
-        written = mapped_bytes(inventory, plan.settings["weights"]) or 0
-        pack = max(speed.costs["pack"].seconds(units), written / calibration.rates["write"])
+        pack = speed.costs["pack"].seconds(units)
+        if rate := calibration.rates.get("write"):
+            pack = max(pack, (mapped_bytes(inventory, plan.settings["weights"]) or 0) / rate)
     settings, tune = plan.settings, plan.phases["tune"]
     held = (tune.peak_bytes or 0) + (tune.mapped_bytes or 0)
     if plan.memory_bytes is not None and held > plan.memory_bytes:

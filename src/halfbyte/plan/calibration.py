@@ -22,7 +22,7 @@ from halfbyte.checkpoint.source import cache_folder
 from halfbyte.environment import cores, processor, versions
 
 FILE = "calibration.json"
-SCHEMA = 3
+SCHEMA = 4
 NOT_CALIBRATED = "not calibrated; run halfbyte doctor --calibrate"
 _KERNELS = Path(__file__).parents[1] / "kernels"
 _VERSIONS = ("halfbyte", "python", "torch", "transformers")
@@ -59,7 +59,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Calibration:
-    """`costs` by compute type ("bf16", "fp32") and operation; `rates` in bytes or weights a second, for people."""
+    """`costs` by compute type ("bf16", "fp32") and operation; `rates` in bytes, weights or operations a second: for
+    people, but for "write", which is not there where nothing could be written."""
 
     identity: dict[str, Any]
     made: str  # date

@@ -80,7 +80,7 @@ def render(rows: Sequence[Row], console: Console) -> None:
         prose(console, f"{asked[0]}{_memory(plans)}", "bold")
     else:  # a run among them has its own
         for plan, words in zip(plans, asked, strict=True):
-            prose(console, f"{plan.model}: {words}", bold=len(plan.model))
+            prose(console, f"{plan.model}: {words}{_memory([plan])}", bold=len(plan.model))
     console.print(_table(rows, console.width), soft_wrap=True)
     prose(console, "mapped: the weights in the format that runs; evaluate, tune: peaks beside them", "dim")
     for row in rows:

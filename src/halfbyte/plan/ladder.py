@@ -161,7 +161,8 @@ def plan_model(
     inventory = take_inventory(name_or_path, revision)
     weights = weights or inventory.packed or "nf4"
     if inventory.packed not in (None, weights):
-        raise packed_otherwise(str(inventory.packed), weights, inventory.where)
+        error = packed_otherwise(str(inventory.packed), weights, inventory.where)
+        raise ConfigError(error.what, where=error.where, do=error.do)
     where = device if isinstance(device, Device) else find_device(device or "cpu")
     available = where.memory_bytes if memory is None or memory == "auto" else (
         memory if isinstance(memory, int) else parse_bytes(memory))  # fmt: skip

@@ -21,7 +21,7 @@ from halfbyte.targets import select_targets
 
 FEW = 16  # rows up to which the kernels read a matrix row by row (halfbyte.kernels.product.cpu.FEW)
 CHUNK = 256  # tokens whose logits are there at once (halfbyte.model.loss.CHUNK)
-_READS_EMBEDDING = re.compile(r"\.layers\.0\.self_attn\.(q|k|v|qkv)_proj$")
+_READS_EMBEDDING = re.compile(r"(^|\.)layers\.0\.self_attn\.(q|k|v|qkv)_proj$")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Work:
 
     dims: Dimensions
     matrices: Mapping[tuple[int, int, bool], int]
-    last: tuple[int, int, bool]  # a layer's last matrix (down), which is not multiplied again where it is recomputed
+    last: tuple[int, int]  # a layer's last matrix (down), which is not multiplied again where it is recomputed
     first: Mapping[tuple[int, int, bool], int]  # of the first layer q, k and v, whose inputs want no gradient
     rank: int
     windows: Mapping[int | None, int]  # layers by the width of their window; None: they see everything
@@ -50,7 +50,7 @@ def work(
     return Work(
         dims=dims,
         matrices=Counter(shapes.values()),
-        last=(dims.hidden, dims.mlp, any(name.endswith(".mlp.down_proj") for name in chosen)),
+        last=(dims.hidden, dims.mlp),
         first=Counter(shape for name, shape in shapes.items() if _READS_EMBEDDING.search(name)),
         rank=rank,
         windows=windows(config, dims.layers),

@@ -51,7 +51,7 @@ class Speed:
         backward = self._products("backward", self.work.matrices, tokens)
         skipped = {(outputs, inputs, False): many for (outputs, inputs, _), many in self.work.first.items()}
         backward = max(0.0, backward - self._products("backward", skipped, tokens))
-        outputs, inputs, _ = self.work.last
+        outputs, inputs = self.work.last
         last = self._products("forward", {(outputs, inputs, False): 1}, tokens)
         attention = self.attention("forward", batch, sequence, sequence)
         rest = layers * self._cost("rest/forward").seconds(count.rest(dims, tokens, self.b))
