@@ -89,6 +89,19 @@ def test_data_that_are_not_here_leave_max_tokens(
         (folder / "train.jsonl").write_text("no json\n")
         plan = planned(capsys, run_yaml)
         assert plan["settings"]["sequence"] == 99 and why in plan["reasons"][-1]
+        assert any(why in note and "halfbyte check" in note for note in plan["notes"])
+
+
+def test_a_task_whose_data_are_not_here_is_said(
+    models: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_yaml = task_files(folder, models["tiny"], memory="8GB")
+    assert not [note for note in planned(capsys, run_yaml)["notes"] if "evaluation" in note]
+    task = folder / "task.yaml"
+    data = Path(yaml.safe_load(task.read_text())["data"])
+    (data if data.is_absolute() else folder / data).unlink()
+    (note,) = [note for note in planned(capsys, run_yaml)["notes"] if "evaluation" in note]
+    assert "the data are not here" in note and data.name in note
 
 
 def test_what_is_packed_and_why_is_said_and_written(

@@ -240,6 +240,8 @@ def _foreseen(
         found = f"{amount(fit['needed_bytes'])} needed for one pass over items of {longest} tokens, "
         found += f"{there}: {amount(-fit['spare_bytes'])} too much"
         do = f"{fit['advice']['tune']}; or start anyway with --force"
+        if longest == LEAST_TOKENS:
+            do = f"at the least (longer items need more: halfbyte plan): {do}"
         raise DoesNotFit("the run does not fit", where=config.out, found=found, do=do)
     if asked and "evaluate" in fit["advice"]:
         found = f"{amount(phases['evaluate'].peak_bytes or 0)} needed for {made.settings['evaluation_batch']} items at "

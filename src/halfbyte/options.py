@@ -108,7 +108,7 @@ def check_option(cls: type, name: str, value: Any, where: str) -> None:
     _build(cls, {name: value}, "", faults)
     if faults:
         raise ConfigError(faults[0][1].replace(f"'{name}'", where, 1), where=where,
-                          do="give what a RUN.yaml could say, too")  # fmt: skip
+                          do="give a value that is allowed")  # fmt: skip
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str, faults: list[tuple[str, str]]) -> Any:
@@ -233,5 +233,7 @@ def parse_bytes(text: str | int) -> int:
         raise ConfigError("this is no amount of memory", found=repr(text), do="write e.g. 8GB, 7.5GiB or 8000000000")
     nbytes = int(float(match[1]) * _UNITS[match[2].upper()])
     if not match[2] and nbytes < 1_000_000:
-        raise ConfigError("a number of bytes needs its unit", found=f"{text} bytes", do=f"write e.g. {text}GB")
+        raise ConfigError(
+            "a number of bytes needs its unit", found=f"{text} bytes", do=f"write e.g. {text if nbytes else 8}GB"
+        )
     return nbytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import glob
 import json
@@ -81,6 +80,7 @@ def _list(options: argparse.Namespace, console: Console) -> None:
         listing.render(rows, console)
 
 
+_GUESSED = ("as the data are not here", "as the data can't be read")
 _SETTINGS = ("revision", "lora_rank", "lora_targets", "weights", "sequence", "batch", "memory", "sources", "device",
              "gpus", "link", "check")  # fmt: skip
 _WHY = {"check": "--check shows what a run planned and measured", "list": "--list shows the catalogue"}
@@ -162,7 +162,8 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         link=options.link,
         **data,
     )
-    return dataclasses.replace(made, reasons=[*made.reasons, *why])
+    guessed = [f"{line}; halfbyte check says more" for line in why if any(words in line for words in _GUESSED)]
+    return dataclasses.replace(made, reasons=[*made.reasons, *why], notes=[*made.notes, *guessed])
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -194,7 +195,8 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
     found: dict[str, Any] = {"step_items": options.batch, "sequence": sequence or config.data.max_tokens}
     if not _is_local(config.data.train) or (isinstance(config.data.validation, str)
                                             and not _is_local(config.data.validation)):  # fmt: skip
-        return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data are not here"]
+        names = ", ".join(str(name) for name in (config.data.train, config.data.validation) if isinstance(name, str))
+        return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data are not here: {names}"]
     try:
         data = training_lengths(config.data, _tokenizer_folder(config), config.seed)
     except HalfbyteError as error:
@@ -202,10 +204,20 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
     found |= {"sequence": sequence or data.longest, "learned": data.learned}
     found["length"] = Length(max(1, data.items), data.validation_items, options.epochs, options.batch,
                              options.max_steps, options.validate_every)  # fmt: skip
-    with contextlib.suppress(HalfbyteError):
-        bound = config.data.max_tokens
-        found |= asked_of(load_task(Path(config.task), runs=False), config, bound) if config.task else {}
-    return found, [f"sequence: {'as asked' if sequence else data.reason}"]
+    reasons = [f"sequence: {'as asked' if sequence else data.reason}"]
+    if config.task:
+        try:
+            task = load_task(Path(config.task), runs=False)
+            found |= asked_of(task, config, config.data.max_tokens)
+            if not _is_local(task.data):
+                reasons.append(
+                    f"evaluation: as if of 16 items like those of training, as the data are not here: {task.data}"
+                )
+        except HalfbyteError as error:
+            reasons.append(
+                f"evaluation: as if of 16 items like those of training, as the data can't be read: {error.what}"
+            )
+    return found, reasons
 
 
 def asked_of(task: TaskConfig, config: RunConfig, bound: int | None = None) -> dict[str, Any]:

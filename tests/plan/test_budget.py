@@ -23,6 +23,14 @@ def test_with_plenty_of_memory_nothing_is_recomputed_and_tokens_are_capped():
     assert _choose(memory_bytes=200 * GB, longest_tokens=9000).micro_batch == 1
 
 
+def test_what_is_advised_is_enough():
+    from halfbyte.options import parse_bytes
+    from halfbyte.plan.budget import enough
+
+    for size in (1, 999_999, 10**6, 350_826_000, 5_000_000_001, 10**13 + 1):
+        assert size <= parse_bytes(enough(size)) < size + 10**6
+
+
 def test_the_micro_batch_is_even():
     choice = _choose(memory_bytes=200 * GB, longest_tokens=128, batch=20)
     assert choice.micro_batch == 10  # two passes, as with 16

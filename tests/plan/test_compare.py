@@ -34,6 +34,13 @@ def test_a_run_among_models_says_what_each_is_planned_for(capsys, monkeypatch, t
     assert capsys.readouterr().out.startswith("rank 16, 512 tokens, 1 at once in training, 16 in evaluation; 24.0 GB")
 
 
+def test_weights_that_do_not_stay_in_memory_are_said_in_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["plan", "llama-3.2-3b", "llama-3.2-1b", "--memory", "3GB"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Llama-3.2-3B" in line and line.endswith("fits, weights from disk") for line in lines)
+
+
 def test_a_name_has_its_room_on_a_narrow_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     names = ["llama-3.2-1b", "deepseek-v3", "./a/folder/with-a-rather-long-name/Llama-3.1-8B-Instruct"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from halfbyte.config import LEAST_TOKENS
 from halfbyte.errors import ConfigError
-from halfbyte.plan.budget import amount
+from halfbyte.plan.budget import amount, enough
 
 if TYPE_CHECKING:
     from halfbyte.plan.fit import Fit
@@ -58,7 +58,7 @@ def _training(plan: Plan, fit: Fit, memory: int) -> str:
             ways.append(f"lower {option} to {value}{also}")
     ways += [f"take {one.what}" for one in fit.give_up if one.enough and one.what.startswith(("weights", "stream"))]
     if ways:
-        return f"{', or '.join(ways)}, or raise memory to {amount(fit.needed_bytes or 0)}"
+        return f"{', or '.join(ways)}, or raise memory to {enough(fit.needed_bytes or 0)}"
     least = fit.least_bytes or 0
     words = f"training this model in {asked['weights']} takes at least {amount(least)}: one item of {LEAST_TOKENS} "
     words += "tokens, rank 1, every layer recomputed"
@@ -92,4 +92,4 @@ def _evaluation(make: Make, plan: Plan, memory: int) -> str:
         words = f"not even one answer fits: with its prompt, {tokens} tokens, it takes {amount(need(1))}"
         return f"{words}; shorten the prompts, or take a smaller model or more memory"
     words = f"{low} of {asked} answers of {tokens} tokens, with their prompts, fit at once: shorten the prompts or the "
-    return f"{words}answers, or take {amount(need(asked))} of memory"
+    return f"{words}answers, or raise memory to {enough(need(asked))}"

@@ -151,6 +151,11 @@ def _even(batch: int, items: int) -> int:
     return -(-batch // -(-batch // items))
 
 
+def enough(size: int) -> str:
+    """A size that holds `size`, as it may be asked for: rounded up to whole MB."""
+    return f"{-(-max(size, 0) // 10**6)}MB"
+
+
 def amount(size: int) -> str:
     """A size as reasons give it."""
     size = max(size, 0)

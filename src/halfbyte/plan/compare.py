@@ -15,7 +15,7 @@ from rich.text import Text
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.plan.catalogue import lookup
 from halfbyte.plan.ladder import Plan
-from halfbyte.plan.phases import Phase
+from halfbyte.plan.phases import STAY_NOT, Phase
 from halfbyte.plan.prose import prose
 from halfbyte.plan.weighing import gb
 
@@ -144,6 +144,8 @@ def _verdict(row: Row) -> tuple[str, str]:
     """Words and their style."""
     if isinstance(row, Failed):
         return "error", "red"
+    if row.fits and any(STAY_NOT in reason for reason in row.reasons):
+        return "fits, weights from disk", "yellow"
     return {True: ("fits", "green"), False: ("does not fit", "red"), None: ("unknown", "yellow")}[row.fits]
 
 

@@ -125,7 +125,8 @@ def _processor(reason: str) -> Device:
 def _card_here(asked: str) -> Device:
     cards, index = cuda_devices(), int(asked.partition(":")[2] or 0)
     if index >= len(cards):
-        raise ConfigError("the device is not there", where="device", found=f"{asked!r}; nvidia-smi lists {len(cards)}",
+        found = f"{asked!r}; nvidia-smi lists {len(cards) or 'no card'}"
+        raise ConfigError("the device is not there", where="device", found=found,
                           do="name the card to plan for (--device T4, --device 24GB), or use device: cpu")  # fmt: skip
     return _of(cards[index], "asked for")
 

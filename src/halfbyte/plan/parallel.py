@@ -1,6 +1,6 @@
 """Several devices, on paper: bytes of each rank, traffic of a step, and where more of them stop to pay.
 
-halfbyte trains on one device. What is computed here is what the two usual ways would need if it did not:
+What is computed here is what the two usual ways need; `torchrun` trains on the cards of one machine in the first one:
 
 - replicated (data parallel): each rank holds everything and computes its own items; the gradients of the adapter, 4
   bytes a parameter, are averaged by a ring all-reduce, in which each rank sends 2 (N - 1) / N of them.

@@ -15,6 +15,7 @@ from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.weighing import gb
 
 WAITING, LEAST_WAITING = 128_000_000, 32_000_000  # bytes that wait for the disk (checkpoint.stream, checkpoint.writer)
+STAY_NOT = "do not stay in memory"  # said of mapped weights
 _CONVERTED = 12_000_000  # bytes of what is converted at once, with what it becomes (checkpoint.writer)
 
 
@@ -135,6 +136,6 @@ def verdict(
         words += f", {gb(memory_bytes)} are there"
         words += ": fits" if need <= memory_bytes else f": does not fit, {gb(need - memory_bytes)} too much"
         if need <= memory_bytes < peak + mapped:
-            words += f", but the {gb(mapped)} of mapped weights do not stay in memory beside it: slow, read from disk"
+            words += f", but the {gb(mapped)} of mapped weights {STAY_NOT} beside it: slow, read from disk"
         reasons.append(words)
     return (False if False in verdicts else None if None in verdicts else True), reasons
