@@ -242,8 +242,6 @@ def summary(pairs: Pairs) -> list[str]:
     """For each figure: how far the plan is off, in percent of what was measured; above it is positive."""
     lines = []
     for figure, found in pairs.items():
-        if not found:
-            continue
         errors = [100 * (planned / real - 1) for planned, real in found]
         sizes = [abs(error) for error in errors]
         off = f"mean error {statistics.mean(sizes):.1f} %, worst {max(sizes):.1f} %"
@@ -327,9 +325,9 @@ def compare(cases: list[Case], place: Path, results: Path, picture: Path, items:
         words = "; ".join(f"{figure} {planned:.4g} / {real[figure]:.4g} ({100 * (planned / real[figure] - 1):+.1f} %)"
                           for figure, planned in plans[case].items())  # fmt: skip
         say(f"{case.name}: {words}; pace {slower:.2f}")
-    for line in summary({**pairs, "step_seconds at the machine's pace": at_pace}):
-        say(line)
     pairs = {figure: found for figure, found in pairs.items() if found}
+    for line in summary(pairs | ({"step_seconds at the machine's pace": at_pace} if at_pace else {})):
+        say(line)
     plot(pairs, picture)
     return pairs
 

@@ -80,7 +80,6 @@ def _list(options: argparse.Namespace, console: Console) -> None:
         listing.render(rows, console)
 
 
-_GUESSED = ("as the data are not here", "as the data can't be read")
 _SETTINGS = ("revision", "lora_rank", "lora_targets", "weights", "sequence", "batch", "memory", "sources", "device",
              "gpus", "link", "check")  # fmt: skip
 _WHY = {"check": "--check shows what a run planned and measured", "list": "--list shows the catalogue"}
@@ -125,7 +124,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
     memory, batch, revision = options.memory, options.batch, options.revision
     recompute: int | str = "auto"
     optimiser, stream, offload = TuneConfig.optimiser, RunConfig.stream, TuneConfig.offload_activations
-    compute, device, data, why = "auto", options.device, dict[str, Any](), list[str]()
+    compute, device, data, why, guesses = "auto", options.device, dict[str, Any](), list[str](), list[str]()
     model, config = _planned(model)
     if config is None:
         sequence, batch = SEQUENCE if sequence is None else sequence, BATCH if batch is None else batch
@@ -136,7 +135,7 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         memory = config.memory if memory is None else memory
         recompute, compute, optimiser = config.tune.recompute, config.compute, config.tune.optimiser
         stream, offload = config.stream, config.tune.offload_activations
-        device, (data, why) = device or config.device, _from_data(config, sequence)
+        device, (data, why, guesses) = device or config.device, _from_data(config, sequence)
         sequence = data.pop("sequence")
         if batch is None and config.tune.micro_batch != "auto":
             batch = int(config.tune.micro_batch)
@@ -162,8 +161,8 @@ def _plan_one(options: argparse.Namespace, model: str) -> Plan:
         link=options.link,
         **data,
     )
-    guessed = [f"{line}; halfbyte check says more" for line in why if any(words in line for words in _GUESSED)]
-    return dataclasses.replace(made, reasons=[*made.reasons, *why], notes=[*made.notes, *guessed])
+    notes = [f"{guess}; halfbyte check says more" for guess in guesses]
+    return dataclasses.replace(made, reasons=[*made.reasons, *why, *guesses], notes=[*made.notes, *notes])
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -181,10 +180,10 @@ def _check_options(options: argparse.Namespace) -> None:
             check_option(cls, name, value, flag)
 
 
-def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any], list[str]]:
-    """What the files of a run say of it, as `plan_model` takes it, and the reasons for it: `sequence`, unless it is
-    given; `learned`, tokens of an item whose loss counts, at most; `length`, how long the run is; `step_items`; of its
-    task `items`, `evaluation_sequence`, `evaluation_new` and `scored`.
+def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any], list[str], list[str]]:
+    """What the files of a run say of it, as `plan_model` takes it, the reasons for it, and what is guessed and why:
+    `sequence`, unless it is given; `learned`, tokens of an item whose loss counts, at most; `length`, how long the run
+    is; `step_items`; of its task `items`, `evaluation_sequence`, `evaluation_new` and `scored`.
 
     What is not here or can't be read is left out: `tune` says better what is wrong with it.
     """
@@ -196,28 +195,24 @@ def _from_data(config: RunConfig, sequence: int | None) -> tuple[dict[str, Any],
     if not _is_local(config.data.train) or (isinstance(config.data.validation, str)
                                             and not _is_local(config.data.validation)):  # fmt: skip
         names = ", ".join(str(name) for name in (config.data.train, config.data.validation) if isinstance(name, str))
-        return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data are not here: {names}"]
+        return found, [], [f"sequence: data.max_tokens, {found['sequence']}, as the data are not here: {names}"]
     try:
         data = training_lengths(config.data, _tokenizer_folder(config), config.seed)
     except HalfbyteError as error:
-        return found, [f"sequence: data.max_tokens, {found['sequence']}, as the data can't be read: {error.what}"]
+        return found, [], [f"sequence: data.max_tokens, {found['sequence']}, as the data can't be read: {error.what}"]
     found |= {"sequence": sequence or data.longest, "learned": data.learned}
     found["length"] = Length(max(1, data.items), data.validation_items, options.epochs, options.batch,
                              options.max_steps, options.validate_every)  # fmt: skip
-    reasons = [f"sequence: {'as asked' if sequence else data.reason}"]
+    fault = ""
     if config.task:
         try:
             task = load_task(Path(config.task), runs=False)
+            fault = "" if _is_local(task.data) else f"are not here: {task.data}"
             found |= asked_of(task, config, config.data.max_tokens)
-            if not _is_local(task.data):
-                reasons.append(
-                    f"evaluation: as if of 16 items like those of training, as the data are not here: {task.data}"
-                )
         except HalfbyteError as error:
-            reasons.append(
-                f"evaluation: as if of 16 items like those of training, as the data can't be read: {error.what}"
-            )
-    return found, reasons
+            fault = f"can't be read: {error.what}"
+    guesses = [f"evaluation: as if of 16 items like those of training, as the data {fault}"] if fault else []
+    return found, [f"sequence: {'as asked' if sequence else data.reason}"], guesses
 
 
 def asked_of(task: TaskConfig, config: RunConfig, bound: int | None = None) -> dict[str, Any]:

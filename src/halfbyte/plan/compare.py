@@ -15,7 +15,7 @@ from rich.text import Text
 from halfbyte.errors import ConfigError, HalfbyteError
 from halfbyte.plan.catalogue import lookup
 from halfbyte.plan.ladder import Plan
-from halfbyte.plan.phases import STAY_NOT, Phase
+from halfbyte.plan.phases import Phase
 from halfbyte.plan.prose import prose
 from halfbyte.plan.weighing import gb
 
@@ -105,6 +105,7 @@ def _memory(plans: Sequence[Plan]) -> str:
     return f"; {gb(size)} are there" if size is not None else ""
 
 
+_WORK = ("open", "evaluate", "tune")  # the phases that map the weights
 _COLUMNS = ("parameters", "bf16", "runs as", "mapped", "adapter", "evaluate", "tune")
 
 
@@ -144,7 +145,11 @@ def _verdict(row: Row) -> tuple[str, str]:
     """Words and their style."""
     if isinstance(row, Failed):
         return "error", "red"
-    if row.fits and any(STAY_NOT in reason for reason in row.reasons):
+    if (
+        row.fits
+        and row.memory_bytes is not None
+        and any(row.phases[name].crowds_out(row.memory_bytes) for name in _WORK)
+    ):
         return "fits, weights from disk", "yellow"
     return {True: ("fits", "green"), False: ("does not fit", "red"), None: ("unknown", "yellow")}[row.fits]
 

@@ -170,6 +170,6 @@ def _concessions(make: Make, plan: Plan, memory: int, mapped: bool, price: Price
         counted = mapped or "weights" in changed  # what is not read from disk again is saved, too
         saved = (need(plan, counted) or 0) - (need(trial, counted) or 0)
         enough = (need(trial, mapped) or 0) <= memory
-        cost += ", of what is read from disk again" * (counted and not mapped)
+        cost += " (what it saves is read from disk again now)" * (counted and not mapped)
         found.append(Concession(what, saved, factor, enough, cost))
     return found

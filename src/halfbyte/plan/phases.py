@@ -15,7 +15,6 @@ from halfbyte.plan.inventory import Inventory
 from halfbyte.plan.weighing import gb
 
 WAITING, LEAST_WAITING = 128_000_000, 32_000_000  # bytes that wait for the disk (checkpoint.stream, checkpoint.writer)
-STAY_NOT = "do not stay in memory"  # said of mapped weights
 _CONVERTED = 12_000_000  # bytes of what is converted at once, with what it becomes (checkpoint.writer)
 
 
@@ -31,6 +30,11 @@ class Phase:
     def peak_bytes(self) -> int | None:
         sizes = list(self.parts.values())
         return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def crowds_out(self, memory_bytes: int) -> bool:
+        """Whether it fits into so much memory, but not beside its mapped weights, which are read from disk again."""
+        peak = self.peak_bytes
+        return peak is not None and peak <= memory_bytes < peak + (self.mapped_bytes or 0)
 
     def to_json(self) -> dict[str, Any]:
         return {"peak_bytes": self.peak_bytes, "mapped_bytes": self.mapped_bytes, "seconds": self.seconds,
@@ -135,7 +139,7 @@ def verdict(
         words = f"{name} needs {gb(peak)}" + (f" and {gb(mapped)} of mapped weights" if mapped and need > peak else "")
         words += f", {gb(memory_bytes)} are there"
         words += ": fits" if need <= memory_bytes else f": does not fit, {gb(need - memory_bytes)} too much"
-        if need <= memory_bytes < peak + mapped:
-            words += f", but the {gb(mapped)} of mapped weights {STAY_NOT} beside it: slow, read from disk"
+        if need <= memory_bytes and phase.crowds_out(memory_bytes):
+            words += f", but the {gb(mapped)} of mapped weights do not stay in memory beside it: slow, read from disk"
         reasons.append(words)
     return (False if False in verdicts else None if None in verdicts else True), reasons

@@ -89,8 +89,7 @@ def bar(size: int, largest: int, cells: int) -> str:
 def _adapter(plan: Plan, console: Console) -> None:
     settings, base = plan.settings, plan.weights_bytes["nf4"]
     percent = 100 * plan.adapter_bytes / base if base else 0.0
-    share = f", {percent:,.0f} % of the nf4 weights" if percent >= 10 else f", {percent:.2g} % of the nf4 weights"
-    share *= bool(base)
+    share = f", {percent:{',.0f' if percent >= 10 else '.2g'}} % of the nf4 weights" if base else ""
     prose(console, f"the adapter is all that is trained: rank {settings['rank']} on {plan.adapter_layers} layers, "
           f"{plan.adapter_parameters:,} parameters in fp32{share}")  # fmt: skip
     prose(console, f"training adds gradients {plan.gradient_bytes:,} and optimiser {plan.optimiser_bytes:,} bytes")
